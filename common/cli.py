@@ -1,0 +1,112 @@
+"""Commands and their exit codes: no traceback for a user's mistake.
+
+0 all done; 1 some or all inputs failed; 2 nothing could start; 3 non-finite loss; 130 / 143 after SIGINT / SIGTERM, saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+
+STARTED = time.monotonic()
+"""When the process was up (imports of this module come first): --max-minutes counts from here."""
+
+PARTIAL, UNUSABLE, NON_FINITE = 1, 2, 3
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the text names the batch's files."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop, and the run was saved."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM so that a loop can end where its state is whole; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._owner = os.getpid()
+
+    def __call__(self, signum: int, frame: Any) -> None:
+        """Signal handler."""
+        if os.getpid() != self._owner:  # a forked data worker: its parent decides
+            return
+        if self.signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handle the signals inside the block and restore the former handlers after it."""
+        former = {s: signal.signal(s, self) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for signum, handler in former.items():
+                signal.signal(signum, handler)
+
+
+def say(message: str) -> None:
+    """Print one line of progress to stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's ``main`` and leave the process with the right exit code and at most one line of complaint."""
+    sys.exit(exit_code(main))
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Call ``main`` and turn what it raises into an exit code."""
+    try:
+        return main()
+    except NonFiniteLoss as error:
+        say(f"error: {error}")
+        return NON_FINITE
+    except Interrupted as error:
+        say(str(error))
+        return 128 + error.signum
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 128 + signal.SIGINT
+    except torch.OutOfMemoryError:
+        say("error: out of device memory; lower --batch-size (raise --grad-accum to compensate) or the crop size, or use --device cpu")
+        return PARTIAL
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        say(f"error: {' '.join(str(error).split())}")
+        return UNUSABLE
+
+
+@contextlib.contextmanager
+def one_line_usage_errors() -> Iterator[None]:
+    """Turn the parser's boxed complaint into one line.
+
+    Raises:
+        ValueError: the flags do not parse.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", box.getvalue()).split())
+        text = re.sub(r"For full helptext, (see|run) .*", "", text).strip()
+        raise ValueError(f"{text or 'the flags do not parse'} (--help lists them)") from None

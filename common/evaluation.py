@@ -1,0 +1,118 @@
+"""Scores of a network over a split: everything that `evaluate.py` prints, accumulated image by image from one confusion matrix."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.losses import IGNORE
+from common.metrics import BoundaryF1, ConfusionMatrix, ThresholdCurve
+
+SCORE_KEYS = (
+    "n_images", "n_pixels", "iou", "miou", "pixel_accuracy", "f1", "precision", "recall", "kappa", "boundary_f1", "per_class_iou",
+    "absent_classes", "confusion_matrix", "threshold", "auc", "loss",
+)  # fmt: skip
+
+
+def binary_probability(logits: Tensor) -> Tensor:
+    """(N, C, H, W) logits -> (N, 1, H, W) P(foreground): the sigmoid of the first channel."""
+    return logits[:, :1].sigmoid()
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """(N, C, H, W) logits -> probabilities of the same shape: the softmax over the channels."""
+    return logits.softmax(1)
+
+
+class SplitScores:
+    """Streaming scores over a split.
+
+    Args:
+        class_names: by index; two names = binary.
+        threshold: binary: foreground iff P >= threshold. None = the threshold of the split's own best mIoU (validation), in which case
+            boundaries and single images, which need it beforehand, are not scored.
+        device: where the counts are kept.
+    """
+
+    def __init__(self, class_names: Sequence[str], *, threshold: float | None = None, device: torch.device | str = "cpu") -> None:
+        self.class_names, self.threshold = list(class_names), threshold
+        self.binary = len(self.class_names) == 2
+        self.confusion = ConfusionMatrix(len(self.class_names), device=device)
+        self.curve = ThresholdCurve(device=device)
+        self.boundary = BoundaryF1(len(self.class_names), device=device)
+        self.per_image: list[tuple[str, float]] = []
+        self.losses: list[float] = []
+        self.n_images = 0
+
+    def update(self, probability: Tensor, target: Tensor, loss: float, ids: Sequence[str]) -> None:
+        """Add a batch: probabilities (N, 1 or C, H, W), truth (N, H, W) with 255 = ignored, its mean loss, and a name per image."""
+        self.n_images += len(target)
+        self.losses += [loss] * len(target)
+        if self.binary:
+            self.curve.update(probability[:, 0], target)
+            if self.threshold is None:
+                return
+            prediction = (probability[:, 0] >= self.threshold).long()
+        else:
+            prediction = probability.argmax(1)
+        self.confusion.update(prediction, target)
+        if self.binary or self.threshold is not None:
+            self.boundary.update(prediction, target)
+        for name, truth, guess in zip(ids, target, prediction, strict=True):
+            single = ConfusionMatrix(len(self.class_names), device=target.device)
+            single.update(guess, truth)
+            score = single.scores(self.class_names)["miou"]
+            if score is not None:
+                self.per_image.append((name, score))
+
+    def result(self) -> dict[str, Any]:
+        """The scores under the keys of ``SCORE_KEYS``; undefined = None."""
+        threshold, confusion = self.threshold, self.confusion
+        if self.binary and threshold is None:
+            threshold = self.curve.best_threshold("miou")
+            confusion = self.curve.confusion_at(threshold)
+        loss = math.fsum(self.losses) / len(self.losses) if self.losses else None
+        values = {
+            **confusion.scores(self.class_names),
+            "n_images": self.n_images,
+            "boundary_f1": self.boundary.score() if self.per_image else None,
+            "threshold": threshold if self.binary else None,
+            "auc": self.curve.roc_auc() if self.binary else None,
+            "loss": loss,
+        }
+        return {key: values[key] for key in SCORE_KEYS}
+
+
+def check_root(data_root: str, trained_on: str, split: str) -> None:
+    """Refuse to score a named part of the split on data that the checkpoint was not trained on.
+
+    Raises:
+        ValueError: another root, and ``split`` is not ``all``.
+    """
+    if data_root != trained_on and split != "all":
+        raise ValueError(
+            f"--data-root {data_root} is not the root of the training ({trained_on or 'unknown'}), so its '{split}' part is not known; "
+            "use --split all to score every pair under it"
+        )
+
+
+def print_scores(task: str, split: str, scores: Mapping[str, Any]) -> None:
+    """Print the scores as one JSON object, the last line of stdout."""
+    print(json.dumps({"task": task, "split": split, **scores}, allow_nan=False), flush=True)
+
+
+def probability_of(model: nn.Module, probabilities: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function image -> probabilities, for tiled inference."""
+
+    def predict(image: Tensor) -> Tensor:
+        return probabilities(model(image).float())
+
+    return predict
+
+
+__all__ = ["IGNORE", "SCORE_KEYS", "SplitScores", "binary_probability", "check_root", "class_probabilities", "print_scores", "probability_of"]

@@ -1,0 +1,330 @@
+"""Losses: how far logits are from a partly labeled target.
+
+Every loss takes logits ``(N, C, H, W)`` and a target ``(N, H, W)`` of class indices, and returns one scalar. ``C == 1``
+is a binary network: the channel is the logit of class 1 and the target holds 0 and 1. ``C > 1`` is a softmax over
+classes. Pixels of ``ignore_index`` take no part.
+
+What they all promise, through the one function `labeled_pixels`:
+
+- the sums run in fp32 (fp64 stays fp64) outside autocast, so fp16 and bf16 logits give finite losses;
+- logits under ignored pixels influence neither value nor gradient;
+- a target without a labeled pixel gives 0.0 with a graph, so ``backward`` leaves zero gradients and not NaN.
+
+`build_loss` turns a name such as ``"0.3*ce+0.7*dice"`` into a module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORE = 255
+"""Label of pixels that are not scored: unlabeled, outside the data, or declared undefined."""
+
+
+class Pixels(NamedTuple):
+    """Logits and target made safe to compute with."""
+
+    logits: Tensor
+    """(N, C, H, W), fp32 or fp64."""
+    target: Tensor
+    """(N, H, W) int64 in ``0 … classes - 1``; ignored pixels read 0."""
+    valid: Tensor
+    """(N, H, W) bool, False where ignored."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: two for a single logit channel."""
+        return max(self.logits.shape[1], 2)
+
+
+@contextmanager
+def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterator[Pixels]:
+    """Leave autocast and yield full-precision logits, a target safe to index with, and the mask of scored pixels.
+
+    Args:
+        logits: ``(N, C, H, W)`` of any floating dtype.
+        target: ``(N, H, W)`` of any integer dtype.
+        ignore_index: label of the pixels that are masked out.
+
+    Raises:
+        ValueError: when the shapes do not fit, the target holds floats or, on the CPU, a label is neither a class nor
+            ``ignore_index`` (on an accelerator that check would stall the queue; indexing asserts there).
+    """
+    if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"logits (N, C, H, W) and target (N, H, W) expected, got {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    if target.is_floating_point():
+        raise ValueError(f"target holds {target.dtype}; class indices of an integer dtype expected")
+    with torch.autocast(logits.device.type, enabled=False):
+        valid = target != ignore_index
+        full = logits if logits.dtype == torch.float64 else logits.float()
+        pixels = Pixels(full, target.long().masked_fill(~valid, 0), valid)
+        if target.device.type == "cpu" and target.numel():
+            low, high = (int(value) for value in pixels.target.aminmax())
+            if low < 0 or high >= pixels.classes:
+                raise ValueError(
+                    f"target holds label {low if low < 0 else high}; with {logits.shape[1]} logit channel(s) only "
+                    f"0 to {pixels.classes - 1} and {ignore_index} (ignored) are known: map labels when reading them"
+                )
+        yield pixels
+
+
+def _class_weight(weight: Tensor | Sequence[float], pixels: Pixels) -> Tensor:
+    """Return class weights on the logits' device, in their precision."""
+    vector = torch.as_tensor(weight).to(pixels.logits)
+    if vector.shape != (pixels.classes,):
+        raise ValueError(f"class weights of shape {tuple(vector.shape)} given for {pixels.classes} classes")
+    return vector
+
+
+def _mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Average a loss per pixel over valid pixels; one that is weighted already is divided by the sum of ``weight``."""
+    mass = valid if weight is None else weight.masked_fill(~valid, 0.0)
+    total = mass.sum().to(loss.dtype)
+    return loss.masked_fill(~valid, 0.0).sum() / torch.where(total > 0, total, 1.0)
+
+
+def _surprise(logits: Tensor, target: Tensor) -> Tensor:
+    """Return ``-log P(true class)`` for logits ``(N, C, …)`` and target ``(N, …)``."""
+    if logits.shape[1] == 1:
+        logit = logits[:, 0]
+        return -F.logsigmoid(torch.where(target == 1, logit, -logit))
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = IGNORE,
+) -> Tensor:
+    """Cross-entropy, normalized as torch does: the weighted sum over labeled pixels over the sum of their weights.
+
+    A single logit channel ``z`` is read as the two channels ``(0, z)``, so weights and smoothing mean the same as for
+    two channels.
+
+    Args:
+        logits: ``(N, C, H, W)``.
+        target: ``(N, H, W)`` class indices.
+        weight: one weight per class (two for a single channel).
+        label_smoothing: share of the target spread evenly over all classes, in ``[0, 1)``.
+        ignore_index: label of pixels that take no part.
+    """
+    with labeled_pixels(logits, target, ignore_index) as pixels:
+        scores = pixels.logits
+        if scores.shape[1] == 1:
+            scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+        weights = None if weight is None else _class_weight(weight, pixels)
+        loss = F.cross_entropy(scores, pixels.target, weights, reduction="none", label_smoothing=label_smoothing)
+        return _mean(loss, pixels.valid, None if weights is None else weights[pixels.target])
+
+
+def bce(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+    """Binary cross-entropy of one logit channel ``(N, 1, H, W)``, averaged over labeled pixels.
+
+    Raises:
+        ValueError: when the logits have more than one channel.
+    """
+    if logits.shape[1] != 1:
+        raise ValueError(f"bce needs one logit channel, got {logits.shape[1]}; use ce")
+    with labeled_pixels(logits, target, ignore_index) as pixels:
+        return _mean(_surprise(pixels.logits, pixels.target), pixels.valid)
+
+
+def _focal_terms(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
+    """Return the weighted focal loss of every pixel."""
+    surprise = _surprise(logits, target)
+    if gamma > 0:
+        # expm1 keeps 1 - p exact near p = 1; the floor keeps the slope finite there for gamma < 1.
+        miss = -torch.expm1(-surprise)
+        surprise = miss.clamp_min(torch.finfo(miss.dtype).tiny).pow(gamma) * surprise
+    return surprise if weight is None else surprise * weight[target]
+
+
+def focal(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | Sequence[float] | None = None,
+    ignore_index: int = IGNORE,
+) -> Tensor:
+    """Focal loss ``-w (1 - p)^gamma log p``, ``p`` the probability of the true class, averaged over labeled pixels.
+
+    Lin et al., Focal Loss for Dense Object Detection, 2017, with class weights in the place of alpha. The divisor is
+    the number of pixels, not the sum of weights. Arguments and shapes as in `cross_entropy`; ``gamma >= 0``, and 0 is
+    cross-entropy.
+    """
+    with labeled_pixels(logits, target, ignore_index) as pixels:
+        weights = None if weight is None else _class_weight(weight, pixels)
+        return _mean(_focal_terms(pixels.logits, pixels.target, gamma, weights), pixels.valid)
+
+
+def partial_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | Sequence[float] | None = None,
+    ignore_index: int = IGNORE,
+) -> Tensor:
+    """Focal cross-entropy for point labels: the mean over labeled pixels alone.
+
+    The value of `focal`, but labeled pixels are picked before the softmax, so time and memory follow the number of
+    points and not the size of the image (three times faster at one labeled pixel in fifty). Unlabeled pixels hold
+    ``ignore_index``.
+    """
+    with labeled_pixels(logits, target, ignore_index) as pixels:
+        weights = None if weight is None else _class_weight(weight, pixels)
+        points = pixels.logits.movedim(1, -1)[pixels.valid]
+        loss = _focal_terms(points, pixels.target[pixels.valid], gamma, weights)
+        return loss.sum() / max(len(points), 1)
+
+
+def _overlap(
+    logits: Tensor, target: Tensor, ignore_index: int, score: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return ``1 - score(intersection, predicted, truth)`` of the batch's soft counts, averaged over classes present.
+
+    One logit channel: the foreground is the only class. Without a foreground pixel the overlap is undefined and the
+    loss is the mean foreground probability instead: 0 for predicting nothing, 1 for predicting it everywhere, with a
+    slope that does not vanish between.
+    """
+    with labeled_pixels(logits, target, ignore_index) as pixels:
+        binary = logits.shape[1] == 1
+        probability = pixels.logits.sigmoid() if binary else pixels.logits.softmax(dim=1)
+        # A plane at a time: no one-hot target, and unbind has a backward without a zero tensor per class.
+        sums = []
+        for label, plane in enumerate(probability.unbind(dim=1), start=int(binary)):
+            here = (pixels.target == label) & pixels.valid
+            sums.append(torch.stack([(plane * here).sum(), (plane * pixels.valid).sum(), here.sum().to(plane.dtype)]))
+        intersection, predicted, truth = torch.stack(sums, dim=1).unbind()
+        present = truth > 0
+        safe_truth = torch.where(present, truth, 1.0)  # absent classes must not divide by zero, not even behind a mask
+        absent_loss = predicted / pixels.valid.sum().clamp_min(1) if binary else torch.zeros_like(predicted)
+        loss = torch.where(present, 1.0 - score(intersection, predicted, safe_truth), absent_loss)
+        return loss.sum() / present.sum().clamp_min(1)
+
+
+def dice(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+    """Soft Dice loss ``1 - 2 |P T| / (|P| + |T|)``, sums over the batch, mean over the classes that have a truth pixel.
+
+    Milletari et al., V-Net, 2016, with plain (not squared) sums. One channel scores the foreground only; if the target
+    has none, the loss is the mean foreground probability. Shapes as in `cross_entropy`.
+    """
+    return _overlap(logits, target, ignore_index, lambda both, predicted, truth: 2 * both / (predicted + truth))
+
+
+def jaccard(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+    """Soft Jaccard (IoU) loss ``1 - |P T| / (|P| + |T| - |P T|)``; classes, absence and shapes as in `dice`."""
+    return _overlap(logits, target, ignore_index, lambda both, predicted, truth: both / (predicted + truth - both))
+
+
+TERMS = ("ce", "focal", "dice", "jaccard", "bce", "partial_ce")
+
+
+class SegmentationLoss(nn.Module):
+    """Weighted sum of losses by name: the module twin of every function here.
+
+    Class weights act in ``ce``, ``focal`` and ``partial_ce``, label smoothing in ``ce``, gamma in ``focal`` and
+    ``partial_ce``.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self, factors: dict[str, float], *, weight: Tensor | None, label_smoothing: float, gamma: float
+    ) -> None:
+        super().__init__()
+        self.factors = factors
+        self.label_smoothing = label_smoothing
+        self.gamma = gamma
+        self.register_buffer("weight", weight, persistent=False)
+
+    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return each term by name, without its factor (to name the culprit when the sum is not finite)."""
+        return {name: self._term(name, logits, target) for name in self.factors}
+
+    def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
+        match name:
+            case "ce":
+                return cross_entropy(logits, target, weight=self.weight, label_smoothing=self.label_smoothing)
+            case "focal":
+                return focal(logits, target, gamma=self.gamma, weight=self.weight)
+            case "partial_ce":
+                return partial_cross_entropy(logits, target, gamma=self.gamma, weight=self.weight)
+            case "dice":
+                return dice(logits, target)
+            case "jaccard":
+                return jaccard(logits, target)
+            case _:
+                return bce(logits, target)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits ``(N, C, H, W)`` against a target ``(N, H, W)`` as a scalar."""
+        terms = self.terms(logits, target)
+        return torch.stack([factor * terms[name] for name, factor in self.factors.items()]).sum()
+
+    def extra_repr(self) -> str:
+        """Show the formula and its settings."""
+        formula = " + ".join(f"{factor:g}*{name}" for name, factor in self.factors.items())
+        settings = f"label_smoothing={self.label_smoothing:g}, gamma={self.gamma:g}"
+        return f"{formula}, weighted={self.weight is not None}, {settings}"
+
+
+def _parse(spec: str) -> dict[str, float]:
+    """Return the factor of each term of a sum such as ``"0.3*ce+0.7*dice"``."""
+    factors: dict[str, float] = {}
+    for part in spec.lower().split("+"):
+        number, star, name = part.rpartition("*")
+        name = name.strip()
+        if name not in TERMS:
+            raise ValueError(
+                f"unknown loss {name!r} in {spec!r}; known: {', '.join(TERMS)}, and sums such as 0.3*ce+0.7*dice"
+            )
+        if name in factors:
+            raise ValueError(f"loss {name!r} appears twice in {spec!r}; add the factors up")
+        try:
+            factor = float(number) if star else 1.0
+        except ValueError:
+            factor = math.nan
+        if not 0 < factor < math.inf:
+            raise ValueError(f"factor {number.strip()!r} of {name!r} in {spec!r} is not a positive number")
+        factors[name] = factor
+    return factors
+
+
+def build_loss(
+    spec: str, *, weight: Tensor | Sequence[float] | None = None, label_smoothing: float = 0.0, gamma: float = 2.0
+) -> SegmentationLoss:
+    """Build a loss from a name or a weighted sum of names.
+
+    Args:
+        spec: ``ce``, ``focal``, ``dice``, ``jaccard``, ``bce``, ``partial_ce``, or a sum such as ``"ce+dice"`` or
+            ``"0.3*ce+0.7*dice"``.
+        weight: one weight per class, for the terms that know weights.
+        label_smoothing: for ``ce``, in ``[0, 1)``.
+        gamma: focal exponent ``>= 0`` of ``focal`` and ``partial_ce``.
+
+    Raises:
+        ValueError: when a term, a factor or a setting makes no sense.
+    """
+    factors = _parse(spec)
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label smoothing {label_smoothing:g} is outside [0, 1)")
+    if not 0.0 <= gamma < math.inf:
+        raise ValueError(f"gamma {gamma:g} is not a number of at least 0")
+    weights = None if weight is None else torch.as_tensor(weight, dtype=torch.float32)
+    if weights is not None and not (weights.isfinite().all() and weights.ge(0).all() and weights.any()):
+        raise ValueError(f"class weights {weights.tolist()} must be finite, at least 0 and not all 0")
+    return SegmentationLoss(factors, weight=weights, label_smoothing=label_smoothing, gamma=gamma)

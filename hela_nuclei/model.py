@@ -1,0 +1,149 @@
+"""The networks: a small U-Net, and a U-Net on a ResNet-18 encoder.
+
+Module names are those of the original notebook, so its checkpoints load as they are. Output channel 0 is the logit of "nucleus"; with ``outputs=2``
+channel 1 is the logit of the distance map that separates touching nuclei (see ``separate.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+WIDTHS = (16, 32, 64, 128)
+
+
+def conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """3 x 3 convolution, BatchNorm, ReLU."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def down(inputs: int, outputs: int) -> nn.Sequential:
+    """Encoder stage: halve the resolution, then two convolutions."""
+    return nn.Sequential(nn.MaxPool2d(2), conv_bn_relu(inputs, outputs), conv_bn_relu(outputs, outputs))
+
+
+def align(x: Tensor, reference: Tensor) -> Tensor:
+    """Pad (or crop) ``x`` at its top and left to the height and width of ``reference``: odd sizes lose a row or column when pooled."""
+    rows, columns = reference.shape[2] - x.shape[2], reference.shape[3] - x.shape[3]
+    return F.pad(x, (columns, 0, rows, 0)) if rows or columns else x
+
+
+class Up(nn.Module):
+    """Decoder stage: double the resolution, join the encoder's map of that resolution, two convolutions."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.upsample = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+        self.conv1 = conv_bn_relu(2 * outputs, outputs)
+        self.conv2 = conv_bn_relu(outputs, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N, inputs, h, w) and (N, outputs, H, W) -> (N, outputs, H, W)."""
+        return self.conv2(self.conv1(torch.cat([skip, align(self.upsample(x), skip)], dim=1)))  # type: ignore[no-any-return]
+
+
+class UNet(nn.Module):
+    """U-Net of four resolutions (Ronneberger et al. 2015, with BatchNorm and padded convolutions).
+
+    Args:
+        outputs: logit channels.
+        channels: input channels.
+        widths: feature channels per resolution.
+
+    Shape:
+        (N, channels, H, W) -> (N, outputs, H, W) for any H, W of at least 8.
+    """
+
+    def __init__(self, outputs: int = 1, channels: int = 1, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        self.conv1 = nn.Sequential(conv_bn_relu(channels, a), conv_bn_relu(a, a))
+        self.conv2, self.conv3, self.conv4 = down(a, b), down(b, c), down(c, d)
+        self.deconv1, self.deconv2, self.deconv3 = Up(d, c), Up(c, b), Up(b, a)
+        self.out = nn.Conv2d(a, outputs, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits at the image's own size."""
+        full = self.conv1(image)
+        half = self.conv2(full)
+        quarter = self.conv3(half)
+        x = self.deconv1(self.conv4(quarter), quarter)
+        x = self.deconv2(x, half)
+        return self.out(self.deconv3(x, full))  # type: ignore[no-any-return]
+
+
+class FullResolution(nn.Module):
+    """Last decoder stage of ``UNetResnet``: from half to full resolution, without a skip."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.upsample = nn.ConvTranspose2d(inputs, inputs, 2, stride=2)
+        self.conv = conv_bn_relu(inputs, inputs)
+        self.final = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """Logits at the size of ``image``."""
+        return self.final(self.conv(align(self.upsample(x), image)))  # type: ignore[no-any-return]
+
+
+class UNetResnet(nn.Module):
+    """U-Net decoder on a ResNet-18 (He et al. 2015) without its first pooling, so that the finest feature map has half resolution.
+
+    Args:
+        outputs: logit channels.
+        channels: input channels; one channel takes the sum of a pretrained encoder's RGB filters (``load_imagenet_encoder``).
+
+    Shape:
+        (N, channels, H, W) -> (N, outputs, H, W) for any H, W of at least 16.
+    """
+
+    def __init__(self, outputs: int = 1, channels: int = 1) -> None:
+        super().__init__()
+        self.encoder = resnet18(weights=None)
+        self.encoder.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+        del self.encoder.fc, self.encoder.avgpool, self.encoder.maxpool
+        self.deconv1, self.deconv2, self.deconv3 = Up(512, 256), Up(256, 128), Up(128, 64)
+        self.out = FullResolution(64, outputs)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits at the image's own size."""
+        encoder = self.encoder
+        s2 = encoder.layer1(encoder.relu(encoder.bn1(encoder.conv1(image))))
+        s4 = encoder.layer2(s2)
+        s8 = encoder.layer3(s4)
+        x = self.deconv1(encoder.layer4(s8), s8)
+        x = self.deconv3(self.deconv2(x, s4), s2)
+        return self.out(x, image)  # type: ignore[no-any-return]
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"unet": UNet, "unet_resnet18": UNetResnet}
+
+
+def build_model(arch: str, **arch_args: Any) -> nn.Module:
+    """Build a network by name.
+
+    Raises:
+        ValueError: the name or an argument is unknown.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown network '{arch}'; known are {', '.join(ARCHITECTURES)}")
+    try:
+        return ARCHITECTURES[arch](**arch_args)
+    except TypeError as error:
+        raise ValueError(f"network {arch}: {error}") from error
+
+
+def recognize(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
+    """The architecture whose weights ``state`` holds (the original notebook's or our own), or None."""
+    if {"conv1.0.0.weight", "deconv3.upsample.weight", "out.weight"} <= state.keys():
+        widths = [state[f"{name}.weight"].shape[0] for name in ("conv1.0.0", "conv2.1.0", "conv3.1.0", "conv4.1.0")]
+        first, out = state["conv1.0.0.weight"], state["out.weight"]
+        return "unet", {"outputs": out.shape[0], "channels": first.shape[1], "widths": widths}
+    if {"encoder.conv1.weight", "deconv1.upsample.weight", "out.final.weight"} <= state.keys():
+        return "unet_resnet18", {"outputs": state["out.final.weight"].shape[0], "channels": state["encoder.conv1.weight"].shape[1]}
+    return None

@@ -1,0 +1,139 @@
+"""From checkpoints and a frame to probability and nuclei: what evaluate, infer and the video share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.checkpoint import ModelCard, foreign_state_dict, is_ours, load_checkpoint, read_payload
+from common.devices import Precision
+from common.tiling import Tta, predict_array
+from hela_nuclei.model import build_model, recognize
+from hela_nuclei.separate import MIN_AREA, Labels, separate
+
+TASK = "hela_nuclei"
+CLASSES = ["background", "nucleus"]
+PALETTE = {0: (0, 0, 0), 1: (253, 231, 37)}
+TILE = 1536
+"""Larger than a HeLa frame, so that one is predicted in one go."""
+
+
+def load_network(path: Path) -> tuple[nn.Module, ModelCard]:
+    """Load one of our checkpoints, or the original notebook's state dict (threshold 0.5 then).
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it holds no network of this task.
+    """
+    payload = read_payload(path)
+    if is_ours(payload):
+        card, weights, _ = load_checkpoint(path, TASK)
+    else:
+        weights = {k: v for k, v in foreign_state_dict(payload).items() if not k.startswith("encoder.fc.")}
+        found = recognize(weights)
+        if found is None:
+            raise ValueError(f"checkpoint {path} holds none of this task's networks (its first keys: {', '.join(list(weights)[:4])})")
+        card = ModelCard(TASK, found[0], found[1], CLASSES, PALETTE)
+    model = build_model(card.arch, **card.arch_args)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {path} does not fit the network {card.arch}: {' '.join(str(error).split())[:200]}") from error
+    return model.eval(), card
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One frame's result: P(nucleus) and, from networks that learned it, the distance map, each (H, W) float32."""
+
+    probability: NDArray[np.float32]
+    distance: NDArray[np.float32] | None
+    threshold: float
+    min_area: int = MIN_AREA
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """P >= threshold."""
+        return self.probability >= self.threshold
+
+    def nuclei(self) -> Labels:
+        """Separated nuclei, (H, W) int32."""
+        return separate(self.mask, self.distance, min_area=self.min_area)
+
+
+class Predictor:
+    """One or several networks whose outputs are averaged.
+
+    Args:
+        networks: networks with equally many outputs.
+        threshold: nucleus iff P >= threshold.
+        precision: device and mixed precision.
+        tile: side of the tiles of larger frames, pixels.
+        overlap: share of a tile that the next one covers again.
+        tta: average over flips too.
+        scale: frames are resized by this factor before the network, and its output back.
+        min_area: smaller nuclei are dropped, pixels of the frame.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], threshold: float, precision: Precision, *, tile: int = TILE, overlap: float = 0.25, tta: Tta = "none",
+        scale: float = 1.0, min_area: int = MIN_AREA,
+    ) -> None:  # fmt: skip
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"--threshold {threshold} must lie in 0...1")
+        if not 0.05 <= scale <= 20:
+            raise ValueError(f"--scale {scale} must lie in 0.05...20")
+        self.networks = [network.eval().to(precision.device, memory_format=torch.channels_last) for network in networks]  # type: ignore[call-overload]
+        self.threshold, self.precision = threshold, precision
+        self.tile, self.overlap, self.tta = tile, overlap, tta
+        self.scale, self.min_area = scale, min_area
+        with torch.inference_mode():
+            self.outputs = int(self.networks[0](torch.zeros(1, 1, 32, 32, device=precision.device)).shape[1])
+
+    @classmethod
+    def load(
+        cls, checkpoints: Sequence[Path], precision: Precision, *, threshold: float | None = None, scale: float | None = None, **options: Any
+    ) -> tuple[Predictor, ModelCard]:
+        """Load checkpoints; threshold and scale are theirs unless given. Returns the first one's card too.
+
+        Raises:
+            ValueError: their networks have different outputs.
+        """
+        loaded = [load_network(path) for path in checkpoints]
+        outputs = {card.arch_args.get("outputs", 1) for _, card in loaded}
+        if len(outputs) > 1:
+            raise ValueError("the checkpoints cannot be averaged: some predict a distance map, others do not")
+        if threshold is None:
+            threshold = float(np.mean([card.threshold for _, card in loaded]))
+        card = loaded[0][1]
+        return cls([network for network, _ in loaded], threshold, precision, scale=scale or card.scale, **options), card
+
+    def __call__(self, image: NDArray[np.float32]) -> Prediction:
+        """Predict a frame (H, W) scaled to 0..1."""
+        small = resize(image[None], [max(1, round(size * self.scale)) for size in image.shape])
+        maps = predict_array(
+            small, self._probabilities, num_outputs=self.outputs, tile=self.tile, overlap=self.overlap, tta=self.tta, stride=16,
+            device=self.precision.device, amp_dtype=self.precision.amp_dtype,
+        )  # fmt: skip
+        maps = resize(maps, image.shape)
+        return Prediction(maps[0], maps[1] if self.outputs > 1 else None, self.threshold, self.min_area)
+
+    def _probabilities(self, image: Tensor) -> Tensor:
+        mean = self.networks[0](image).float().sigmoid()
+        for network in self.networks[1:]:
+            mean = mean + network(image).float().sigmoid()
+        return mean / len(self.networks)
+
+
+def resize(maps: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:
+    """Resize (C, H, W) to ``size`` rows and columns, bilinear, smoothed before shrinking."""
+    if maps.shape[1:] == tuple(size):
+        return maps
+    return F.interpolate(torch.from_numpy(maps)[None], size=list(size), mode="bilinear", antialias=True)[0].numpy()

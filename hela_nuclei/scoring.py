@@ -1,0 +1,111 @@
+"""Scores of this task: pixels as in every task, and nuclei as the Cell Tracking Challenge counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from common.evaluation import SplitScores
+from common.losses import IGNORE, build_loss
+from common.metrics import ConfusionMatrix
+from common.training import Batch
+from hela_nuclei.ctc import CtcScore, drop_border_objects
+from hela_nuclei.data import LoadedFrame, semantic_target
+from hela_nuclei.frames import scale_frame
+from hela_nuclei.predict import CLASSES, Prediction, Predictor
+from hela_nuclei.separate import distance_map
+
+Criterion = Callable[[Tensor, Batch], Tensor]
+
+
+def build_criterion(loss: str) -> Criterion:
+    """The training loss: ``loss`` by name on the nucleus logit, plus cross-entropy of the distance map where the network predicts one.
+
+    The distance map is a soft target in 0..1, so cross-entropy against it is smallest where the sigmoid equals it.
+    """
+    pixels = build_loss(loss)
+
+    def criterion(logits: Tensor, batch: Batch) -> Tensor:
+        total: Tensor = pixels(logits[:, :1], batch["target"])
+        if logits.shape[1] > 1:
+            valid = batch["target"] != IGNORE
+            per_pixel = F.binary_cross_entropy_with_logits(logits[:, 1], batch["distance"], reduction="none")
+            total = total + (per_pixel * valid).sum() / valid.sum().clamp(min=1)
+        return total
+
+    return criterion
+
+
+class NucleiScores:
+    """Streaming scores over frames: ``update`` each, then ``result``.
+
+    Args:
+        threshold: nucleus iff P >= threshold.
+        criterion: the loss to report.
+        border: width of the band outside the field of interest, pixels.
+    """
+
+    def __init__(self, threshold: float, criterion: Criterion, border: int = 25) -> None:
+        self.pixels = SplitScores(CLASSES, threshold=threshold)
+        self.interior = ConfusionMatrix(len(CLASSES))
+        self.sequences: dict[str, tuple[CtcScore, list[str]]] = {}
+        self.image_iou: list[float] = []
+        self.threshold, self.criterion, self.border = threshold, criterion, border
+
+    def update(self, sequence: str, name: str, labels: NDArray[np.int32], prediction: Prediction) -> None:
+        """Add a frame: its truth and its prediction."""
+        target = torch.from_numpy(semantic_target(labels, 0).astype(np.int64))[None]
+        probability = torch.from_numpy(prediction.probability)[None, None]
+        mask = torch.from_numpy(prediction.mask.astype(np.int64))[None]
+        self.pixels.update(probability, target, self._loss(probability, target, labels, prediction), [name])
+        self.image_iou.append(_iou(mask[0].numpy() > 0, labels > 0))
+        inner = (slice(None), *(slice(self.border, size - self.border) for size in labels.shape))
+        if mask[inner].numel():
+            self.interior.update(mask[inner], target[inner])
+        score, names = self.sequences.setdefault(sequence, (CtcScore(), []))
+        names.append(name)
+        score.update(drop_border_objects(labels, self.border), drop_border_objects(prediction.nuclei(), self.border))
+
+    def _loss(self, probability: Tensor, target: Tensor, labels: NDArray[np.int32], prediction: Prediction) -> float:
+        maps = [probability]
+        if prediction.distance is not None:
+            maps.append(torch.from_numpy(prediction.distance)[None, None])
+        batch = {"target": target, "distance": torch.from_numpy(distance_map(labels))[None]}
+        return float(self.criterion(torch.logit(torch.cat(maps, 1), eps=1e-6), batch))
+
+    def result(self) -> dict[str, Any]:
+        """The keys of every task, and ``iou_foi``, ``iou_mean_per_image``, ``seg``, ``det``, ``per_sequence``."""
+        overall = CtcScore()
+        for score, _ in self.sequences.values():
+            overall.merge(score)
+        return {
+            **self.pixels.result(),
+            "iou_foi": self.interior.scores(CLASSES)["iou"],
+            "iou_mean_per_image": float(np.mean(self.image_iou)) if self.image_iou else None,
+            "seg": overall.seg(),
+            "det": overall.det(),
+            "per_sequence": {
+                sequence: {"seg": score.seg(), "det": score.det(), "n_frames": len(names)} for sequence, (score, names) in sorted(self.sequences.items())
+            },
+        }
+
+
+def _iou(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """IoU of one image; two empty masks agree."""
+    union = int((prediction | truth).sum())
+    return float((prediction & truth).sum()) / union if union else 1.0
+
+
+def score_frames(predictor: Predictor, loaded: Sequence[LoadedFrame], criterion: Criterion, border: int = 25) -> NucleiScores:
+    """Predict and score frames one by one."""
+    scores = NucleiScores(predictor.threshold, criterion, border)
+    for item in tqdm(loaded, desc="evaluate", leave=False, disable=None):
+        scores.update(item.frame.sequence, item.frame.id, item.labels, predictor(scale_frame(item.image)))
+    return scores
