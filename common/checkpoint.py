@@ -1,7 +1,8 @@
 """Checkpoints: plain tensors and plain Python values, written atomically and read without unpickling code.
 
-A checkpoint carries everything inference needs (network name and arguments, classes, palette, normalization, scale, threshold, the ids of each
-split), so a file can be used without the run folder it came from. ``python -m common.checkpoint FILE`` prints what one is.
+A checkpoint carries everything inference needs (network name and arguments, classes, palette, normalization, scale,
+threshold, the ids of each split), so a file can be used without the run folder it came from.
+``python -m common.checkpoint FILE`` prints what one is.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import argparse
 import contextlib
 import hashlib
 import os
-import pickle
-import sys
+import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from common.cli import run_command
 
 FORMAT = 1
 WRAPPERS = ("model_state_dict", "state_dict", "model")
@@ -31,8 +34,8 @@ StateDict = dict[str, Tensor]
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it to disk and rename it over ``path``.
 
-    The temporary name keeps the suffix, since many writers choose their format by it. After an error nothing is left behind and
-    a former ``path`` is untouched.
+    The temporary name keeps the suffix, since many writers choose their format by it. After an error nothing is left
+    behind and a former ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
@@ -86,7 +89,9 @@ class ModelCard:
     """Where the training data lay, so that evaluation can tell whether a root is another one."""
 
 
-def save_checkpoint(path: Path, card: ModelCard, model: Mapping[str, Tensor], training: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: Path, card: ModelCard, model: Mapping[str, Tensor], training: Mapping[str, Any] | None = None
+) -> None:
     """Write one checkpoint atomically; ``training`` is the state that only resuming needs."""
     payload = {"format": FORMAT, "card": asdict(card), "model": dict(model)}
     if training is not None:
@@ -105,13 +110,19 @@ def read_payload(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist; give the path of a .pt file")
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle formats
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "unsafe pickle")
-        raise ValueError(f"checkpoint {path} is refused: it holds more than tensors and plain values ({reason})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}; it is damaged or no checkpoint") from error
+    except Exception as error:  # damaged bytes can fail anywhere in the unpickler
+        reason = " ".join(str(error).split()) or type(error).__name__
+        unsafe = re.search(r"GLOBAL ([\w.]+)", reason)
+        if unsafe:
+            raise ValueError(
+                f"checkpoint {path} is refused: it holds more than tensors and plain values ({unsafe[1]}), "
+                "which could run code when loaded; save its weights alone"
+            ) from error
+        reason = "not written by torch.save" if "weights_only" in reason else reason[:120]
+        raise ValueError(f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({reason})") from error
     if not isinstance(payload, dict):
         raise ValueError(f"checkpoint {path} holds a {type(payload).__name__}, not a dictionary of tensors")
     return payload
@@ -126,11 +137,16 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
     """
     payload = read_payload(path)
     if "card" not in payload or "model" not in payload:
-        raise ValueError(f"checkpoint {path} is not one of this project's (no 'card'); pass it to --weights if it holds weights alone")
+        raise ValueError(
+            f"checkpoint {path} is not one of this project's (it has no 'card'); weights alone are for --weights"
+        )
     if payload.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} has format {payload.get('format')}, this version reads {FORMAT}")
     known = {f.name for f in fields(ModelCard)}
-    card = ModelCard(**{key: value for key, value in payload["card"].items() if key in known})
+    try:
+        card = ModelCard(**{key: value for key, value in payload["card"].items() if key in known})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged: its card is incomplete ({error})") from error
     if task is not None and card.task != task:
         raise ValueError(f"checkpoint {path} belongs to the task {card.task}, not to {task}; use {card.task}/infer.py")
     return card, cast(StateDict, payload["model"]), payload.get("training", {})
@@ -153,14 +169,24 @@ def foreign_state_dict(payload: Mapping[str, Any]) -> StateDict:
             inner = inner[key]
     state = {str(k).removeprefix("module."): v for k, v in inner.items() if isinstance(v, Tensor)}
     if not state:
-        raise ValueError(f"no weights found: the file's keys are {', '.join(map(str, list(payload)[:8]))}")
+        keys = ", ".join(map(str, list(payload)[:8])) or "none"
+        raise ValueError(f"no weights found in the checkpoint; its keys: {keys}")
     return state
 
 
 def read_weights(path: Path) -> StateDict:
-    """The weights of any checkpoint, ours or another project's."""
+    """The weights of any checkpoint, ours or another project's.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it holds no weights.
+    """
     payload = read_payload(path)
-    return cast(StateDict, payload["model"]) if is_ours(payload) else foreign_state_dict(payload)
+    if is_ours(payload):
+        return cast(StateDict, payload["model"])
+    try:
+        return foreign_state_dict(payload)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> str:
@@ -175,7 +201,9 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     own = model.state_dict()
     matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     if len(matching) < len(own) / 2:
-        raise ValueError(f"the checkpoint fits only {len(matching)} of the network's {len(own)} tensors; it belongs to another network")
+        raise ValueError(
+            f"the checkpoint fits only {len(matching)} of the network's {len(own)} tensors; it is of another network"
+        )
     model.load_state_dict({**own, **matching})
     fresh = [key for key in own if key not in matching]
     return f"{len(matching)} tensors" + (f", new and untrained: {', '.join(fresh)}" if fresh else "")
@@ -192,10 +220,10 @@ def file_hash(path: Path) -> str:
 
 def describe(path: Path) -> str:
     """A few lines that say what a checkpoint is."""
-    payload = read_payload(path)
-    if not is_ours(payload):
-        state = foreign_state_dict(payload)
-        return f"{path}: weights of another project, {len(state)} tensors, {sum(v.numel() for v in state.values()) / 1e6:.3f} M values"
+    if not is_ours(read_payload(path)):
+        state = read_weights(path)
+        millions = sum(v.numel() for v in state.values()) / 1e6
+        return f"{path}: weights of another project, {len(state)} tensors, {millions:.3f} M values"
     card, model, training = load_checkpoint(path)
     lines = [
         f"{path}  (sha256 {file_hash(path)})",
@@ -214,8 +242,9 @@ def describe(path: Path) -> str:
 
 def _numpy_scalars() -> list[Any]:
     """Numpy scalars that older projects leave in their files; harmless data, allow-listed by name."""
-    kinds: list[Any] = [np.dtype, np.core.multiarray.scalar] if not hasattr(np, "_core") else [np.dtype, np._core.multiarray.scalar]  # type: ignore[attr-defined]
-    return [*kinds, *{type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")}]
+    kinds = {type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "bool")}
+    scalar = np.float64(0).__reduce__()[0]  # numpy 1 and 2 keep this function in modules of different names
+    return [np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
 
 
 def main() -> int:
@@ -223,13 +252,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Print what a checkpoint is.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     for path in parser.parse_args().files:
-        try:
-            print(describe(path))
-        except (ValueError, FileNotFoundError) as error:
-            print(error, file=sys.stderr)
-            return 2
+        print(describe(path))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,6 +1,7 @@
 """Commands and their exit codes: no traceback for a user's mistake.
 
-0 all done; 1 some or all inputs failed; 2 nothing could start; 3 non-finite loss; 130 / 143 after SIGINT / SIGTERM, saved.
+0 all done; 1 some or all inputs failed; 2 nothing could start; 3 non-finite loss; 130 / 143 after SIGINT / SIGTERM,
+saved.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 import torch
 
@@ -42,7 +44,7 @@ class StopRequest:
         self.signum: int | None = None
         self._owner = os.getpid()
 
-    def __call__(self, signum: int, frame: Any) -> None:
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler."""
         if os.getpid() != self._owner:  # a forked data worker: its parent decides
             return
@@ -69,7 +71,14 @@ def say(message: str) -> None:
 
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's ``main`` and leave the process with the right exit code and at most one line of complaint."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(exit_code(main))
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    """End by an exception, so that temporary files are removed on the way out."""
+    say("terminated")
+    raise SystemExit(128 + signum)
 
 
 def exit_code(main: Callable[[], int]) -> int:
@@ -86,9 +95,10 @@ def exit_code(main: Callable[[], int]) -> int:
         say("interrupted")
         return 128 + signal.SIGINT
     except torch.OutOfMemoryError:
-        say("error: out of device memory; lower --batch-size (raise --grad-accum to compensate) or the crop size, or use --device cpu")
+        remedy = "lower --batch-size (raise --grad-accum to compensate) or the crop size, or use --device cpu"
+        say(f"error: out of device memory; {remedy}")
         return PARTIAL
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         say(f"error: {' '.join(str(error).split())}")
         return UNUSABLE
 

@@ -1,7 +1,8 @@
 """Training configurations: frozen dataclasses whose fields are command-line flags and YAML keys.
 
-``--config FILE.yaml`` sets defaults and the command line wins. YAML scalars are read as text and parsed by the field's own type, exactly like a
-flag, so ``lr: 1e-4`` is a number and ``amp: off`` the word (YAML's own typing reads a string and a boolean there).
+``--config FILE.yaml`` sets defaults and the command line wins. YAML scalars are read as text and become flags in front
+of those given, so ``lr: 1e-4`` is a number and ``amp: off`` the word (YAML's own typing reads a string and a boolean
+there), and what fields must fulfil together is checked once, on the result.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -20,7 +21,19 @@ import yaml
 from common.checkpoint import write_text
 from common.cli import one_line_usage_errors
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 C = TypeVar("C")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+POSITIVE = ("epochs", "batch_size", "lr", "grad_accum", "lr_factor", "lr_step")
+NOT_NEGATIVE = (
+    "weight_decay", "warmup_steps", "lr_patience", "lr_min", "early_stopping", "clip_norm", "workers", "seed",
+    "max_minutes",
+)  # fmt: skip
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+Values = Mapping[str, str | list[str]]
+"""What a YAML file says, by field name, as text."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +107,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what one field cannot check alone."""
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "grad_accum": self.grad_accum}
-        for name, value in positive.items():
-            if value <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value} must be greater than 0")
-        if not 0 <= self.val_fraction < 1 or not 0 <= self.test_fraction < 1 or self.val_fraction + self.test_fraction >= 1:
-            raise ValueError(f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave nothing to train on")
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{_flag(name)} {getattr(self, name)} must be greater than 0")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{_flag(name)} {getattr(self, name)} must not be negative")
+        val, test = self.val_fraction, self.test_fraction
+        if not (val >= 0 and test >= 0 and val + test < 1):
+            raise ValueError(f"--val-fraction {val} and --test-fraction {test} must leave something to train on")
         if not 0 <= self.ema < 1:
             raise ValueError(f"--ema {self.ema} must be at least 0 and below 1")
         if (self.images is None) != (self.labels is None):
             raise ValueError("--images and --labels belong together; one of them is missing")
-        if self.max_minutes < 0 or self.clip_norm < 0 or self.workers < 0:
-            raise ValueError("--max-minutes, --clip-norm and --workers must not be negative")
 
     @property
     def has_data(self) -> bool:
@@ -113,27 +127,31 @@ class TrainConfig:
         return self.data_root is not None or self.images is not None
 
 
-def parse_config(config_type: type[C], argv: Sequence[str] | None = None, base: Mapping[str, str | list[str]] | None = None, **tyro_options: Any) -> C:
-    """Parse flags over YAML over the dataclass' own defaults.
+def parse_config(
+    config_type: type[C], argv: Sequence[str] | None = None, base: Values | None = None, base_name: str = "defaults"
+) -> C:
+    """Parse flags over YAML over ``base`` over the dataclass' own defaults.
 
     Args:
         config_type: a dataclass with a ``config: Path | None`` field.
         argv: the flags; default ``sys.argv[1:]``.
-        base: values by field name that rank below ``--config`` (the demo's, or those of the run that is resumed).
-        tyro_options: passed to ``tyro.cli`` (``description`` and the like).
+        base: values that rank below ``--config`` (the demo's, or those of the run that is resumed).
+        base_name: where ``base`` comes from, for messages.
 
     Raises:
         ValueError: a YAML key is unknown or a value does not fit its field; the text names file, key and value.
         FileNotFoundError: the YAML file does not exist.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    defaults = _construct(config_type, base, "defaults") if base else None
-    path = _config_flag(argv)
-    if path is not None:
-        values = {**(base or {}), **read_yaml(path)}
-        defaults = _construct(config_type, values, str(path))
-    with one_line_usage_errors():
-        return tyro.cli(config_type, args=argv, default=defaults, **tyro_options)
+    path = flag_value(argv, "config")
+    layers = [(base_name, base or {}), (str(path), read_yaml(Path(path)) if path else {})]
+    words = [word for name, values in layers for word in _flag_words(config_type, values, name)]
+    try:
+        return parse_flags(config_type, words + argv)
+    except ValueError:
+        for name, values in layers:
+            _check_types(config_type, values, name)
+        raise
 
 
 def parse_flags(config_type: type[C], argv: Sequence[str] | None = None) -> C:
@@ -142,8 +160,33 @@ def parse_flags(config_type: type[C], argv: Sequence[str] | None = None) -> C:
     Raises:
         ValueError: the flags do not parse, in one line.
     """
+    words = _one_checkpoint_a_flag(list(sys.argv[1:] if argv is None else argv))
     with one_line_usage_errors():
-        return tyro.cli(config_type, args=list(sys.argv[1:] if argv is None else argv))
+        parsed: C = tyro.cli(config_type, args=words)
+    return parsed
+
+
+def _one_checkpoint_a_flag(argv: Sequence[str]) -> list[str]:
+    """``--checkpoint A.pt B.pt IMAGE`` -> ``--checkpoint A.pt --checkpoint B.pt IMAGE``: inputs may follow the flag."""
+    words: list[str] = []
+    after = False
+    for word in argv:
+        if after and not word.startswith("-") and Path(word).suffix in CHECKPOINT_SUFFIXES:
+            words += ["--checkpoint", word]
+            continue
+        after = words[-1:] == ["--checkpoint"]
+        words.append(word)
+    return words
+
+
+def flag_value(argv: Sequence[str], name: str) -> str | None:
+    """The last value that ``argv`` gives to the flag ``--name``, read before the flags are parsed."""
+    value = None
+    for i, word in enumerate(argv):
+        flag, equals, attached = word.partition("=")
+        if flag.replace("_", "-") == _flag(name):
+            value = attached if equals else next(iter(argv[i + 1 : i + 2]), value)
+    return value
 
 
 def read_yaml(path: Path) -> dict[str, str | list[str]]:
@@ -166,17 +209,17 @@ def read_yaml(path: Path) -> dict[str, str | list[str]]:
     return {str(key): value for key, value in values.items()}
 
 
-def save_config(path: Path, config: Any) -> None:
+def save_config(path: Path, config: DataclassInstance) -> None:
     """Write the resolved configuration as YAML that ``--config`` reads back."""
     write_text(path, yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True))
 
 
-def config_values(config: Any) -> dict[str, Any]:
+def config_values(config: DataclassInstance) -> dict[str, Any]:
     """The fields of a configuration as plain values (paths as text)."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "config"}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (tuple, list)):
@@ -184,42 +227,49 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _config_flag(argv: Sequence[str]) -> Path | None:
-    path = None
-    for i, word in enumerate(argv):
-        if word == "--config" and i + 1 < len(argv):
-            path = argv[i + 1]
-        elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
-    return Path(path) if path else None
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _construct(config_type: type[C], values: Mapping[str, str | list[str]], source: str) -> C:
-    names = [f.name for f in dataclasses.fields(config_type)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            near = difflib.get_close_matches(key.replace("-", "_"), names, n=1, cutoff=0.0)
+def _types(config_type: type[C]) -> dict[str, Any]:
+    return {name: kind for name, kind in get_type_hints(config_type, include_extras=True).items() if name != "config"}
+
+
+def _flag_words(config_type: type[C], values: Values, source: str) -> list[str]:
+    """The values of a YAML file as command-line words."""
+    types = _types(config_type)
+    words: list[str] = []
+    for key, value in values.items():
+        if key not in types:
+            near = difflib.get_close_matches(key.replace("-", "_"), types, n=1, cutoff=0.0)
             raise ValueError(f"{source}: unknown key '{key}'; the nearest known one is '{near[0]}'")
-    booleans = {f.name for f in dataclasses.fields(config_type) if f.type in ("bool", bool)}  # type: ignore[arg-type]
-    flags = {key: _flag_words(key, value, key in booleans) for key, value in values.items()}
-    for key, words in flags.items():  # one by one first, so that a wrong value is named by its key
-        try:
-            parse_flags(config_type, words)
-        except ValueError as error:
-            kind = next(f.type for f in dataclasses.fields(config_type) if f.name == key)  # type: ignore[arg-type]
-            raise ValueError(f"{source}: {key}: {values[key]!r} does not fit, expected {kind}") from error
-    try:
-        return parse_flags(config_type, [word for words in flags.values() for word in words])
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        words += _words(key, value, types[key], source)
+    return words
 
 
-def _flag_words(key: str, value: str | list[str], is_bool: bool) -> list[str]:
-    name = key.replace("_", "-")
+def _words(key: str, value: str | list[str], kind: Any, source: str) -> list[str]:  # noqa: ANN401
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    if is_bool and value.lower() in ("true", "yes", "on"):
-        return [f"--{name}"]
-    if is_bool and value.lower() in ("false", "no", "off"):
-        return [f"--no-{name}"]
-    return [f"--{name}", "None" if value in ("null", "~", "") else value]
+        return [_flag(key), *map(str, value)]
+    if not isinstance(value, str):
+        raise ValueError(f"{source}: {key}: a {type(value).__name__} does not fit; write 'key: value' lines alone")
+    if kind is bool:
+        if value.lower() not in BOOLEANS:
+            raise ValueError(f"{source}: {key}: {value!r} does not fit, expected true or false")
+        return [_flag(key) if BOOLEANS[value.lower()] else f"--no{_flag(key)[1:]}"]
+    if value in ("null", "~", "") and type(None) in get_args(kind):
+        value = "None"
+    return [_flag(key), value]
+
+
+def _check_types(config_type: type[C], values: Values, source: str) -> None:
+    """Find the value of a YAML file that does not fit its field's type, if that was the mistake."""
+    fields = {f.name: f for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    for key, kind in _types(config_type).items():
+        if key in values:
+            # With its default: a boolean without one is no flag.
+            alone = dataclasses.make_dataclass("Alone", [(key, kind, dataclasses.field(default=fields[key].default))])
+            try:
+                parse_flags(alone, _words(key, values[key], kind, source))
+            except ValueError as error:
+                expected = f"expected {fields[key].type}"
+                raise ValueError(f"{source}: {key}: {values[key]!r} does not fit, {expected}") from error

@@ -35,7 +35,9 @@ class Precision:
 
 
 def choose_precision(device: str = "auto", amp: str = "auto") -> Precision:
-    """Resolve ``--device`` and ``--amp``; auto takes bf16 where the hardware computes in it, fp16 on older CUDA devices, else fp32.
+    """Resolve ``--device`` and ``--amp``.
+
+    ``--amp auto`` takes bf16 where the hardware computes in it, fp16 on older CUDA devices, else fp32.
 
     Raises:
         ValueError: the device is not there, or cannot compute in the type asked for.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class MovingAverage:
     """A second copy of ``model`` that follows it slowly.
 
-    The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not dominated by the random start.
-    Floating-point buffers (BatchNorm statistics) are averaged as well, integer ones copied.
+    The decay of update n (from 1) is min(decay, (1 + n) / (10 + n)), so that short runs are not dominated by the random
+    start. Floating-point buffers (BatchNorm statistics) are averaged as well, integer ones copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

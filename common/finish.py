@@ -45,7 +45,7 @@ def finish_run(
     example: Callable[[str], Example],
     shown: int = 4,
 ) -> None:
-    """Write curves.png, predictions.png, report.html, TensorBoard figures and, for ``part`` = ``test``, test_metrics.json.
+    """Write curves.png, predictions.png, report.html, TensorBoard figures and, if tested, test_metrics.json.
 
     Args:
         run: the run folder.
@@ -62,38 +62,61 @@ def finish_run(
     if history:
         curves(history, run.path / "curves.png")
     if part == "test":
-        write_text(run.path / "test_metrics.json", json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n")
-    ranked = sorted(detail.per_image, key=lambda item: item[1])
-    worst, best = ranked[:shown], ranked[shown:][-shown:][::-1]
-    pictures = {name: _row(example(name), card.palette) for name, _ in (*worst, *best)}
-    if pictures:
-        legend = {name: card.palette[index] for index, name in enumerate(card.classes)}
-        titles = ("input", "truth", "prediction")
-        rows = [list(zip(titles, pictures[name], strict=True)) for name, _ in (*best[:2], *worst[:2])]
-        grid(rows, run.path / "predictions.png", legend)
-        run.writer.add_figure("predictions", grid_figure(rows, legend), len(history))
+        write_text(
+            run.path / "test_metrics.json",
+            json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
+        )
+    examples = _examples(run, card, detail, example, shown, len(history))
     run.close()
-    calibration = [(b["mean_predicted"], b["observed"], b["count"]) for b in detail.curve.calibration() if b["count"]] if detail.binary else None
+    bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
+    calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
     roc = detail.curve.roc() if detail.binary else None
     write_report(
         run.path / "report.html",
         title=f"{card.task}: {card.arch}",
-        summary={"scored on": f"{part} part, {scores['n_images']} images", "epochs": len(history), "threshold": card.threshold, "weights": "best_iou.pt"},
+        summary={
+            "scored on": f"{part} part, {scores['n_images']} images",
+            "epochs": len(history),
+            "threshold": card.threshold,
+            "weights": "best_iou.pt",
+        },
         config=config_values(config),
         audit=[{"what": name, "found": value} for name, value in audit],
         history=history,
         scores=scores,
-        calibration=calibration,
+        calibration=calibration or None,
         roc=list(zip(*roc, strict=True)) if roc else None,
-        examples={
-            heading: [(name, score, strip(pictures[name])) for name, score in chosen]
-            for heading, chosen in (("best", best), ("worst", worst))
-            if chosen
-        },
+        examples=examples,
         palette=card.palette,
         files={name: meaning for name, meaning in FILES.items() if (run.path / name).exists()},
     )
     say(f"report: {run.path / 'report.html'}")
+
+
+def _examples(
+    run: RunFolder,
+    card: ModelCard,
+    detail: SplitScores,
+    example: Callable[[str], Example],
+    shown: int,
+    epochs: int,
+) -> dict[str, list[tuple[str, float, NDArray[np.uint8]]]]:
+    """Write predictions.png and its TensorBoard figure; return the best and worst samples as picture strips."""
+    ranked = sorted(detail.per_image, key=lambda item: item[1])
+    shown = min(shown, (len(ranked) + 1) // 2)  # of few samples, half are the best
+    chosen = {"best": ranked[-shown:][::-1], "worst": ranked[: min(shown, len(ranked) - shown)]}
+    pictures = {name: _row(example(name), card.palette) for some in chosen.values() for name, _ in some}
+    if pictures:
+        legend = {name: card.palette[index] for index, name in enumerate(card.classes)}
+        titles = ("input", "truth", "prediction")
+        rows = [list(zip(titles, pictures[name], strict=True)) for some in chosen.values() for name, _ in some[:2]]
+        grid(rows, run.path / "predictions.png", legend)
+        run.writer.add_figure("predictions", grid_figure(rows, legend), epochs)
+    return {
+        heading: [(name, score, strip(pictures[name])) for name, score in some]
+        for heading, some in chosen.items()
+        if some
+    }
 
 
 def _row(example: Example, palette: Mapping[int, tuple[int, int, int]]) -> list[NDArray[np.uint8]]:

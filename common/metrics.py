@@ -261,11 +261,12 @@ class ThresholdCurve(Counts):
         steps = [(true[k] - true[k + 1]) * true[k] / (true[k] + false[k]) for k in range(self.bins + 1) if true[k]]
         return ratio(math.fsum(steps), true[0])
 
-    def best_threshold(self, criterion: Literal["iou", "miou"] = "miou") -> float:
+    def best_threshold(self, criterion: Literal["iou", "miou"] = "miou", tolerance: float = 0.0) -> float:
         """Return the threshold ``k / bins`` of the highest score; of equals the one closest to 0.5, then the lower.
 
         Args:
             criterion: ``iou`` of the foreground, or ``miou``: the mean over the classes that have a truth pixel.
+            tolerance: scores this far below the highest count as equal to it.
 
         Without a pixel that the criterion could judge by, 0.5.
         """
@@ -281,7 +282,7 @@ class ThresholdCurve(Counts):
         if not scores:
             return 0.5
         score = torch.stack(scores).mean(dim=0)
-        best: list[int] = (score == score.max()).nonzero()[:, 0].tolist()
+        best: list[int] = (score >= score.max() - tolerance).nonzero()[:, 0].tolist()
         return min(best, key=lambda k: (abs(2 * k - self.bins), k)) / self.bins
 
     def calibration(self, bins: int = 10) -> list[dict[str, float | int | None]]:

@@ -31,4 +31,7 @@ def check_disk(folder: Path, needed: int) -> None:
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
-        raise ValueError(f"--output-dir {folder}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; free some space or choose another disk")
+        raise ValueError(
+            f"--output-dir {folder}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; "
+            "free some space or choose another disk"
+        )

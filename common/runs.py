@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.checkpoint import ModelCard, load_checkpoint, save_checkpoint, write_text
+from common.checkpoint import ModelCard, atomic_path, load_checkpoint, save_checkpoint, write_text
 from common.cli import say
-from common.config import C, TrainConfig, parse_config, read_yaml, save_config
+from common.config import C, TrainConfig, flag_value, parse_config, read_yaml, save_config
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from common.training import TrainState
+    from common.state import TrainState
 
 RUNS = Path("runs")
 
 
 class RunFolder:
-    """One training's folder: checkpoints, ``config.yaml``, ``metrics.csv``, TensorBoard events, pictures and the report."""
+    """One training's folder: checkpoints, configuration, history, TensorBoard events, pictures, the report."""
 
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = path, resume_from
@@ -53,15 +55,28 @@ class RunFolder:
         """Write ``last.pt``: weights and everything that resuming needs."""
         save_checkpoint(self.path / "last.pt", card, state.model.state_dict(), training=state.snapshot())
 
-    def restore(self, state: TrainState) -> None:
-        """Bring ``state`` back to where the resumed run stopped, and ``metrics.csv`` with it."""
+    def restore(self, state: TrainState, task: str) -> None:
+        """Bring ``state`` back to where the resumed run stopped, and ``metrics.csv`` with it.
+
+        A run that goes on in another folder takes its best checkpoints along.
+
+        Raises:
+            ValueError: the checkpoint belongs to another task or network, or holds the best weights only.
+        """
         assert self.resume_from is not None
-        _, model, training = load_checkpoint(self.resume_from)
+        _, model, training = load_checkpoint(self.resume_from, task)
         if not training:
-            raise ValueError(f"{self.resume_from} holds the best weights only, which cannot be resumed; give the run's last.pt, or use --weights")
+            raise ValueError(
+                f"{self.resume_from} holds the best weights only, which cannot be resumed; "
+                "give the run's last.pt, or use --weights"
+            )
         state.restore(model, training)
         if state.history:
             write_history(self.path / "metrics.csv", state.history)
+        for best in (self.resume_from.with_name("best_iou.pt"), self.resume_from.with_name("best_loss.pt")):
+            if best.is_file() and best.parent.resolve() != self.path.resolve():
+                with atomic_path(self.path / best.name) as temporary:
+                    shutil.copyfile(best, temporary)
         say(f"resumed {self.resume_from}: {state.epoch} epochs and {state.batch} batches done")
 
     def log_epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -94,24 +109,29 @@ def write_history(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
 def load_train_config(config_type: type[C], folder: Path, argv: Sequence[str] | None = None) -> C:
     """Read the flags of a training over the right defaults.
 
-    These are the resumed run's own configuration, else ``--config``, else ``source.yaml`` where data are named and ``demo.yaml`` where none are.
+    These are the resumed run's own configuration, else ``--config``, else ``source.yaml`` where data are named and
+    ``demo.yaml`` where none are.
 
     Args:
         config_type: the task's ``TrainConfig``.
         folder: the task's folder, which holds the YAML files.
         argv: the flags; default ``sys.argv[1:]``.
     """
-    config = parse_config(config_type, argv)
-    assert isinstance(config, TrainConfig)
-    last = find_resume(folder.name, output_dir=config.output_dir, resume=config.resume)
-    if last is not None and (last.parent / "config.yaml").is_file():
-        base = read_yaml(last.parent / "config.yaml")
-        for key in ("resume", "output_dir"):
-            base.pop(key, None)
-        return parse_config(config_type, argv, base=base)
-    if config.config is not None:
-        return config
-    return parse_config(config_type, argv, base=read_yaml(folder / ("source.yaml" if config.has_data else "demo.yaml")))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    path = flag_value(argv, "config")
+    values = read_yaml(Path(path)) if path else {}
+    for name in ("resume", "output_dir", "data_root", "images"):
+        values[name] = flag_value(argv, name) or values.get(name, "")
+    has_data = bool(values["data_root"] or values["images"])
+    output_dir = Path(str(values["output_dir"])) if values["output_dir"] else None
+    last = find_resume(folder.name, output_dir=output_dir, resume=str(values["resume"]) or None, demo=not has_data)
+    if last is not None and (saved := last.parent / "config.yaml").is_file():
+        base = {key: value for key, value in read_yaml(saved).items() if key not in ("resume", "output_dir")}
+        return parse_config(config_type, argv, base, str(saved))
+    if path is not None:
+        return parse_config(config_type, argv)
+    recipe = folder / ("source.yaml" if has_data else "demo.yaml")
+    return parse_config(config_type, argv, read_yaml(recipe), str(recipe))
 
 
 def open_run(task: str, *, output_dir: Path | None, resume: str | None, demo: bool) -> RunFolder:
@@ -121,21 +141,25 @@ def open_run(task: str, *, output_dir: Path | None, resume: str | None, demo: bo
         ValueError: ``output_dir`` is not empty and nothing is to be resumed there.
         FileNotFoundError: the checkpoint to resume does not exist.
     """
-    last = find_resume(task, output_dir=output_dir, resume=resume)
+    last = find_resume(task, output_dir=output_dir, resume=resume, demo=demo)
     if last is not None:
         return RunFolder(last.parent if output_dir is None else output_dir, last)
     if resume is not None:
         say("nothing to resume: starting anew")
     elif output_dir is not None and output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"--output-dir {output_dir} is not empty; choose another one, or --resume auto to go on with the run in it")
+        raise ValueError(
+            f"--output-dir {output_dir} is not empty; choose another one, or --resume auto to go on with the run in it"
+        )
     if output_dir is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         output_dir = _free(RUNS / task / (f"demo-{stamp}" if demo else stamp))
     return RunFolder(output_dir)
 
 
-def find_resume(task: str, *, output_dir: Path | None, resume: str | None) -> Path | None:
+def find_resume(task: str, *, output_dir: Path | None, resume: str | None, demo: bool) -> Path | None:
     """The ``last.pt`` that ``--resume`` means; None = there is none.
+
+    Where data are named (``demo`` False), ``auto`` never means a run of the built-in demo.
 
     Raises:
         FileNotFoundError: a path was given and is not there.
@@ -151,7 +175,8 @@ def find_resume(task: str, *, output_dir: Path | None, resume: str | None) -> Pa
     if output_dir is not None:
         candidates = [output_dir / "last.pt"]
     else:
-        candidates = sorted((RUNS / task).glob("*/last.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
+        found = [p for p in (RUNS / task).glob("*/last.pt") if demo or not _is_demo(p)]
+        candidates = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -162,10 +187,16 @@ def newest_checkpoint(task: str) -> Path:
         FileNotFoundError: nothing was trained yet.
     """
     found = sorted((RUNS / task).glob("*/best_iou.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
-    own = [path for path in found if not path.parent.name.startswith("demo-")]
+    own = [path for path in found if not _is_demo(path)]
     if not found:
-        raise FileNotFoundError(f"no trained network under {RUNS / task}; train one with python {task}/train.py, or give --checkpoint FILE")
+        raise FileNotFoundError(
+            f"no trained network under {RUNS / task}; train one with python {task}/train.py, or give --checkpoint FILE"
+        )
     return (own or found)[0]
+
+
+def _is_demo(checkpoint: Path) -> bool:
+    return checkpoint.parent.name.startswith("demo-")
 
 
 def _free(path: Path) -> Path:

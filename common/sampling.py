@@ -1,7 +1,7 @@
 """The order of training samples, reproducible from (seed, epoch) alone.
 
-Each sample is asked for with a seed of its own, so its augmentation depends neither on the number of data workers nor on what was
-drawn before it: an interrupted epoch goes on with exactly the batches it would have had.
+Each sample is asked for with a seed of its own, so its augmentation depends neither on the number of data workers nor
+on what was drawn before it: an interrupted epoch goes on with exactly the batches it would have had.
 """
 
 from __future__ import annotations

@@ -1,14 +1,38 @@
 """Learning rate over a run, as a factor of the peak rate.
 
-Schedules are functions of *progress* (0 at the start, 1 at the end) rather than of a step count, so that a run with a time budget
-follows the same curve as a run with a fixed number of epochs.
+Schedules are functions of *progress* (0 at the start, 1 at the end) rather than of a step count, so that a run with a
+time budget follows the same curve as a run with a fixed number of epochs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass
+class Clock:
+    """Progress of a run in [0, 1], by optimization steps or by the time budget, whichever is further."""
+
+    total_steps: int
+    deadline: float = math.inf
+    start: float = field(default_factory=time.monotonic)
+    start_progress: float = 0.0
+
+    def progress(self, step: int) -> float:
+        """Progress at optimization step ``step`` now."""
+        by_steps = step / self.total_steps
+        if math.isinf(self.deadline):
+            return by_steps
+        share = (time.monotonic() - self.start) / max(self.deadline - self.start, 1e-3)
+        return min(1.0, max(by_steps, self.start_progress + (1 - self.start_progress) * share))
+
+    @property
+    def expired(self) -> bool:
+        """Whether the budget for optimization steps is used up."""
+        return time.monotonic() >= self.deadline
 
 
 @dataclass
@@ -18,7 +42,7 @@ class Schedule:
     Args:
         name: constant, plateau, step, poly (power 0.9) or cosine.
         epochs: planned epochs; ``step`` counts its period in them.
-        warmup_steps: steps of linear rise from 0.
+        warmup_steps: steps of linear rise; the peak follows them.
         factor: of one fall (plateau, step).
         period: epochs between two falls (step).
         patience: epochs without a better loss before a fall (plateau).
@@ -39,7 +63,7 @@ class Schedule:
     def value(self, step: int, progress: float) -> float:
         """Factor for optimization step ``step`` (from 0) at ``progress`` in [0, 1]."""
         progress = min(max(progress, 0.0), 1.0)
-        shape = {
+        shape: float = {
             "constant": 1.0,
             "plateau": self.factor**self.falls,
             "step": self.factor ** int(progress * self.epochs / self.period + 1e-9),

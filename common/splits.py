@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,17 +13,19 @@ PARTS = ("train", "val", "test")
 def split_ids(ids: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[str]]:
     """Split ids at random; the same ids and seed give the same split in whatever order the ids come.
 
-    A part with a fraction above 0 gets at least one id as long as training keeps one.
+    Validation always gets at least one id, the test part too if its fraction is above 0, as long as training keeps one.
 
     Raises:
         ValueError: fewer than two ids, or duplicates.
     """
     names = sorted(ids)
-    if len(set(names)) != len(names):
-        raise ValueError("two samples have the same name; names must be unique to split the data")
+    twice = next((name for name, following in pairwise(names) if name == following), None)
+    if twice is not None:
+        raise ValueError(f"two samples have the same name {twice}; names must be unique to split the data")
     if len(names) < 2:
         raise ValueError(f"{len(names)} usable sample(s) found; training needs at least 2, one of them for validation")
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    val = max(1, round(val_fraction * len(names)))
-    test = min(max(1, round(test_fraction * len(names))) if test_fraction > 0 else 0, len(names) - val - 1)
+    least = int(test_fraction > 0 and len(names) > 2)
+    val = min(max(1, round(val_fraction * len(names))), len(names) - 1 - least)
+    test = min(max(least, round(test_fraction * len(names))), len(names) - 1 - val)
     return {"train": sorted(order[val + test :]), "val": sorted(order[:val]), "test": sorted(order[val : val + test])}

@@ -1,17 +1,21 @@
-"""The training loop: ``train_one_epoch``, ``evaluate`` and ``fit``, with mixed precision, moving average, time budget and exact resume.
+"""The training loop: ``train_one_epoch``, ``evaluate`` and ``fit``, for any network and task.
 
-A dataset sample is a dictionary with ``image`` (C, H, W) float32, ``target`` (H, W) int64 (255 = ignored), ``id`` (its files, for messages)
-and whatever else the task's criterion reads. A training dataset is indexed by ``sampling.Key``, a validation dataset by plain integers.
+With mixed precision, moving average, time budget and exact resume.
+
+A dataset sample is a dictionary with ``image`` (C, H, W) float32, ``target`` (H, W) int64 (255 = ignored), ``id`` (its
+files, for messages) and whatever tensors or names the task's criterion reads besides. A training dataset is indexed by
+``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by plain integers.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import signal
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -22,13 +26,14 @@ from tqdm import tqdm
 
 from common.checkpoint import ModelCard, save_checkpoint
 from common.cli import STARTED, Interrupted, NonFiniteLoss, StopRequest, say
-from common.config import TrainConfig
+from common.config import TrainConfig, config_values
 from common.devices import Precision, peak_memory_mb
 from common.ema import MovingAverage
 from common.evaluation import SplitScores
 from common.runs import RunFolder
 from common.sampling import EpochBatches
-from common.schedule import Schedule
+from common.schedule import Clock, Schedule
+from common.state import TrainState as TrainState
 
 Batch = dict[str, Any]
 Criterion = Callable[[Tensor, Batch], Tensor]
@@ -41,94 +46,11 @@ FINISH_SECONDS = 12.0
 class SegmentationData(Protocol):
     """A sized, indexable dataset of sample dictionaries."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of samples."""
 
-    def __getitem__(self, key: Any, /) -> Batch: ...
-
-
-@dataclass
-class TrainState:
-    """Everything that changes while training, and therefore everything that resuming must bring back."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    scaler: torch.amp.GradScaler
-    average: MovingAverage | None
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    progress: float = 0.0
-    best_iou: float = -1.0
-    best_loss: float = math.inf
-    epochs_without_better: int = 0
-    threshold: float = 0.5
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    PLAIN = ("epoch", "batch", "step", "loss_sum", "progress", "best_iou", "best_loss", "epochs_without_better", "threshold", "history")
-
-    @property
-    def inference_model(self) -> nn.Module:
-        """The network that is validated and saved as best: the moving average if there is one."""
-        return self.average.module if self.average else self.model
-
-    def snapshot(self) -> dict[str, Any]:
-        """Plain values and tensors only, so that the checkpoint loads with ``weights_only=True``."""
-        return {
-            **{name: getattr(self, name) for name in self.PLAIN},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state(),
-            "scaler": self.scaler.state_dict(),
-            "average": self.average.module.state_dict() if self.average else None,
-            "average_updates": self.average.updates if self.average else 0,
-            "rng": rng_state(),
-        }
-
-    def restore(self, model: dict[str, Tensor], saved: dict[str, Any]) -> None:
-        """Go on from a snapshot.
-
-        Raises:
-            ValueError: the snapshot belongs to another network or was taken with or without a moving average.
-        """
-        if (saved["average"] is None) != (self.average is None):
-            raise ValueError("--ema differs between this command and the run to resume; use the same value")
-        try:
-            self.model.load_state_dict(model)
-            if self.average:
-                self.average.module.load_state_dict(saved["average"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"the run to resume has another network: {str(error).splitlines()[0]}") from error
-        if self.average:
-            self.average.updates = saved["average_updates"]
-        self.schedule.load_state(saved["schedule"])
-        self.scaler.load_state_dict(saved["scaler"])
-        for name in self.PLAIN:
-            setattr(self, name, saved[name])
-        set_rng_state(saved["rng"])
-
-
-def rng_state() -> dict[str, Any]:
-    """State of every global random generator, as tensors and plain values."""
-    numpy_state = cast(dict[str, Any], np.random.get_state(legacy=False))
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": {**numpy_state, "state": {"key": numpy_state["state"]["key"].tolist(), "pos": int(numpy_state["state"]["pos"])}},
-        "python": random.getstate(),
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what ``rng_state`` returned."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    inner = state["numpy"]["state"]
-    np.random.set_state({**state["numpy"], "state": {"key": np.array(inner["key"], np.uint32), "pos": inner["pos"]}})
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    def __getitem__(self, key: Any, /) -> Batch:  # noqa: ANN401
+        """One sample."""
 
 
 def seed_everything(seed: int) -> None:
@@ -136,29 +58,6 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-@dataclass
-class Clock:
-    """Progress of a run in [0, 1], by optimization steps or by the time budget, whichever is further."""
-
-    total_steps: int
-    deadline: float = math.inf
-    start: float = field(default_factory=time.monotonic)
-    start_progress: float = 0.0
-
-    def progress(self, step: int) -> float:
-        """Progress at optimization step ``step`` now."""
-        by_steps = step / self.total_steps
-        if math.isinf(self.deadline):
-            return by_steps
-        share = (time.monotonic() - self.start) / max(self.deadline - self.start, 1e-3)
-        return min(1.0, max(by_steps, self.start_progress + (1 - self.start_progress) * share))
-
-    @property
-    def expired(self) -> bool:
-        """Whether the budget for optimization steps is used up."""
-        return time.monotonic() >= self.deadline
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -207,8 +106,11 @@ def train_one_epoch(
             value = float(loss.detach())
             if not math.isfinite(value):
                 names = ", ".join(map(str, batch["id"]))
-                raise NonFiniteLoss(f"the loss became {value} in epoch {state.epoch + 1}, batch {state.batch + 1}; its files: {names}; lower --lr or look at them")
-            state.scaler.scale(loss / len(group)).backward()
+                raise NonFiniteLoss(
+                    f"the loss became {value} in epoch {state.epoch + 1}, batch {state.batch + 1}; "
+                    f"its files: {names}; lower --lr or look at them"
+                )
+            torch.autograd.backward(state.scaler.scale(loss / len(group)))
             state.loss_sum += value
             state.batch += 1
         _optimize(state, clip_norm)
@@ -219,7 +121,7 @@ def train_one_epoch(
     return "finished"
 
 
-def _groups(batches: Any, size: int) -> Iterator[list[Batch]]:
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     """Successive groups of ``size`` batches; the last may be smaller."""
     group: list[Batch] = []
     for batch in batches:
@@ -254,18 +156,47 @@ def evaluate(
     precision: Precision,
     workers: int = 0,
     batch_size: int = 1,
+    stop: StopRequest | None = None,
 ) -> SplitScores:
-    """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned)."""
+    """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if ``stop`` came.
+
+    Losses are taken image by image, so that nothing depends on the batch size.
+
+    Raises:
+        NonFiniteLoss: the loss of an image is NaN or infinite; names its files.
+    """
     model.eval()
-    loader = DataLoader(cast("Dataset[Batch]", data), batch_size=batch_size, num_workers=workers)
-    for batch in tqdm(loader, desc="evaluate", leave=False, disable=None):
+    for batch in tqdm(_loader(data, workers, batch_size=batch_size), desc="evaluate", leave=False, disable=None):
         batch = to_device(batch, precision.device)
         with precision.autocast():
             logits = model(batch["image"])
-        logits = logits.float()
-        loss = float(criterion(logits, batch))
-        scores.update(probabilities(logits), batch["target"], loss, [str(name) for name in batch["id"]])
+        for i, name in enumerate(batch["id"]):
+            single, one = logits[i : i + 1].float(), {key: value[i : i + 1] for key, value in batch.items()}
+            loss = float(criterion(single, one))
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
+            scores.update(probabilities(single), one["target"], loss, [str(name)])
+        if stop is not None and stop.signum is not None:
+            break
     return scores
+
+
+def _loader(data: SegmentationData, workers: int, **batches: Any) -> DataLoader[Batch]:  # noqa: ANN401
+    """Load ``data``; a generator of its own keeps the loader from drawing at the global one whenever it starts."""
+    return DataLoader(
+        cast("Dataset[Batch]", data),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_parent,
+        generator=torch.Generator(),
+        **batches,
+    )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """In a data worker: a signal to the whole process group must not take the data from the batch being finished."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def fit(
@@ -280,115 +211,168 @@ def fit(
     run: RunFolder,
     precision: Precision,
     test_images: int = 0,
+    on_start: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
     """Train ``model``: the whole of ``--epochs`` or ``--max-minutes``, resumable after every epoch and after a signal.
 
-    Writes ``best_iou.pt``, ``best_loss.pt``, ``last.pt``, ``metrics.csv`` and TensorBoard events into ``run``. ``card.threshold`` is chosen anew on
-    the validation part in every epoch.
+    Writes ``best_iou.pt``, ``best_loss.pt``, ``last.pt``, ``metrics.csv`` and TensorBoard events into ``run``. However
+    short the budget, one optimization step is done and validated, so that these files exist.
+
+    Args:
+        model: the network; moved to the device.
+        train_data: indexed by ``sampling.Key``.
+        val_data: indexed by integers.
+        criterion: (logits, batch) -> scalar loss.
+        probabilities: logits -> probabilities.
+        card: the network's card; threshold and scores are filled in from the validation part in every epoch.
+        config: the resolved configuration.
+        run: where to write, and what to resume.
+        precision: device and mixed precision.
+        test_images: number of test samples, for whose evaluation ``--max-minutes`` keeps time.
+        on_start: gets the state before the first step, for a criterion that needs the moving average or the progress.
 
     Raises:
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
+    card = replace(card, config=config_values(config))
     model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sampler = EpochBatches(len(cast(Sized, train_data)), config.batch_size, config.seed)
     state = _new_state(model, config, precision)
     if run.resume_from is not None:
-        run.restore(state)
+        run.restore(state, card.task)
+    if on_start is not None:
+        on_start(state)
+    sampler = EpochBatches(len(train_data), config.batch_size, config.seed)
     val_seconds = print_estimate(state, train_data, val_data, len(sampler), config, precision)
-    finish_seconds = FINISH_SECONDS + val_seconds * 1.5 * (1 + test_images / len(val_data))
-    deadline = STARTED + 60 * config.max_minutes - finish_seconds if config.max_minutes else math.inf
     total_steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
-    clock = Clock(total_steps, deadline, start_progress=state.progress)
-    loader = DataLoader(
-        cast("Dataset[Batch]", train_data), batch_sampler=sampler, num_workers=config.workers, pin_memory=precision.device.type == "cuda"
-    )
+    test_share = test_images / len(val_data)
+    clock = Clock(total_steps, _deadline(config, val_seconds, test_share), start_progress=state.progress)
+    loader = _loader(train_data, config.workers, batch_sampler=sampler)
     forward = cast(nn.Module, torch.compile(model)) if config.compile else model
-    stop = StopRequest()
     with ExitStack() as stack:
-        stack.enter_context(stop.listening())
+        stop = stack.enter_context(StopRequest().listening())
         stack.callback(run.close)
-        while state.epoch < config.epochs and not clock.expired and not _should_stop_early(state, config):
+        while not _is_done(state, config, clock):
             sampler.epoch, sampler.first_batch = state.epoch, state.batch
             started, first = time.monotonic(), state.batch
-            outcome = train_one_epoch(
+            train_one_epoch(
                 state, loader, criterion, precision=precision, clock=clock, lr=config.lr, grad_accum=config.grad_accum,
                 clip_norm=config.clip_norm, stop=stop, forward=forward,
             )  # fmt: skip
-            if outcome == "interrupted":
-                run.save_last(state, card)
-                raise Interrupted(cast(int, stop.signum), f"stopped by signal {stop.signum} and saved; go on with --resume {run.path / 'last.pt'}")
-            seconds = time.monotonic() - started
-            scores = SplitScores(card.classes, threshold=None, device=precision.device)
-            evaluate(state.inference_model, val_data, scores, criterion=criterion, probabilities=probabilities, precision=precision)
-            _end_epoch(state, scores, run, card, seconds, (state.batch - first) * sampler.batch_size, precision)
+            trained = time.monotonic()
+            scores = SplitScores(card.classes, device=precision.device, quick=True)
+            if stop.signum is None:
+                evaluate(
+                    state.inference_model, val_data, scores, criterion=criterion, probabilities=probabilities,
+                    precision=precision, workers=config.workers, stop=stop,
+                )  # fmt: skip
+            if stop.signum is not None:
+                run.save_last(state, replace(card, threshold=state.threshold))
+                break
+            samples = (state.batch - first) * sampler.batch_size
+            _end_epoch(state, scores, run, card, trained - started, samples, precision)
+            measured = _deadline(config, time.monotonic() - trained, test_share)
+            clock.deadline = min(clock.deadline, measured)
+    if stop.signum is not None:
+        last = run.path / "last.pt"
+        raise Interrupted(stop.signum, f"stopped by signal {stop.signum} and saved; go on with --resume {last}")
     return state
+
+
+def _deadline(config: TrainConfig, val_seconds: float, test_share: float) -> float:
+    """When optimization must end for the last validation, the test part and the report to fit into the budget."""
+    if not config.max_minutes:
+        return math.inf
+    return STARTED + 60 * config.max_minutes - FINISH_SECONDS - 1.5 * val_seconds * (1 + test_share)
 
 
 def _new_state(model: nn.Module, config: TrainConfig, precision: Precision) -> TrainState:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = Schedule(
-        config.scheduler, config.epochs, config.warmup_steps, config.lr_factor, config.lr_step, config.lr_patience, config.lr_min / config.lr
-    )
+        config.scheduler, config.epochs, config.warmup_steps, config.lr_factor, config.lr_step, config.lr_patience,
+        config.lr_min / config.lr,
+    )  # fmt: skip
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler)
     return TrainState(model, optimizer, schedule, scaler, MovingAverage(model, config.ema) if config.ema else None)
 
 
-def _should_stop_early(state: TrainState, config: TrainConfig) -> bool:
+def _is_done(state: TrainState, config: TrainConfig, clock: Clock) -> bool:
     if config.early_stopping and state.epochs_without_better >= config.early_stopping:
         say(f"early stopping: {state.epochs_without_better} epochs without a better validation mIoU")
         return True
-    return False
+    return state.epoch >= config.epochs or (state.epoch > 0 and clock.expired)
 
 
 def _end_epoch(
-    state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, seconds: float, samples: int, precision: Precision
+    state: TrainState,
+    scores: SplitScores,
+    run: RunFolder,
+    card: ModelCard,
+    seconds: float,
+    samples: int,
+    precision: Precision,
 ) -> None:
-    """Book an epoch: its row in the history, the best checkpoints, then ``last.pt`` (in that order, so that a kill in between repeats the epoch)."""
+    """Book an epoch: its row in the history, the best checkpoints, then ``last.pt``.
+
+    In that order a kill in between repeats the epoch, and with it what was written.
+    """
     result = scores.result()
-    miou, val_loss = result["miou"] or 0.0, cast(float, result["loss"])
-    row = {
-        "epoch": state.epoch + 1,
-        "lr": state.optimizer.param_groups[0]["lr"],
-        "train_loss": state.loss_sum / state.batch,
-        "val_loss": val_loss,
-        "pixel_accuracy": result["pixel_accuracy"],
-        "miou": miou,
-        "f1": result["f1"],
-        **{f"iou_{name}": value for name, value in result["per_class_iou"].items()},
-        "threshold": result["threshold"],
+    row = _history_row(state, result)
+    speed = {
         "seconds": round(seconds, 2),
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
         "peak_memory_mb": round(peak_memory_mb(precision.device), 1),
     }
-    state.history.append(row)
+    state.history.append({**row, **speed})
     state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
     state.threshold = result["threshold"] if result["threshold"] is not None else 0.5
-    state.schedule.end_epoch(val_loss)
-    best = replace(card, threshold=state.threshold, scores={k: v for k, v in row.items() if k not in ("seconds", "samples_per_second", "peak_memory_mb")})
+    state.schedule.end_epoch(row["val_loss"])
+    card = replace(card, threshold=state.threshold, scores=row)
     state.epochs_without_better += 1
-    if miou > state.best_iou:
-        state.best_iou, state.epochs_without_better = miou, 0
-        save_checkpoint(run.path / "best_iou.pt", best, state.inference_model.state_dict())
-    if val_loss < state.best_loss:
-        state.best_loss = val_loss
-        save_checkpoint(run.path / "best_loss.pt", best, state.inference_model.state_dict())
-    run.save_last(state, best)
+    if row["miou"] > state.best_iou:
+        state.best_iou, state.epochs_without_better = row["miou"], 0
+        save_checkpoint(run.path / "best_iou.pt", card, state.inference_model.state_dict())
+    if row["val_loss"] < state.best_loss:
+        state.best_loss = row["val_loss"]
+        save_checkpoint(run.path / "best_loss.pt", card, state.inference_model.state_dict())
+    run.save_last(state, card)
     run.log_epoch(state.history)
     threshold = f" at {row['threshold']:.3f}" if row["threshold"] is not None else ""
     say(
-        f"epoch {state.epoch:3d}  train {row['train_loss']:.4f}  val {val_loss:.4f}  mIoU {miou:.4f}{threshold}  "
-        f"lr {row['lr']:.2e}  {seconds:.0f} s  {row['samples_per_second']:.1f} samples/s"
+        f"epoch {state.epoch:3d}  train {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
+        f"mIoU {row['miou']:.4f}{threshold}  lr {row['lr']:.2e}  {seconds:.0f} s  "
+        f"{speed['samples_per_second']:.1f} samples/s"
     )
+
+
+def _history_row(state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
+    """What an epoch is judged by."""
+    return {
+        "epoch": state.epoch + 1,
+        "lr": state.optimizer.param_groups[0]["lr"],
+        "train_loss": state.loss_sum / state.batch,
+        "val_loss": result["loss"],
+        "pixel_accuracy": result["pixel_accuracy"],
+        "miou": result["miou"] or 0.0,
+        "f1": result["f1"],
+        **{f"iou_{name}": value for name, value in result["per_class_iou"].items()},
+        "threshold": result["threshold"],
+    }
 
 
 @torch.inference_mode()
 def print_estimate(
-    state: TrainState, train_data: SegmentationData, val_data: SegmentationData, batches: int, config: TrainConfig, precision: Precision
+    state: TrainState,
+    train_data: SegmentationData,
+    val_data: SegmentationData,
+    batches: int,
+    config: TrainConfig,
+    precision: Precision,
 ) -> float:
     """Time one forward pass, print what the run will take, and return the seconds of one validation.
 
-    A training step is taken as three forward passes. Nothing that the run depends on changes: evaluation mode, no random draws.
+    A training step is taken as three forward passes. Nothing that the run depends on changes: evaluation mode, nothing
+    drawn at random.
     """
     state.model.eval()
     image = to_device({"image": torch.as_tensor(val_data[0]["image"])[None]}, precision.device)["image"]
@@ -402,6 +386,10 @@ def print_estimate(
     ratio = torch.as_tensor(train_data[key]["image"]).numel() / image.numel()
     epoch = seconds * (3 * ratio * batches * config.batch_size + len(val_data))
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {epoch * config.epochs / 60:.1f} min"
-    say(f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, {epoch:.0f} s an epoch, {planned}")
+    left = epoch * (config.epochs - state.epoch) / 60
+    planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left:.1f} min"
+    say(
+        f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, "
+        f"{epoch:.0f} s an epoch, {planned}"
+    )
     return seconds * len(val_data)

@@ -1,28 +1,33 @@
 """Frames and masks: the Cell Tracking Challenge layout, the notebook's ``combined_dataset``, or two folders.
 
-A mask holds instance ids (0 = background). Nuclei wholly within ``border`` pixels of the image's edge are not annotated in the challenge's
-truth, so background in that band is ignored in training: it may be an unannotated nucleus.
+A mask holds instance ids (0 = background). Nuclei wholly within ``border`` pixels of the image's edge are not annotated
+in the challenge's truth, so background in that band is ignored in training: it may be an unannotated nucleus.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from common.cli import say
 from common.losses import IGNORE
-from common.rasters import IMAGE_EXTENSIONS
+from common.rasters import IMAGE_EXTENSIONS, OUTPUT_ENDINGS, read_label
 from common.sampling import Key
-from hela_nuclei.frames import read_stack, scale_frame
+from hela_nuclei.frames import TIFF_SUFFIXES, frame_range, read_stack, scale_frame
 from hela_nuclei.separate import distance_map
+
+SMALLEST_SIDE = 16
+"""Pixels: a smaller frame vanishes in the networks' poolings."""
+LARGEST_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,31 @@ class Frame:
 
 @dataclass(frozen=True)
 class LoadedFrame:
-    """A frame in memory: image (H, W) in its own dtype, labels (H, W) int32."""
+    """A frame in memory: image (H, W) in its own dtype, labels (H, W) int32, and whether the mask file had no ids."""
 
     frame: Frame
     image: NDArray[np.generic]
     labels: NDArray[np.int32]
+    binary: bool = False
 
 
-def find_frames(root: Path | None, *, images: Path | None = None, labels: Path | None = None, truth: str = "ST") -> tuple[list[Frame], list[str]]:
+@dataclass
+class Found:
+    """What lies under a root: pairs in order, and what has no partner."""
+
+    frames: list[Frame] = field(default_factory=list)
+    without_mask: list[Path] = field(default_factory=list)
+    without_frame: list[Path] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """A line for each kind of file without a partner."""
+        kinds = (("frame(s) without a mask", self.without_mask), ("mask(s) without a frame", self.without_frame))
+        return [f"{len(p)} {kind}, left out: {', '.join(map(str, p))}" for kind, p in kinds if p]
+
+
+def find_frames(
+    root: Path | None, *, images: Path | None = None, labels: Path | None = None, truth: str = "ST"
+) -> Found:
     """Pair frames with masks by sequence and number.
 
     Args:
@@ -58,42 +80,41 @@ def find_frames(root: Path | None, *, images: Path | None = None, labels: Path |
         labels: ...and one of masks, joined by stem (``_label`` allowed) or else by number.
         truth: ``ST`` or ``GT``: which of the challenge's masks.
 
-    Returns:
-        The pairs in order, and a line for each frame without mask and mask without frame.
-
     Raises:
         FileNotFoundError: a folder does not exist.
         ValueError: no pair is found; says what was looked for.
     """
     folders = _folders(root, images, labels, truth)
-    frames: list[Frame] = []
-    unpaired: list[str] = []
+    found = Found()
     for sequence, image_folder, mask_folder in folders:
-        pairs, notes = _pair(sequence, _files(image_folder), _files(mask_folder))
-        frames += pairs
-        unpaired += notes
-    if not frames:
-        where = ", ".join(f"{i} with {m}" for _, i, m in folders) or f"{root}: it holds neither 01/ with 01_{truth}/SEG/ nor images/ with masks/"
+        _pair(sequence, _files(image_folder, OUTPUT_ENDINGS), _files(mask_folder, ()), found)
+    if not found.frames:
+        layouts = f"{root}: it holds neither 01/ with 01_{truth}/SEG/ nor images/ with masks/"
+        where = ", ".join(f"{i} with {m}" for _, i, m in folders) or layouts
         raise ValueError(f"no frame with a mask found in {where}; see hela_nuclei/README.md for the layout")
-    return frames, unpaired
+    return found
 
 
 def _folders(root: Path | None, images: Path | None, labels: Path | None, truth: str) -> list[tuple[str, Path, Path]]:
     for name, folder in (("--data-root", root), ("--images", images), ("--labels", labels)):
         if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"{name} {folder} is not a folder")
+            raise FileNotFoundError(f"{name} {folder} is not a folder; check the path")
     if images is not None and labels is not None:
-        return [(images.name, images, labels)]
+        return [(images.resolve().name, images, labels)]
     assert root is not None
     for folder in (root, root / "combined_dataset"):
         if (folder / "images").is_dir() and (folder / "masks").is_dir():
             return [("images", folder / "images", folder / "masks")]
     sequences = sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r"\d{2,}", p.name))
-    return [(p.name, p, root / f"{p.name}_{truth}" / "SEG") for p in sequences if (root / f"{p.name}_{truth}" / "SEG").is_dir()]
+    return [(p.name, p, root / f"{p.name}_{truth}" / "SEG") for p in sequences]
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith("."))
+def _files(folder: Path, passed_over: tuple[str, ...]) -> list[Path]:
+    """The images of a folder (none if there is no such folder), without those whose stems end as given."""
+    if not folder.is_dir():
+        return []
+    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith("."))
+    return sorted(p for p in images if not (passed_over and p.stem.endswith(passed_over)))
 
 
 def _number(path: Path) -> int | None:
@@ -101,50 +122,91 @@ def _number(path: Path) -> int | None:
     return int(digits[-1]) if digits else None
 
 
-def _pair(sequence: str, images: Sequence[Path], masks: Sequence[Path]) -> tuple[list[Frame], list[str]]:
+def _stem(path: Path) -> str:
+    return path.stem.removesuffix("_label")
+
+
+def _pair(sequence: str, images: Sequence[Path], masks: Sequence[Path], found: Found) -> None:
     """Join by equal stem where one pair has it, else by the last number in the name."""
-    by_stem = {path.stem.removesuffix("_label"): path for path in masks}
-    key: Callable[[Path], Any] = _number
-    if any(path.stem in by_stem for path in images):
-        key = lambda path: path.stem.removesuffix("_label")  # noqa: E731
-    table = {key(path): path for path in masks if key(path) is not None}
-    frames, notes = [], []
+    by_stem = {_stem(path) for path in masks} & {_stem(path) for path in images}
+    key: Callable[[Path], str | int | None] = _stem if by_stem else _number
+    table: dict[str | int, Path] = {}
+    for mask in masks:
+        name = key(mask)
+        if name is None or table.setdefault(name, mask) is not mask:
+            found.without_frame.append(mask)
     for index, image in enumerate(images):
-        mask = table.pop(key(image), None) if key(image) is not None else None
-        if mask is None:
-            notes.append(f"{image}: no mask, left out")
+        name, number = key(image), _number(image)
+        partner = table.pop(name, None) if name is not None else None
+        if partner is None:
+            found.without_mask.append(image)
         else:
-            number = _number(image)
-            frames.append(Frame(sequence, index if number is None else number, image, mask))
-    return frames, notes + [f"{mask}: no frame, left out" for mask in table.values()]
+            found.frames.append(Frame(sequence, index if number is None else number, image, partner))
+    found.without_frame += table.values()
 
 
 def load_frame(frame: Frame) -> LoadedFrame:
     """Read a frame and its mask.
 
     Raises:
-        ValueError: one of them is damaged, is a stack, or their sizes differ.
+        ValueError: one of them or both are damaged, the frame is a stack or tiny, or their sizes differ.
     """
-    stack = read_stack(frame.image)
+    errors, image, labels, binary = [], None, None, False
+    try:
+        image = _read_image(frame.image)
+    except ValueError as error:
+        errors.append(str(error))
+    try:
+        labels, binary = read_labels(frame.mask)
+    except ValueError as error:
+        errors.append(str(error))
+    if image is None or labels is None:
+        raise ValueError("; ".join(errors))
+    if image.shape != labels.shape:
+        sizes = f"{frame.image} is {_size(image)}, its mask {frame.mask.name} {_size(labels)}"
+        raise ValueError(f"{sizes}; both must be of one size")
+    return LoadedFrame(frame, image, labels, binary)
+
+
+def _read_image(path: Path) -> NDArray[np.generic]:
+    stack = read_stack(path)
     if len(stack.frames) != 1:
-        raise ValueError(f"{frame.image}: holds {len(stack.frames)} frames; training takes one frame per file")
-    labels = read_labels(frame.mask)
-    if stack.frames[0].shape != labels.shape:
-        raise ValueError(f"{frame.image} is {_size(stack.frames[0])}, its mask {frame.mask.name} {_size(labels)}; both must be of one size")
-    return LoadedFrame(frame, stack.frames[0], labels)
+        raise ValueError(f"{path}: holds {len(stack.frames)} frames; training takes one frame per file")
+    if min(stack.frames[0].shape) < SMALLEST_SIDE:
+        raise ValueError(f"{path} is {_size(stack.frames[0])}; the networks need {SMALLEST_SIDE} x {SMALLEST_SIDE}")
+    image: NDArray[np.generic] = stack.frames[0]
+    return image
 
 
-def read_labels(path: Path) -> NDArray[np.int32]:
-    """Read an instance mask, (H, W) int32.
+def read_labels(path: Path) -> tuple[NDArray[np.int32], bool]:
+    """Read an instance mask as (H, W) int32, and whether it was binary.
+
+    A binary mask (0 and 1, or 0 and 255) has no ids: its connected parts become the nuclei.
 
     Raises:
         ValueError: it is damaged, has several channels, or values that are no ids.
     """
-    stack = read_stack(path)
-    labels = stack.frames[0]
-    if len(stack.frames) != 1 or labels.dtype.kind not in "ui" or labels.min() < 0:
-        raise ValueError(f"{path}: {labels.dtype} mask of {len(stack.frames)} pages; a mask is one page of whole numbers, 0 = background")
-    return labels.astype(np.int32)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        stack = read_stack(path)
+        if len(stack.frames) != 1 or stack.channels != 1:
+            shape = f"{len(stack.frames)} pages and {stack.channels} channels"
+            raise ValueError(f"{path}: a mask with {shape}; a mask is one page of whole numbers, 0 = background")
+        labels: NDArray[Any] = stack.frames[0]
+    else:
+        labels = read_label(path, colors=False)
+        if labels.ndim == 3:
+            if (labels != labels[..., :1]).any():
+                raise ValueError(f"{path}: a colored mask; a mask is one channel of whole numbers, 0 = background")
+            labels = labels[..., 0]
+    if labels.dtype.kind not in "ui" and not (labels == np.rint(labels)).all():
+        raise ValueError(f"{path}: {labels.dtype} values that are not whole; a mask has a whole number per nucleus")
+    low, high = labels.min(), labels.max()
+    if low < 0 or high > LARGEST_ID:
+        count = int(((labels < 0) | (labels > LARGEST_ID)).sum())
+        raise ValueError(f"{path}: {count} pixel(s) with values such as {low if low < 0 else high} are no nucleus ids")
+    if high in (1, 255) and np.isin(labels, (0, high)).all():
+        return np.asarray(ndimage.label(labels)[0], np.int32), True
+    return labels.astype(np.int32), False
 
 
 def _size(array: NDArray[Any]) -> str:
@@ -162,17 +224,26 @@ def load_frames(frames: Sequence[Frame]) -> tuple[list[LoadedFrame], list[str]]:
     return loaded, problems
 
 
+def of_one_size(loaded: Sequence[LoadedFrame]) -> tuple[list[LoadedFrame], list[str]]:
+    """The frames of the most frequent size, which can share a batch as they are, and a line for each other one."""
+    usual = Counter(item.image.shape for item in loaded).most_common(1)
+    kept = [item for item in loaded if item.image.shape == usual[0][0]]
+    others = [item for item in loaded if item.image.shape != usual[0][0]]
+    remedy = "frames of several sizes need crops, such as --crop-size 256"
+    return kept, [f"{o.frame.image} is {_size(o.image)}, most are {_size(kept[0].image)}; {remedy}" for o in others]
+
+
 def audit(loaded: Sequence[LoadedFrame]) -> list[tuple[str, str]]:
-    """What was found, as (name, value) rows: sizes, types, nuclei, area share; frames that differ from the others are named."""
-    sizes = _tally(loaded, lambda f: _size(f.image))
-    kinds = _tally(loaded, lambda f: str(f.image.dtype))
+    """What was found, as (name, value) rows: sizes, types, nuclei, area share; frames unlike the others are named."""
     nuclei = [len(np.unique(f.labels)) - int((f.labels == 0).any()) for f in loaded]
     share = sum(int((f.labels > 0).sum()) for f in loaded) / sum(f.labels.size for f in loaded)
+    binary = sum(item.binary for item in loaded)
+    values = f"instance ids 0...{max(int(f.labels.max()) for f in loaded)}"
     rows = [
         ("frames with a mask", str(len(loaded))),
-        ("size (rows x columns)", _tally_text(sizes)),
-        ("type", _tally_text(kinds)),
-        ("label values", f"instance ids 0...{max(int(f.labels.max()) for f in loaded)}"),
+        ("size (rows x columns)", _tally_text(_tally(loaded, lambda f: _size(f.image)))),
+        ("type", _tally_text(_tally(loaded, lambda f: str(f.image.dtype)))),
+        ("label values", values + (f"; {binary} binary masks: each connected part is a nucleus" if binary else "")),
         ("nuclei", f"{sum(nuclei)} ({min(nuclei)} to {max(nuclei)} a frame)"),
         ("share of pixels", f"nucleus {share:.1%}, background {1 - share:.1%}"),
     ]
@@ -197,16 +268,19 @@ def _tally_text(groups: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(parts)
 
 
-def require_usable(problems: Sequence[str], *, skip_bad: bool) -> None:
+def require_usable(loaded: Sequence[LoadedFrame], problems: Sequence[str], *, skip_bad: bool) -> None:
     """Name every bad file; stop unless ``skip_bad``.
 
     Raises:
-        ValueError: there are bad files and they are not to be skipped.
+        ValueError: there are bad files and they are not to be skipped, or nothing else is left.
     """
     for problem in problems:
         say(f"{'skipped' if skip_bad else 'bad'}: {problem}")
     if problems and not skip_bad:
-        raise ValueError(f"{len(problems)} bad file(s), listed above; repair or remove them, or pass --skip-bad to go on without them")
+        remedy = "repair or remove them, or pass --skip-bad to go on without them"
+        raise ValueError(f"{len(problems)} bad frame(s), listed above; {remedy}")
+    if not loaded:
+        raise ValueError(f"none of the {len(problems)} frames can be used")
 
 
 def semantic_target(labels: NDArray[np.int32], border: int) -> NDArray[np.uint8]:
@@ -219,6 +293,31 @@ def semantic_target(labels: NDArray[np.int32], border: int) -> NDArray[np.uint8]
     return target
 
 
+@dataclass(frozen=True)
+class _Maps:
+    """What samples are cut from. Eight bytes a pixel fewer than as the network takes them: sequences are long."""
+
+    name: str
+    image: NDArray[np.generic]
+    value_range: tuple[float, float]
+    target: NDArray[np.uint8]
+    distance: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, item: LoadedFrame, border: int) -> _Maps:
+        distance = distance_map(item.labels).astype(np.float16)
+        target = semantic_target(item.labels, border)
+        return cls(item.frame.id, item.image, frame_range(item.image), target, distance)
+
+    def sample(self, image: NDArray[np.float32], target: NDArray[np.uint8], distance: NDArray[Any]) -> dict[str, Any]:
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
+            "target": torch.from_numpy(target.astype(np.int64)),
+            "distance": torch.from_numpy(distance.astype(np.float32)),
+            "id": self.name,
+        }
+
+
 class FrameCrops:
     """Training samples: random crops (or whole frames) with flips, quarter turns and changes of brightness and noise.
 
@@ -228,14 +327,18 @@ class FrameCrops:
         length: samples per epoch; 0 = one per frame.
         border: band in which background is ignored, pixels.
         augment: off = crops without changes.
+
+    Raises:
+        ValueError: whole frames of several sizes.
     """
 
-    def __init__(self, loaded: Sequence[LoadedFrame], *, crop: int, length: int = 0, border: int = 25, augment: bool = True) -> None:
-        shapes = {item.image.shape for item in loaded}
-        if not crop and len(shapes) > 1:
-            raise ValueError(f"whole frames of {len(shapes)} sizes cannot share a batch; set --crop-size, such as --crop-size 256")
+    def __init__(
+        self, loaded: Sequence[LoadedFrame], *, crop: int, length: int = 0, border: int = 25, augment: bool = True
+    ) -> None:
+        if not crop and len({item.image.shape for item in loaded}) > 1:
+            raise ValueError("whole frames of several sizes cannot share a batch; set --crop-size 256")
         self.crop, self.length, self.augment = crop, length or len(loaded), augment
-        self.frames = [(item.frame.id, scale_frame(item.image), semantic_target(item.labels, border), distance_map(item.labels)) for item in loaded]
+        self.frames = [_Maps.of(item, border) for item in loaded]
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -244,59 +347,45 @@ class FrameCrops:
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """The sample of an index; its own seed decides crop and augmentation."""
         index, seed = key
-        rng = np.random.default_rng(seed)
-        name, *maps = self.frames[index % len(self.frames)]
-        image, target, distance = (self._cut(m, fill, *self._corner(maps[0].shape, seed)) for m, fill in zip(maps, (0, IGNORE, 0), strict=True))
+        maps = self.frames[index % len(self.frames)]
+        rows, columns = self._window(maps.target.shape, seed)
+        image = self._fill(scale_frame(maps.image[rows, columns], maps.value_range), 0)
+        target = self._fill(maps.target[rows, columns], IGNORE)
+        distance = self._fill(maps.distance[rows, columns], 0)
         if self.augment:
+            rng = np.random.default_rng(seed)
             turns = int(rng.integers(4)) if image.shape[0] == image.shape[1] else 2 * int(rng.integers(2))
             flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
             image, target, distance = (np.rot90(m, turns)[:, flip] for m in (image, target, distance))
-            image = image * np.exp(rng.normal(0, 0.25)) + rng.normal(0, 0.02)
-            image = image + rng.normal(0, rng.uniform(0, 0.005), image.shape)
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(image, np.float32))[None],
-            "target": torch.from_numpy(np.ascontiguousarray(target).astype(np.int64)),
-            "distance": torch.from_numpy(np.ascontiguousarray(distance)),
-            "id": name,
-        }
+            gain, offset, noise = np.exp(rng.normal(0, 0.25)), rng.normal(0, 0.01), rng.uniform(0, 0.002)
+            image = image * np.float32(gain) + np.float32(offset)
+            image += np.float32(noise) * rng.standard_normal(image.shape, np.float32)
+        return maps.sample(image, target, distance)
 
-    def _corner(self, shape: tuple[int, ...], seed: int) -> tuple[int, int]:
+    def _window(self, shape: tuple[int, ...], seed: int) -> tuple[slice, slice]:
         if not self.crop:
-            return 0, 0
+            return slice(None), slice(None)
         rng = np.random.default_rng((seed, 1))
-        return int(rng.integers(max(shape[0] - self.crop, 0) + 1)), int(rng.integers(max(shape[1] - self.crop, 0) + 1))
+        row, column = (int(rng.integers(max(size - self.crop, 0) + 1)) for size in shape)
+        return slice(row, row + self.crop), slice(column, column + self.crop)
 
-    def _cut(self, array: NDArray[Any], fill: int, row: int, column: int) -> NDArray[Any]:
-        """The crop at (row, column), filled up where the frame is smaller."""
-        if not self.crop:
-            return array
-        part = array[row : row + self.crop, column : column + self.crop]
-        missing = [(0, self.crop - size) for size in part.shape]
-        return np.pad(part, missing, constant_values=fill) if any(m for _, m in missing) else part
+    def _fill(self, part: NDArray[Any], value: int) -> NDArray[Any]:
+        """Fill up the crop where the frame is smaller."""
+        missing = [(0, max(self.crop - size, 0)) for size in part.shape]
+        return np.pad(part, missing, constant_values=value) if any(m for _, m in missing) else part
 
 
 class WholeFrames:
-    """Validation samples: whole frames, unchanged; ``labels`` are the instance ids. ``border`` as in training (0 = every pixel counts)."""
+    """Validation samples: whole frames, unchanged; ``border`` as in training (0 = every pixel counts)."""
 
     def __init__(self, loaded: Sequence[LoadedFrame], *, border: int = 0) -> None:
-        self.loaded, self.border = loaded, border
+        self.frames = [_Maps.of(item, border) for item in loaded]
 
     def __len__(self) -> int:
         """Number of frames."""
-        return len(self.loaded)
+        return len(self.frames)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One frame."""
-        item = self.loaded[index]
-        return {
-            "image": torch.from_numpy(scale_frame(item.image))[None],
-            "target": torch.from_numpy(semantic_target(item.labels, self.border).astype(np.int64)),
-            "distance": torch.from_numpy(distance_map(item.labels)),
-            "labels": torch.from_numpy(item.labels),
-            "id": item.frame.id,
-        }
-
-
-def write_labels(path: Path, labels: NDArray[np.integer]) -> None:
-    """Write a uint16 label image."""
-    tifffile.imwrite(path, labels.astype(np.uint16), compression="zlib")
+        maps = self.frames[index]
+        return maps.sample(scale_frame(maps.image, maps.value_range), maps.target, maps.distance)

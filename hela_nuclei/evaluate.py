@@ -1,4 +1,4 @@
-"""Score a checkpoint against masks: ``python hela_nuclei/evaluate.py --checkpoint best_iou.pt --data-root Fluo-N2DL-HeLa``."""
+"""Score a checkpoint: ``python hela_nuclei/evaluate.py --checkpoint best_iou.pt --data-root Fluo-N2DL-HeLa``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
 from common.devices import choose_precision
 from common.evaluation import check_root, print_scores
-from hela_nuclei.data import find_frames, load_frames, require_usable
-from hela_nuclei.predict import TASK, TILE, Predictor
+from hela_nuclei.data import find_frames, load_frames
+from hela_nuclei.predict import TASK, Predictor
 from hela_nuclei.scoring import build_criterion, score_frames
 
 
@@ -57,11 +57,15 @@ def main() -> int:
     if not config.checkpoint:
         raise ValueError("no checkpoint given; pass --checkpoint FILE")
     predictor, card = Predictor.load(
-        config.checkpoint, choose_precision(config.device, config.amp), threshold=config.threshold, tile=TILE, tta="flips" if config.tta else "none"
-    )
+        config.checkpoint, choose_precision(config.device, config.amp), threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+    )  # fmt: skip
+    if config.border < 0:
+        raise ValueError(f"--border {config.border} must not be negative")
     check_root(str((config.data_root or config.images or Path()).resolve()), card.data_root, config.split)
-    frames, unpaired = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
-    for note in unpaired:
+    found = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
+    frames = found.frames
+    for note in found.notes():
         say(f"note: {note}")
     if config.split != "all":
         wanted = set(card.split.get(config.split, []))
@@ -69,9 +73,10 @@ def main() -> int:
         if not frames:
             raise ValueError(f"the {config.split} part of {config.checkpoint[0]} has no frames; use --split all")
     loaded, problems = load_frames(frames)
-    require_usable(problems, skip_bad=True)
+    for problem in problems:
+        say(f"failed: {problem}")
     if not loaded:
-        raise ValueError("none of the frames can be read")
+        return PARTIAL
     scores = score_frames(predictor, loaded, build_criterion(str(card.config.get("loss", "bce"))), config.border)
     print_scores(TASK, config.split, scores.result())
     return PARTIAL if problems else 0

@@ -1,16 +1,12 @@
-"""Segment frames and stacks: ``python hela_nuclei/infer.py 01 stack.tif`` writes masks, overlays, tables and a Cell Tracking Challenge result."""
+"""Segment frames and stacks: ``python hela_nuclei/infer.py 01 stack.tif`` writes masks, tables, challenge results."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,10 +31,15 @@ from common.plots import Pixels
 from common.rasters import find_images, output_stems, range_warning, write_mask, write_probability
 from common.runs import newest_checkpoint
 from hela_nuclei.draw import contact_sheet, outlines
-from hela_nuclei.frames import Stack, read_stack, scale_frame
+from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
 from hela_nuclei.predict import TASK, TILE, Prediction, Predictor
-from hela_nuclei.tracking import Linker, write_tracks
+from hela_nuclei.results import Member, challenge_results, check_replaceable, in_order, write_result
+from hela_nuclei.separate import MIN_AREA
+from hela_nuclei.tracking import Linker
 
+ENDINGS = ("_mask.png", "_mask.tif", "_prob.tif", "_overlay.png", "_nuclei.csv", "_counts.csv")
+BYTES_PER_PIXEL = 7
+"""Probabilities take 4, hardly compressible; mask, overlay and labels at most 3."""
 SHEET_FRAMES = 9
 """Frames of a stack that its overlay picture shows."""
 
@@ -49,7 +50,7 @@ class Config:
 
     input: tyro.conf.Positional[tuple[Path, ...]]
     """Images, stacks, or folders of them (not recursive). A folder of numbered frames is one sequence."""
-    checkpoint: tuple[Path, ...] = ()
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """Checkpoint(s); several are averaged. Default: the newest run's best."""
     output_dir: Path = Path("outputs") / TASK
     """Where results go."""
@@ -65,7 +66,7 @@ class Config:
     """Resize frames by this factor before the network, such as 0.5 where nuclei are twice as large as in training."""
     input_range: tuple[float, float] | None = None
     """Intensities that mean black and white; default: each frame's own minimum and maximum."""
-    min_area: int = 40
+    min_area: int = MIN_AREA
     """Smaller objects are dropped, pixels."""
     axes: str | None = None
     """What the dimensions of a TIFF mean, such as TYXC; default: its metadata."""
@@ -78,91 +79,90 @@ class Config:
 def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
-    if not config.input:
-        raise ValueError("no INPUT given; pass images, stacks or folders")
+    check(config)
     paths = find_images(config.input)
     stems = output_stems(paths)
     checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor, card = Predictor.load(
-        checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold, tile=config.tile_size, overlap=config.overlap,
-        tta="flips" if config.tta else "none", scale=config.scale, min_area=config.min_area,
+    predictor, _ = Predictor.load(
+        checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold, tile=config.tile_size,
+        overlap=config.overlap, tta="flips" if config.tta else "none", scale=config.scale, min_area=config.min_area,
     )  # fmt: skip
     tags = provenance(checkpoints, predictor.threshold)
-    # Probabilities dominate: 4 bytes a pixel, hardly compressible; masks, overlays and labels add about 2.
-    check_disk(config.output_dir, 3 * sum(path.stat().st_size for path in paths))
+    keep_inputs(paths, stems, config.output_dir)
+    sizes = announce(paths, config, predictor)
 
-    started, pixels, failed = time.monotonic(), 0, 0
-    with challenge_results(paths, config.output_dir) as sequences:
-        for path in tqdm(paths, desc=TASK, unit="file", disable=None):
+    started, failed, done = time.monotonic(), 0, 0
+    bar = tqdm(total=sum(sizes.values()) / 1e6, desc=TASK, unit="Mpx", disable=None)
+    with challenge_results(paths, stems, config.output_dir) as members, bar:
+        for path in in_order(paths, members):
             try:
                 stack = read_stack(path, config.axes, config.channel)
                 warn_range(path, stack, config.input_range)
-                segment(stack, stems[path], predictor, config, tags, sequences.get(path))
-                pixels += stack.frames.size
+                segment(path, stack, stems[path], predictor, config, tags, members.get(path))
+                done += stack.frames.size
             except (ValueError, OSError) as error:
-                say(f"failed: {str(error) if str(path) in str(error) else f'{path}: {error}'}")
+                say(f"failed: {error if str(path) in str(error) else f'{path}: {error}'}")
                 failed += 1
-    seconds = time.monotonic() - started
-    say(f"{len(paths) - failed} of {len(paths)} files to {config.output_dir} in {seconds:.1f} s ({pixels / 1e6 / max(seconds, 1e-9):.2f} Mpx/s)")
+            bar.update(sizes[path] / 1e6)
+    seconds = max(time.monotonic() - started, 1e-9)
+    speed = f"{seconds:.1f} s ({done / 1e6 / seconds:.2f} Mpx/s)"
+    say(f"{len(paths) - failed} of {len(paths)} files to {config.output_dir} in {speed}")
     return PARTIAL if failed else 0
 
 
-@dataclass
-class ResultSequence:
-    """A challenge result that grows frame by frame in a temporary folder."""
+def check(config: Config) -> None:
+    """Refuse flags that no input could make right.
 
-    folder: Path
-    linker: Linker
-    number: int | None
-
-    def add(self, number: int, labels: NDArray[np.int32]) -> NDArray[np.uint16]:
-        """Link a frame's nuclei to the frames before, write its mask, return it with the tracks' ids."""
-        linked = self.linker.update(number, labels)
-        tifffile.imwrite(self.folder / f"mask{number:03d}.tif", linked, compression="zlib")
-        return linked
-
-
-@contextmanager
-def challenge_results(paths: Sequence[Path], output_dir: Path) -> Iterator[dict[Path, ResultSequence]]:
-    """Open ``<folder>_RES`` for every folder of numbered frames among ``paths``; at the end add ``res_track.txt`` and put each in place.
-
-    Yields:
-        The open result and the frame number of each path that belongs to one.
+    Raises:
+        ValueError: names the flag and its value.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".res-", dir=output_dir) as scratch:
-        targets: dict[Path, tuple[Path, Linker]] = {}
-        members: dict[Path, ResultSequence] = {}
-        for parent, numbers in numbered_folders(paths).items():
-            folder = Path(scratch) / f"{len(targets)}"
-            folder.mkdir()
-            linker = Linker()
-            target = output_dir / f"{parent.name}_RES"
-            targets[folder] = (target if target not in [t for t, _ in targets.values()] else output_dir / f"{parent.parent.name}_{parent.name}_RES", linker)
-            members.update({path: ResultSequence(folder, linker, number) for path, number in numbers.items()})
-        yield members
-        for folder, (target, linker) in targets.items():
-            if any(folder.iterdir()):
-                write_tracks(folder / "res_track.txt", linker.tracks())
-                replace_folder(folder, target)
+    if not config.input:
+        raise ValueError("no INPUT given; pass images, stacks or folders")
+    check_axes(config.axes)
+    if config.channel is not None and config.channel < 0:
+        raise ValueError(f"--channel {config.channel} must not be negative")
+    if config.min_area < 0:
+        raise ValueError(f"--min-area {config.min_area} must not be negative")
+    if config.input_range is not None and not config.input_range[0] < config.input_range[1]:
+        raise ValueError(
+            f"--input-range needs two numbers LO < HI, got {config.input_range[0]} {config.input_range[1]}"
+        )
+    if config.output_dir.exists() and not config.output_dir.is_dir():
+        raise ValueError(f"--output-dir {config.output_dir} is a file; give a folder")
 
 
-def replace_folder(folder: Path, target: Path) -> None:
-    """Put ``folder`` in the place of an earlier result."""
-    if target.exists():
-        shutil.rmtree(target)
-    folder.rename(target)
+def keep_inputs(paths: Sequence[Path], stems: Mapping[Path, str], folder: Path) -> None:
+    """Make sure that no result would take the place of an input.
+
+    Raises:
+        ValueError: one would; names it.
+    """
+    inputs = {path.resolve() for path in paths}
+    for stem in stems.values():
+        for ending in ENDINGS:
+            if (folder / f"{stem}{ending}").resolve() in inputs:
+                raise ValueError(f"{folder / f'{stem}{ending}'} is an input; choose another --output-dir")
 
 
-def numbered_folders(paths: Sequence[Path]) -> dict[Path, dict[Path, int]]:
-    """Frames that are parts of a sequence, by folder: file names that end in a number, all different."""
-    folders: dict[Path, dict[Path, int]] = {}
-    for path in paths:
-        digits = re.search(r"(\d+)$", path.stem)
-        if digits:
-            folders.setdefault(path.parent.resolve(), {})[path] = int(digits.group(1))
-    return {folder: numbers for folder, numbers in folders.items() if len(set(numbers.values())) == len(numbers)}
+def announce(paths: Sequence[Path], config: Config, predictor: Predictor) -> dict[Path, int]:
+    """Print what is ahead: pixels, minutes, disk. Returns the pixels of each file as far as its header tells.
+
+    Raises:
+        ValueError: the disk is too full.
+    """
+    sizes = {path: count_pixels(path, config.axes) for path in paths}
+    pixels, blank = sum(sizes.values()), np.zeros((384, 384), np.float32)
+    predictor(blank)  # sets up kernels
+    started = time.monotonic()
+    predictor(blank)
+    minutes = (time.monotonic() - started) / blank.size * pixels / 60
+    needed = BYTES_PER_PIXEL * pixels
+    say(
+        f"{len(paths)} files, {pixels / 1e6:.1f} Mpx, about {minutes:.1f} min, {needed / 1e9:.2f} GB of results at most"
+    )
+    check_disk(config.output_dir, needed)
+    return sizes
 
 
 def warn_range(path: Path, stack: Stack, value_range: tuple[float, float] | None) -> None:
@@ -173,18 +173,22 @@ def warn_range(path: Path, stack: Stack, value_range: tuple[float, float] | None
             say(f"warning: {path}: {warning}")
 
 
-def segment(stack: Stack, stem: str, predictor: Predictor, config: Config, tags: Mapping[str, str], sequence: ResultSequence | None) -> None:
+def segment(
+    path: Path, stack: Stack, stem: str, predictor: Predictor, config: Config, tags: Mapping[str, str],
+    member: Member | None,
+) -> None:  # fmt: skip
     """Predict every frame of a stack and write its results under ``stem``."""
     linker, rows, counts, sheet = Linker(), [], [], []
     masks, probabilities, tracked = [], [], []
     shown = set(np.linspace(0, len(stack.frames) - 1, min(SHEET_FRAMES, len(stack.frames))).astype(int).tolist())
     for index, frame in enumerate(stack.frames):
         prediction: Prediction = predictor(scale_frame(frame, config.input_range))
-        labels = prediction.nuclei()
-        if sequence is not None and not stack.has_time and sequence.number is not None:
-            number, linked = sequence.number, sequence.add(sequence.number, labels)
+        number, labels = index, prediction.nuclei()
+        if member is not None and not stack.has_time:
+            number = member.number
+            linked = member.sequence.add(path, number, labels, frame.dtype)
         else:
-            number, linked = index, linker.update(index, labels)
+            linked = linker.update(number, labels)
         table = measure(number, linked, frame)
         rows += table
         counts.append((number, len(table)))
@@ -195,6 +199,7 @@ def segment(stack: Stack, stem: str, predictor: Predictor, config: Config, tags:
             sheet.append(outlines(frame, linked))
     folder = config.output_dir
     if stack.has_time:
+        check_replaceable(folder / f"{stem}_RES")
         write_pages(folder / f"{stem}_mask.tif", masks, tags)
         write_pages(folder / f"{stem}_prob.tif", probabilities, tags)
         write_result(folder / f"{stem}_RES", tracked, linker)
@@ -207,9 +212,15 @@ def segment(stack: Stack, stem: str, predictor: Predictor, config: Config, tags:
 
 
 def measure(number: int, labels: NDArray[np.uint16], frame: NDArray[np.generic]) -> list[tuple[float, ...]]:
-    """One row per nucleus: frame, label, area (px), centroid (y, x in px) and mean intensity in the file's own units."""
-    table = regionprops_table(labels, frame.astype(np.float64), properties=("label", "area", "centroid", "mean_intensity"))
-    columns = (table["label"].tolist(), table["area"].astype(int).tolist(), *(table[name].round(2).tolist() for name in ("centroid-0", "centroid-1", "mean_intensity")))
+    """One row per nucleus: frame, label, area (px), centroid (y, x in px), mean intensity in the file's own units."""
+    table = regionprops_table(
+        labels, frame.astype(np.float64), properties=("label", "area", "centroid", "mean_intensity")
+    )
+    columns = (
+        table["label"].tolist(),
+        table["area"].astype(int).tolist(),
+        *(table[name].round(2).tolist() for name in ("centroid-0", "centroid-1", "mean_intensity")),
+    )
     return [(number, *values) for values in zip(*columns, strict=True)]
 
 
@@ -217,18 +228,14 @@ def write_pages(path: Path, pages: Sequence[NDArray[np.generic]], tags: Mapping[
     """Write a stack with one page per frame (axes TYX); provenance goes into the image description."""
     stack = np.stack(pages)
     with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, stack, compression="zlib", photometric="minisblack", metadata={"axes": "TYX", **tags}, bigtiff=stack.nbytes > 2**31)
-
-
-def write_result(target: Path, masks: Sequence[NDArray[np.uint16]], linker: Linker) -> None:
-    """Write a stack's challenge result folder."""
-    with tempfile.TemporaryDirectory(prefix=".res-", dir=target.parent) as scratch:
-        folder = Path(scratch) / "result"
-        folder.mkdir()
-        for number, mask in enumerate(masks):
-            tifffile.imwrite(folder / f"mask{number:03d}.tif", mask, compression="zlib")
-        write_tracks(folder / "res_track.txt", linker.tracks())
-        replace_folder(folder, target)
+        tifffile.imwrite(
+            temporary,
+            stack,
+            compression="zlib",
+            photometric="minisblack",
+            metadata={"axes": "TYX", **tags},
+            bigtiff=stack.nbytes > 2**31,
+        )
 
 
 def write_picture(path: Path, picture: Pixels) -> None:

@@ -26,7 +26,7 @@ from common.rasters import find_images
 from common.runs import newest_checkpoint
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import outlines, viridis
-from hela_nuclei.frames import read_stack, scale_frame
+from hela_nuclei.frames import check_axes, read_stack, scale_frame
 from hela_nuclei.predict import TASK, Predictor
 
 CODECS = {".avi": "XVID", ".mp4": "mp4v"}
@@ -38,10 +38,10 @@ class Config:
 
     input: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Images, stacks or folders. Default: the test (else validation) frames of the newest run."""
-    checkpoint: tuple[Path, ...] = ()
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """Checkpoint(s); several are averaged. Default: the newest run's best."""
     out: Path | None = None
-    """Video file, .avi (XVID) or .mp4 (mp4v). Default: predictions.avi in the run folder, or outputs/hela_nuclei/<input>.avi."""
+    """Video, .avi (XVID) or .mp4 (mp4v). Default: predictions.avi in the run folder; outputs/hela_nuclei/INPUT.avi."""
     fps: float = 2.0
     """Frames per second."""
     threshold: float | None = None
@@ -61,25 +61,27 @@ class Config:
 def main() -> int:
     """Load networks, predict frame by frame, write the video."""
     config = parse_flags(Config)
-    if config.fps <= 0:
-        raise ValueError(f"--fps {config.fps} must be greater than 0")
+    if not 0 < config.fps <= 1000:
+        raise ValueError(f"--fps {config.fps} must be greater than 0 and at most 1000")
+    check_axes(config.axes)
+    if config.out is not None and config.out.suffix.lower() not in CODECS:
+        raise ValueError(f"--out {config.out}: the suffix must be .avi or .mp4")
     checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor, card = Predictor.load(checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold)
+    predictor, card = Predictor.load(
+        checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold
+    )
     paths = find_images(config.input) if config.input else split_frames(card, checkpoints[0])
     out = config.out or default_output(config.input, checkpoints[0])
-    if out.suffix.lower() not in CODECS:
-        raise ValueError(f"--out {out}: the suffix must be .avi or .mp4")
-
-    problems: list[str] = []
-    shape = largest_frame(paths, config)
-    with atomic_path(out) as temporary:
-        count = write_video(temporary, (side_by_side(f, predictor, config.style) for f in frames_of(paths, config, problems)), shape, config.fps)
-        if count == 0:
-            raise ValueError(f"none of the {len(paths)} inputs can be read; the first: {problems[0]}")
-    for problem in problems:
+    shape, problems = look(paths, config)
+    for problem in problems.values():
         say(f"failed: {problem}")
-    say(f"{count} frames to {out}")
+    good = [path for path in paths if path not in problems]
+    if good:
+        pictures = (side_by_side(frame, predictor, config.style) for frame in frames_of(good, config))
+        with atomic_path(out) as temporary:
+            count = write_video(temporary, pictures, shape, config.fps)
+        say(f"{count} frames to {out}")
     return PARTIAL if problems else 0
 
 
@@ -92,8 +94,12 @@ def split_frames(card: ModelCard, checkpoint: Path) -> list[Path]:
     root = Path(card.data_root)
     ids = set(card.split.get("test") or card.split.get("val") or [])
     if not card.data_root or not root.is_dir():
-        raise ValueError(f"the data that {checkpoint} was trained on are not at '{card.data_root}' any more; give INPUT")
-    paths = [frame.image for frame in find_frames(root, truth=str(card.config.get("truth", "ST")))[0] if frame.id in ids]
+        raise ValueError(
+            f"the data that {checkpoint} was trained on are not at '{card.data_root}' any more; give INPUT"
+        )
+    images, labels = (Path(card.config[key]) if card.config.get(key) else None for key in ("images", "labels"))
+    found = find_frames(root, images=images, labels=labels, truth=str(card.config.get("truth", "ST")))
+    paths = [frame.image for frame in found.frames if frame.id in ids]
     if not paths:
         raise ValueError(f"none of the {len(ids)} test frames of {checkpoint} is under {root} any more; give INPUT")
     return paths
@@ -101,24 +107,27 @@ def split_frames(card: ModelCard, checkpoint: Path) -> list[Path]:
 
 def default_output(inputs: Sequence[Path], checkpoint: Path) -> Path:
     """Beside the checkpoint without INPUT, else under outputs/."""
-    return Path("outputs") / TASK / f"{inputs[0].stem}.avi" if inputs else checkpoint.parent / "predictions.avi"
+    if not inputs:
+        return checkpoint.parent / "predictions.avi"
+    return Path("outputs") / TASK / f"{inputs[0].resolve().stem}.avi"
 
 
-def frames_of(paths: Sequence[Path], config: Config, problems: list[str]) -> Iterator[NDArray[np.generic]]:
-    """The frames of all inputs in order; what cannot be read is noted in ``problems``."""
+def frames_of(paths: Sequence[Path], config: Config) -> Iterator[NDArray[np.generic]]:
+    """The frames of all inputs in order."""
     for path in tqdm(paths, desc="video", unit="file", disable=None):
+        yield from read_stack(path, config.axes, config.channel).frames
+
+
+def look(paths: Sequence[Path], config: Config) -> tuple[tuple[int, int], dict[Path, str]]:
+    """Height and width that hold every frame, and what is wrong with the inputs that cannot be read."""
+    height, width, problems = 0, 0, {}
+    for path in paths:
         try:
-            stack = read_stack(path, config.axes, config.channel)
-        except ValueError as error:
-            problems.append(str(error))
-            continue
-        yield from stack.frames
-
-
-def largest_frame(paths: Sequence[Path], config: Config) -> tuple[int, int]:
-    """Height and width that hold every frame."""
-    shapes = [frame.shape for frame in frames_of(paths, config, [])] or [(0, 0)]
-    return max(s[0] for s in shapes), max(s[1] for s in shapes)
+            shape = read_stack(path, config.axes, config.channel).frames.shape
+            height, width = max(height, shape[1]), max(width, shape[2])
+        except (ValueError, OSError) as error:
+            problems[path] = str(error)
+    return (height, width), problems
 
 
 def side_by_side(frame: NDArray[np.generic], predictor: Predictor, style: str) -> tuple[Pixels, Pixels]:
@@ -128,7 +137,7 @@ def side_by_side(frame: NDArray[np.generic], predictor: Predictor, style: str) -
 
 
 def write_video(path: Path, pairs: Iterator[tuple[Pixels, Pixels]], shape: tuple[int, int], fps: float) -> int:
-    """Write pairs of pictures side by side, padded to ``shape`` and to even sizes (codecs need those); returns the number of frames.
+    """Write pairs of pictures side by side, padded to ``shape`` and to even sizes, as codecs need; returns how many.
 
     Raises:
         ValueError: the codec is missing.
@@ -139,9 +148,13 @@ def write_video(path: Path, pairs: Iterator[tuple[Pixels, Pixels]], shape: tuple
     try:
         for pictures in pairs:
             if writer is None:
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()]), fps, (2 * width, height))
+                writer = cv2.VideoWriter(
+                    str(path), cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()]), fps, (2 * width, height)
+                )
                 if not writer.isOpened():
-                    raise ValueError(f"this OpenCV has no {CODECS[path.suffix.lower()]} encoder; choose another suffix for --out")
+                    raise ValueError(
+                        f"this OpenCV has no {CODECS[path.suffix.lower()]} encoder; choose another suffix for --out"
+                    )
             padded = [np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0))) for p in pictures]
             writer.write(np.ascontiguousarray(np.hstack(padded)[..., ::-1]))
             count += 1

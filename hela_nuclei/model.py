@@ -1,7 +1,8 @@
 """The networks: a small U-Net, and a U-Net on a ResNet-18 encoder.
 
-Module names are those of the original notebook, so its checkpoints load as they are. Output channel 0 is the logit of "nucleus"; with ``outputs=2``
-channel 1 is the logit of the distance map that separates touching nuclei (see ``separate.py``).
+Module names are those of the original notebook, so its checkpoints load as they are. Output channel 0 is the logit of
+"nucleus"; with ``outputs=2`` channel 1 is the logit of the distance map that separates touching nuclei (see
+``separate.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
+
+from common.tiling import pad_to_multiple
 
 WIDTHS = (16, 32, 64, 128)
 
@@ -28,7 +31,7 @@ def down(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def align(x: Tensor, reference: Tensor) -> Tensor:
-    """Pad (or crop) ``x`` at its top and left to the height and width of ``reference``: odd sizes lose a row or column when pooled."""
+    """Pad (or crop) ``x`` at its top and left to the size of ``reference``: odd sizes lose a row when pooled."""
     rows, columns = reference.shape[2] - x.shape[2], reference.shape[3] - x.shape[3]
     return F.pad(x, (columns, 0, rows, 0)) if rows or columns else x
 
@@ -54,13 +57,18 @@ class UNet(nn.Module):
         outputs: logit channels.
         channels: input channels.
         widths: feature channels per resolution.
+        pad_input: mirror odd sizes up to a multiple of 8 first, so that encoder and decoder maps lie on one grid. The
+            notebook did not: its checkpoints, trained with maps up to 7 px out of place, need False.
 
     Shape:
-        (N, channels, H, W) -> (N, outputs, H, W) for any H, W of at least 8.
+        (N, channels, H, W) -> (N, outputs, H, W) for any H, W (of at least 8 without ``pad_input``).
     """
 
-    def __init__(self, outputs: int = 1, channels: int = 1, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(
+        self, outputs: int = 1, channels: int = 1, widths: Sequence[int] = WIDTHS, *, pad_input: bool = True
+    ) -> None:
         super().__init__()
+        self.pad_input = pad_input
         a, b, c, d = widths
         self.conv1 = nn.Sequential(conv_bn_relu(channels, a), conv_bn_relu(a, a))
         self.conv2, self.conv3, self.conv4 = down(a, b), down(b, c), down(c, d)
@@ -69,12 +77,13 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
-        full = self.conv1(image)
+        full = self.conv1(pad_to_multiple(image, 8) if self.pad_input else image)
         half = self.conv2(full)
         quarter = self.conv3(half)
         x = self.deconv1(self.conv4(quarter), quarter)
         x = self.deconv2(x, half)
-        return self.out(self.deconv3(x, full))  # type: ignore[no-any-return]
+        logits: Tensor = self.out(self.deconv3(x, full))
+        return logits[..., : image.shape[-2], : image.shape[-1]]
 
 
 class FullResolution(nn.Module):
@@ -92,18 +101,20 @@ class FullResolution(nn.Module):
 
 
 class UNetResnet(nn.Module):
-    """U-Net decoder on a ResNet-18 (He et al. 2015) without its first pooling, so that the finest feature map has half resolution.
+    """U-Net decoder on a ResNet-18 (He et al. 2015) without its first pooling: the finest map has half resolution.
 
     Args:
         outputs: logit channels.
-        channels: input channels; one channel takes the sum of a pretrained encoder's RGB filters (``load_imagenet_encoder``).
+        channels: input channels; one channel takes the sum of a pretrained encoder's RGB filters (``weights.py``).
+        pad_input: as in ``UNet``, to a multiple of 16.
 
     Shape:
-        (N, channels, H, W) -> (N, outputs, H, W) for any H, W of at least 16.
+        (N, channels, H, W) -> (N, outputs, H, W) for any H, W (of at least 16 without ``pad_input``).
     """
 
-    def __init__(self, outputs: int = 1, channels: int = 1) -> None:
+    def __init__(self, outputs: int = 1, channels: int = 1, *, pad_input: bool = True) -> None:
         super().__init__()
+        self.pad_input = pad_input
         self.encoder = resnet18(weights=None)
         self.encoder.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         del self.encoder.fc, self.encoder.avgpool, self.encoder.maxpool
@@ -113,18 +124,20 @@ class UNetResnet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
         encoder = self.encoder
-        s2 = encoder.layer1(encoder.relu(encoder.bn1(encoder.conv1(image))))
+        padded = pad_to_multiple(image, 16) if self.pad_input else image
+        s2 = encoder.layer1(encoder.relu(encoder.bn1(encoder.conv1(padded))))
         s4 = encoder.layer2(s2)
         s8 = encoder.layer3(s4)
         x = self.deconv1(encoder.layer4(s8), s8)
         x = self.deconv3(self.deconv2(x, s4), s2)
-        return self.out(x, image)  # type: ignore[no-any-return]
+        logits: Tensor = self.out(x, padded)
+        return logits[..., : image.shape[-2], : image.shape[-1]]
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"unet": UNet, "unet_resnet18": UNetResnet}
 
 
-def build_model(arch: str, **arch_args: Any) -> nn.Module:
+def build_model(arch: str, **arch_args: object) -> nn.Module:
     """Build a network by name.
 
     Raises:
@@ -140,10 +153,14 @@ def build_model(arch: str, **arch_args: Any) -> nn.Module:
 
 def recognize(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
     """The architecture whose weights ``state`` holds (the original notebook's or our own), or None."""
-    if {"conv1.0.0.weight", "deconv3.upsample.weight", "out.weight"} <= state.keys():
-        widths = [state[f"{name}.weight"].shape[0] for name in ("conv1.0.0", "conv2.1.0", "conv3.1.0", "conv4.1.0")]
+    stages = [f"{name}.weight" for name in ("conv1.0.0", "conv2.1.0", "conv3.1.0", "conv4.1.0")]
+    if {*stages, "deconv3.upsample.weight", "out.weight"} <= state.keys():
+        widths = [state[name].shape[0] for name in stages]
         first, out = state["conv1.0.0.weight"], state["out.weight"]
         return "unet", {"outputs": out.shape[0], "channels": first.shape[1], "widths": widths}
     if {"encoder.conv1.weight", "deconv1.upsample.weight", "out.final.weight"} <= state.keys():
-        return "unet_resnet18", {"outputs": state["out.final.weight"].shape[0], "channels": state["encoder.conv1.weight"].shape[1]}
+        return "unet_resnet18", {
+            "outputs": state["out.final.weight"].shape[0],
+            "channels": state["encoder.conv1.weight"].shape[1],
+        }
     return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import ModelCard, foreign_state_dict, is_ours, load_checkpoint, read_payload
 from common.devices import Precision
-from common.tiling import Tta, predict_array
+from common.tiling import Tta, plan_windows, predict_array
 from hela_nuclei.model import build_model, recognize
 from hela_nuclei.separate import MIN_AREA, Labels, separate
 
@@ -24,6 +24,8 @@ CLASSES = ["background", "nucleus"]
 PALETTE = {0: (0, 0, 0), 1: (253, 231, 37)}
 TILE = 1536
 """Larger than a HeLa frame, so that one is predicted in one go."""
+SMALLEST = 32
+"""Smaller images are padded: they would vanish in the networks' poolings."""
 
 
 def load_network(path: Path) -> tuple[nn.Module, ModelCard]:
@@ -39,13 +41,20 @@ def load_network(path: Path) -> tuple[nn.Module, ModelCard]:
         weights = {k: v for k, v in foreign_state_dict(payload).items() if not k.startswith("encoder.fc.")}
         found = recognize(weights)
         if found is None:
-            raise ValueError(f"checkpoint {path} holds none of this task's networks (its first keys: {', '.join(list(weights)[:4])})")
-        card = ModelCard(TASK, found[0], found[1], CLASSES, PALETTE)
+            keys = ", ".join(list(weights)[:4])
+            raise ValueError(f"checkpoint {path} holds none of this task's networks (its first keys: {keys})")
+        card = ModelCard(TASK, found[0], {**found[1], "pad_input": False}, CLASSES, PALETTE)
+    channels, outputs = card.arch_args.get("channels", 1), card.arch_args.get("outputs", 1)
+    if channels != 1 or outputs not in (1, 2):
+        raise ValueError(
+            f"checkpoint {path}: a network of {channels} channels and {outputs} outputs; 1 and 1 are needed"
+        )
     model = build_model(card.arch, **card.arch_args)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint {path} does not fit the network {card.arch}: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"checkpoint {path} does not fit the network {card.arch}: {reason}") from error
     return model.eval(), card
 
 
@@ -80,26 +89,40 @@ class Predictor:
         tta: average over flips too.
         scale: frames are resized by this factor before the network, and its output back.
         min_area: smaller nuclei are dropped, pixels of the frame.
+        stride: frames are padded to a multiple of this; 1 for networks that do without (``pad_input`` False).
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], threshold: float, precision: Precision, *, tile: int = TILE, overlap: float = 0.25, tta: Tta = "none",
-        scale: float = 1.0, min_area: int = MIN_AREA,
+        self, networks: Sequence[nn.Module], threshold: float, precision: Precision, *, tile: int = TILE,
+        overlap: float = 0.25, tta: Tta = "none", scale: float = 1.0, min_area: int = MIN_AREA, stride: int = 16,
     ) -> None:  # fmt: skip
         if not 0 <= threshold <= 1:
             raise ValueError(f"--threshold {threshold} must lie in 0...1")
         if not 0.05 <= scale <= 20:
             raise ValueError(f"--scale {scale} must lie in 0.05...20")
-        self.networks = [network.eval().to(precision.device, memory_format=torch.channels_last) for network in networks]  # type: ignore[call-overload]
+        plan_windows(SMALLEST, SMALLEST, tile, overlap)  # refuses bad values now, not once per file
+        self.networks = [network.eval().to(precision.device) for network in networks]
+        for network in self.networks:
+            network.to(memory_format=torch.channels_last)
         self.threshold, self.precision = threshold, precision
         self.tile, self.overlap, self.tta = tile, overlap, tta
-        self.scale, self.min_area = scale, min_area
+        self.scale, self.min_area, self.stride = scale, min_area, stride
         with torch.inference_mode():
-            self.outputs = int(self.networks[0](torch.zeros(1, 1, 32, 32, device=precision.device)).shape[1])
+            blank = torch.zeros(1, 1, SMALLEST, SMALLEST, device=precision.device)
+            self.outputs = int(self.networks[0](blank).shape[1])
 
     @classmethod
     def load(
-        cls, checkpoints: Sequence[Path], precision: Precision, *, threshold: float | None = None, scale: float | None = None, **options: Any
+        cls,
+        checkpoints: Sequence[Path],
+        precision: Precision,
+        *,
+        threshold: float | None = None,
+        scale: float | None = None,
+        **options: Any,  # noqa: ANN401 - those of the constructor
     ) -> tuple[Predictor, ModelCard]:
         """Load checkpoints; threshold and scale are theirs unless given. Returns the first one's card too.
 
@@ -113,23 +136,24 @@ class Predictor:
         if threshold is None:
             threshold = float(np.mean([card.threshold for _, card in loaded]))
         card = loaded[0][1]
-        return cls([network for network, _ in loaded], threshold, precision, scale=scale or card.scale, **options), card
+        scale = card.scale if scale is None else scale
+        stride = 16 if all(card.arch_args.get("pad_input", True) for _, card in loaded) else 1
+        networks = [network for network, _ in loaded]
+        return cls(networks, threshold, precision, scale=scale, stride=stride, **options), card
 
     def __call__(self, image: NDArray[np.float32]) -> Prediction:
         """Predict a frame (H, W) scaled to 0..1."""
         small = resize(image[None], [max(1, round(size * self.scale)) for size in image.shape])
+        tiny = min(small.shape[1:]) < SMALLEST or self.tile < SMALLEST
         maps = predict_array(
-            small, self._probabilities, num_outputs=self.outputs, tile=self.tile, overlap=self.overlap, tta=self.tta, stride=16,
-            device=self.precision.device, amp_dtype=self.precision.amp_dtype,
+            small, self._probabilities, num_outputs=self.outputs, tile=self.tile, overlap=self.overlap, tta=self.tta,
+            stride=16 if tiny else self.stride, device=self.precision.device, amp_dtype=self.precision.amp_dtype,
         )  # fmt: skip
         maps = resize(maps, image.shape)
         return Prediction(maps[0], maps[1] if self.outputs > 1 else None, self.threshold, self.min_area)
 
     def _probabilities(self, image: Tensor) -> Tensor:
-        mean = self.networks[0](image).float().sigmoid()
-        for network in self.networks[1:]:
-            mean = mean + network(image).float().sigmoid()
-        return mean / len(self.networks)
+        return torch.stack([network(image).float().sigmoid() for network in self.networks]).mean(0)
 
 
 def resize(maps: NDArray[np.float32], size: Sequence[int]) -> NDArray[np.float32]:

@@ -26,7 +26,7 @@ Criterion = Callable[[Tensor, Batch], Tensor]
 
 
 def build_criterion(loss: str) -> Criterion:
-    """The training loss: ``loss`` by name on the nucleus logit, plus cross-entropy of the distance map where the network predicts one.
+    """The training loss: ``loss`` by name on the nucleus logit, plus cross-entropy of a predicted distance map.
 
     The distance map is a soft target in 0..1, so cross-entropy against it is smallest where the sigmoid equals it.
     """
@@ -55,7 +55,7 @@ class NucleiScores:
     def __init__(self, threshold: float, criterion: Criterion, border: int = 25) -> None:
         self.pixels = SplitScores(CLASSES, threshold=threshold)
         self.interior = ConfusionMatrix(len(CLASSES))
-        self.sequences: dict[str, tuple[CtcScore, list[str]]] = {}
+        self.sequences: dict[str, CtcScore] = {}
         self.image_iou: list[float] = []
         self.threshold, self.criterion, self.border = threshold, criterion, border
 
@@ -66,11 +66,10 @@ class NucleiScores:
         mask = torch.from_numpy(prediction.mask.astype(np.int64))[None]
         self.pixels.update(probability, target, self._loss(probability, target, labels, prediction), [name])
         self.image_iou.append(_iou(mask[0].numpy() > 0, labels > 0))
-        inner = (slice(None), *(slice(self.border, size - self.border) for size in labels.shape))
+        inner = (slice(None), *(slice(self.border, max(size - self.border, 0)) for size in labels.shape))
         if mask[inner].numel():
             self.interior.update(mask[inner], target[inner])
-        score, names = self.sequences.setdefault(sequence, (CtcScore(), []))
-        names.append(name)
+        score = self.sequences.setdefault(sequence, CtcScore())
         score.update(drop_border_objects(labels, self.border), drop_border_objects(prediction.nuclei(), self.border))
 
     def _loss(self, probability: Tensor, target: Tensor, labels: NDArray[np.int32], prediction: Prediction) -> float:
@@ -83,7 +82,7 @@ class NucleiScores:
     def result(self) -> dict[str, Any]:
         """The keys of every task, and ``iou_foi``, ``iou_mean_per_image``, ``seg``, ``det``, ``per_sequence``."""
         overall = CtcScore()
-        for score, _ in self.sequences.values():
+        for score in self.sequences.values():
             overall.merge(score)
         return {
             **self.pixels.result(),
@@ -92,7 +91,8 @@ class NucleiScores:
             "seg": overall.seg(),
             "det": overall.det(),
             "per_sequence": {
-                sequence: {"seg": score.seg(), "det": score.det(), "n_frames": len(names)} for sequence, (score, names) in sorted(self.sequences.items())
+                sequence: {"seg": score.seg(), "det": score.det(), "n_frames": score.frames}
+                for sequence, score in sorted(self.sequences.items())
             },
         }
 
@@ -103,7 +103,9 @@ def _iou(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float((prediction & truth).sum()) / union if union else 1.0
 
 
-def score_frames(predictor: Predictor, loaded: Sequence[LoadedFrame], criterion: Criterion, border: int = 25) -> NucleiScores:
+def score_frames(
+    predictor: Predictor, loaded: Sequence[LoadedFrame], criterion: Criterion, border: int = 25
+) -> NucleiScores:
     """Predict and score frames one by one."""
     scores = NucleiScores(predictor.threshold, criterion, border)
     for item in tqdm(loaded, desc="evaluate", leave=False, disable=None):

@@ -23,7 +23,9 @@ def initialize(model: nn.Module, weights: str) -> None:
         return
     if weights == "imagenet":
         if not isinstance(model, UNetResnet):
-            raise ValueError("--weights imagenet needs a pretrained encoder: use --arch unet_resnet18, or --weights none")
+            raise ValueError(
+                "--weights imagenet needs a pretrained encoder: use --arch unet_resnet18, or --weights none"
+            )
         load_encoder(model.encoder, imagenet_state("resnet18"))
         return
     say(f"weights: {load_matching(model, read_weights(Path(weights)))} from {weights}")

@@ -1,0 +1,36 @@
+# make demo: the main job on built-in scenes.   make test: the whole suite.   make lint: style and types.
+# Each builds .venv by itself on a fresh machine.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TASKS := $(patsubst %/train.py,%,$(wildcard */train.py))
+
+.PHONY: demo test lint clean
+
+demo: .venv/run
+	@for task in $(TASKS); do \
+	  echo "== $$task"; \
+	  $(BIN)/python $$task/train.py || exit; \
+	  sh $$task/demo.sh $(BIN)/python || exit; \
+	done
+
+test: .venv/dev
+	$(BIN)/python -m pytest -q
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict common $(TASKS)
+
+.venv/run: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: requirements-dev.txt requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ .venv/run
+
+clean:
+	rm -rf .venv runs outputs data .pytest_cache .mypy_cache .ruff_cache

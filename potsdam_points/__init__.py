@@ -1,0 +1,1 @@
+"""ISPRS Potsdam land cover from sparse points."""

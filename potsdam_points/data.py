@@ -1,0 +1,222 @@
+"""Patches on disk: ``Images/Image_{id}.tif`` with ``Labels/Label_{id}.tif``, or any two folders joined by stem.
+
+In place of dense labels a table of points can be given; then only its pixels are labeled, in validation as well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.cli import say
+from common.inference import to_rgb
+from common.losses import IGNORE
+from common.pairs import join, list_images, natural_key, same_stem
+from common.rasters import read_raster
+from common.splits import split_ids
+from potsdam_points.labels import CLASSES, ClassMap, Coding, class_counts, read_classes
+from potsdam_points.points import Points, find_points, from_points, read_points
+
+LAYOUTS = (("Images", "Labels"), ("images", "labels"), ("images", "masks"), ("img_dir", "ann_dir"))
+Unknown = Literal["refuse", "ignore"]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One image and what is known about its label: a picture or points."""
+
+    id: str
+    image: Path
+    label: Path | None = None
+    points: Points | None = None
+
+
+@dataclass(frozen=True)
+class LoadedPatch:
+    """A patch in memory: image (3, H, W) uint8, or float32 0...1; classes (H, W), 255 = ignored."""
+
+    id: str
+    image: NDArray[np.uint8] | NDArray[np.float32]
+    classes: ClassMap
+
+    def unit(self) -> NDArray[np.float32]:
+        """The image (3, H, W) as float32 0...1."""
+        image = self.image.astype(np.float32)
+        return image / np.float32(255) if self.image.dtype == np.uint8 else image
+
+
+def patch_id(stem: str) -> str:
+    """``Image_7`` and ``Label_7`` -> ``7``; other stems without ``_label``."""
+    for prefix in ("Image_", "Label_"):
+        if stem.startswith(prefix):
+            return stem.removeprefix(prefix)
+    return same_stem(stem)
+
+
+def find_patches(
+    root: Path | None, *, images: Path | None = None, labels: Path | None = None, points_file: Path | None = None
+) -> tuple[list[Patch], list[str]]:
+    """Find the patches, in the natural order of their ids.
+
+    Args:
+        root: folder that holds ``Images`` and ``Labels`` (or ``patches/`` with both).
+        images: instead: a folder of images...
+        labels: ...and one of labels.
+        points_file: table of points in place of labels.
+
+    Returns:
+        The patches, and a line for each file without a partner.
+
+    Raises:
+        FileNotFoundError: a folder or file does not exist.
+        ValueError: nothing is found; says what was looked for.
+    """
+    image_folder, label_folder = _folders(root, images, labels, needs_labels=points_file is None)
+    found = list_images(image_folder, "--images" if images else "--data-root")
+    if points_file is not None:
+        patches, notes = _with_points(found, points_file)
+    else:
+        assert label_folder is not None
+        pairs, notes = join(found, list_images(label_folder, "--labels" if labels else "--data-root"), key=patch_id)
+        patches = [Patch(pair.id, pair.image, pair.label) for pair in pairs]
+    if not patches:
+        partner = points_file or label_folder
+        raise ValueError(
+            f"no image of {image_folder} has a label in {partner}; they are joined by id (Image_7, Label_7) or stem"
+        )
+    return sorted(patches, key=lambda patch: natural_key(patch.id)), notes
+
+
+def _folders(
+    root: Path | None, images: Path | None, labels: Path | None, *, needs_labels: bool
+) -> tuple[Path, Path | None]:
+    if images is not None:
+        return images, labels
+    assert root is not None
+    if not root.is_dir():
+        raise FileNotFoundError(f"--data-root {root} is not a folder")
+    for folder in (root, root / "patches"):
+        for image_name, label_name in LAYOUTS:
+            if (folder / image_name).is_dir() and ((folder / label_name).is_dir() or not needs_labels):
+                return folder / image_name, folder / label_name
+    raise ValueError(f"--data-root {root} holds no Images/ with Labels/; give both folders with --images and --labels")
+
+
+def _with_points(images: Sequence[Path], points_file: Path) -> tuple[list[Patch], list[str]]:
+    table = read_points(points_file)
+    patches, notes = [], []
+    for image in images:
+        points = find_points(table, patch_id(image.stem))
+        if points is None:
+            points = find_points(table, image.stem)
+        if points is None:
+            notes.append(f"{image}: no points in {points_file}, left out")
+        else:
+            patches.append(Patch(patch_id(image.stem), image, points=points))
+    return patches, notes
+
+
+def load_patch(patch: Patch, coding: Coding = "auto", unknown: Unknown = "refuse") -> LoadedPatch:
+    """Read a patch; pixels without meaning (alpha, nodata) are ignored.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is damaged, the sizes differ, or the label has unknown values.
+    """
+    raster = read_raster(patch.image)
+    rgb = to_rgb(raster)
+    image = np.round(rgb * 255).astype(np.uint8) if raster.data.dtype == np.uint8 else rgb
+    height, width = raster.valid.shape
+    if patch.points is not None:
+        classes = from_points(patch.points, height, width, source=str(patch.image))
+    else:
+        assert patch.label is not None
+        classes = read_classes(patch.label, coding, ignore_unknown=unknown == "ignore")
+    if classes.shape != raster.valid.shape:
+        raise ValueError(
+            f"{patch.image} is {_size(raster.valid.shape)}, its label {patch.label} {_size(classes.shape)}; "
+            "both must be of one size"
+        )
+    return LoadedPatch(patch.id, image, np.where(raster.valid, classes, np.uint8(IGNORE)))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def load_patches(
+    patches: Sequence[Patch], coding: Coding = "auto", unknown: Unknown = "refuse"
+) -> tuple[list[LoadedPatch], list[str]]:
+    """Read all patches; a line for each one that cannot be used."""
+    loaded, problems = [], []
+    for patch in patches:
+        try:
+            loaded.append(load_patch(patch, coding, unknown))
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(str(error))
+    return loaded, problems
+
+
+def require_usable(loaded: Sequence[LoadedPatch], problems: Sequence[str], *, skip_bad: bool) -> None:
+    """Name every bad file; stop unless ``skip_bad``.
+
+    Raises:
+        ValueError: there are bad files and they are not to be skipped, or nothing is left.
+    """
+    for problem in problems:
+        say(f"{'skipped' if skip_bad else 'bad'}: {problem}")
+    if problems and not skip_bad:
+        raise ValueError(
+            f"{len(problems)} bad file(s), listed above, such as {problems[0]}; repair or remove them, "
+            "or pass --skip-bad"
+        )
+    if not loaded:
+        raise ValueError(f"none of the {len(problems)} patches can be used; they are listed above")
+
+
+def audit(loaded: Sequence[LoadedPatch]) -> list[tuple[str, str]]:
+    """What was found, as (name, value) rows: sizes, label values with counts and shares, unlabeled pixels."""
+    sizes = Counter(_size(patch.classes.shape) for patch in loaded)
+    counts = class_counts([patch.classes for patch in loaded])
+    total = sum(patch.classes.size for patch in loaded)
+    shares = [f"{name} {n} ({n / total:.2%})" for name, n in zip(CLASSES, counts.tolist(), strict=True)]
+    holding = [sum(bool((patch.classes == i).any()) for patch in loaded) for i in range(len(CLASSES))]
+    rows = [
+        ("pairs", str(len(loaded))),
+        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
+        ("label pixels", ", ".join(shares)),
+        ("not labeled", f"{total - int(counts.sum())} ({1 - counts.sum() / total:.2%})"),
+        ("images that show", ", ".join(f"{name} {n}" for name, n in zip(CLASSES, holding, strict=True))),
+    ]
+    absent = [name for name, n in zip(CLASSES, counts, strict=True) if n == 0]
+    return [*rows, ("never seen", ", ".join(absent))] if absent else rows
+
+
+def split_patches(
+    ids: Sequence[str], val_last: int, val_fraction: float, test_fraction: float, seed: int
+) -> dict[str, list[str]]:
+    """Split ids: the last ``val_last`` are validation (then there is no test part), or at random with ``val_last`` 0.
+
+    Where there are no more than ``val_last`` patches, the last eighth is taken, which is the source's share.
+
+    Raises:
+        ValueError: fewer than two patches.
+    """
+    if val_last == 0:
+        return split_ids(ids, val_fraction, test_fraction, seed)
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} usable patch(es) found; training needs at least 2, one of them for validation")
+    if val_last >= len(ids):
+        fewer = max(1, len(ids) // 8)
+        say(
+            f"note: --val-last {val_last} would leave none of the {len(ids)} patches to train on; "
+            f"the last {fewer} are taken"
+        )
+        val_last = fewer
+    ordered = sorted(ids, key=natural_key)
+    return {"train": ordered[:-val_last], "val": ordered[-val_last:], "test": []}

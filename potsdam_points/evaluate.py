@@ -1,0 +1,66 @@
+"""Score a checkpoint: ``python potsdam_points/evaluate.py --checkpoint FILE.pt --data-root patches --split val``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.cli import PARTIAL, run_command, say
+from common.config import parse_flags
+from common.devices import choose_precision
+from common.evaluation import print_scores
+from common.inference import Predictor
+from common.losses import build_loss
+from common.scoring import EvaluateConfig, ids_of_split, score_samples
+from potsdam_points.criterion import at_points
+from potsdam_points.data import Unknown, find_patches, load_patches, require_usable
+from potsdam_points.labels import Coding
+from potsdam_points.predict import TASK, default_tile, load_network
+
+
+@dataclass(frozen=True)
+class Config(EvaluateConfig):
+    """Score a network against labels. The last line of stdout is one JSON object."""
+
+    label_coding: Coding = "auto"
+    """palette = ISPRS colors; index = 1...6 with 0 ignored; auto = by the number of bands."""
+    unknown: Unknown = "refuse"
+    """Colors or indices that are no class: refuse the file, or ignore those pixels."""
+    points_file: Path | None = None
+    """Score at the points of this table id,x,y,class in place of dense labels."""
+
+
+def main() -> int:
+    """Load, predict, score, print."""
+    config = parse_flags(Config)
+    predictor = Predictor.load(
+        config.checkpoint,
+        load_network,
+        choose_precision(config.device, config.amp),
+        threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+    )
+    predictor.tile = default_tile(predictor.card)
+    wanted = ids_of_split(predictor.card, config)
+    patches, unpaired = find_patches(
+        config.data_root, images=config.images, labels=config.labels, points_file=config.points_file
+    )
+    for note in unpaired:
+        say(f"note: {note}")
+    loaded, problems = load_patches(
+        [p for p in patches if wanted is None or p.id in wanted], config.label_coding, config.unknown
+    )
+    require_usable(loaded, problems, skip_bad=True)
+    loss = build_loss(str(predictor.card.config.get("loss", "partial_ce")))
+    samples = ((patch.id, patch.unit(), patch.classes) for patch in loaded)
+    scores = score_samples(predictor, samples, lambda logits, target: loss(*at_points(logits, target)))
+    print_scores(TASK, config.split, scores.result())
+    return PARTIAL if problems else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,260 @@
+"""How far do clicks go? ``python potsdam_points/experiments.py --data-root patches --val-last 40 --minutes-per-run 5``.
+
+Trains the source's recipe with and without class weights, ours at several numbers of points with and without the method
+for unlabeled pixels, and ours with full labels. After every run the table and the plot are written anew; runs that are
+done are not repeated, so the command can be stopped and started again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from matplotlib.figure import Figure
+
+from common.checkpoint import write_text
+from common.cli import PARTIAL, run_command, say
+from common.config import parse_flags
+from common.plots import save
+from potsdam_points.labels import CLASSES
+
+FOLDER = Path(__file__).resolve().parent
+OFF = ("--pseudo", "0", "--affinity", "0")
+COLUMNS = (
+    "run",
+    "recipe",
+    "points",
+    "unlabeled_pixels",
+    "class_weights",
+    "minutes",
+    "epochs",
+    "miou",
+    "pixel_accuracy",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the series."""
+
+    name: str
+    recipe: str
+    points: int
+    """Per image; 0 = every labeled pixel."""
+    method: bool = False
+    """Whether unlabeled pixels are used."""
+    class_weights: bool = True
+
+    def flags(self) -> list[str]:
+        """What is passed to train.py besides data, budget and folder."""
+        flags = ["--config", str(FOLDER / f"{self.recipe}.yaml"), "--points", str(self.points)]
+        weights = "--class-weights" if self.class_weights else "--no-class-weights"
+        return [*flags, weights, *(() if self.method else OFF)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure what points, class weights and unlabeled pixels are worth."""
+
+    data_root: Path | None = None
+    """Folder of patches with dense labels. Without any data flag the built-in demo scenes are used."""
+    images: Path | None = None
+    """Folder of images, in place of --data-root; needs --labels."""
+    labels: Path | None = None
+    """Folder of labels."""
+    val_last: int = 300
+    """The last N ids are validation; every figure is measured on them."""
+    curve: tuple[int, ...] = (20, 100, 1000, 20000)
+    """Numbers of points per image."""
+    only: tuple[str, ...] = ()
+    """Names of the runs to do; default all: source, source-unweighted, points-N, points-N-method, full."""
+    minutes_per_run: float = 5.0
+    """Time budget of each training."""
+    output_dir: Path = Path("runs/potsdam_points/experiments")
+    """Where the trainings go; those that are finished there are not repeated."""
+    results_dir: Path = FOLDER / "results"
+    """Where table and plot go."""
+    seed: int = 0
+    """Seed of points, weights and order."""
+    device: str = "auto"
+    """Where to compute."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        if self.minutes_per_run <= 0 or min(self.curve, default=1) < 1:
+            raise ValueError("--minutes-per-run and the numbers of --curve must be greater than 0")
+        unknown = [name for name in self.only if name not in [run.name for run in series(self.curve)]]
+        if unknown:
+            known = ", ".join(run.name for run in series(self.curve))
+            raise ValueError(f"--only {unknown[0]} is no run of this series; they are {known}")
+
+
+def series(curve: Sequence[int]) -> list[Run]:
+    """All runs, in the order of their use: recipes first, then the curve from both ends."""
+    most = max(curve, default=20000)
+    runs = [Run("source", "source", most), Run("source-unweighted", "source", most, class_weights=False)]
+    runs.append(Run("full", "best", 0))
+    for points in sorted(curve):
+        runs.append(Run(f"points-{points}-method", "best", points, method=True))
+        runs.append(Run(f"points-{points}", "best", points))
+    return runs
+
+
+def main() -> int:
+    """Train what is not trained yet, and write the table after every run."""
+    config = parse_flags(Config)
+    done: list[Row] = []
+    failed = 0
+    for run in series(config.curve):
+        folder = config.output_dir / run.name
+        if (not config.only or run.name in config.only) and not (folder / "experiment.json").is_file():
+            say(f"run {run.name}: {config.minutes_per_run:g} min")
+            failed += not train(run, config, folder)
+        if (folder / "experiment.json").is_file():
+            done.append(json.loads((folder / "experiment.json").read_text(encoding="utf-8")))
+            write_results(done, config.results_dir)
+    if not done:
+        raise ValueError("no run succeeded; see the messages above")
+    print((config.results_dir / "experiments.md").read_text(encoding="utf-8"), flush=True)
+    return PARTIAL if failed else 0
+
+
+def train(run: Run, config: Config, folder: Path) -> bool:
+    """Train and evaluate one run from its beginning; its row is stored in its folder when all of it is done."""
+    if folder.exists():
+        shutil.rmtree(folder)  # stopped half-way: a second half-budget would not be comparable
+    data = [
+        f"--{name.replace('_', '-')}={value}"
+        for name in ("data_root", "images", "labels")
+        if (value := getattr(config, name))
+    ]
+    command = [*run.flags(), *data, "--val-last", str(config.val_last), "--max-minutes", str(config.minutes_per_run)]
+    command += ["--seed", str(config.seed), "--device", config.device, "--output-dir", str(folder)]
+    code = subprocess.run(
+        [sys.executable, str(FOLDER / "train.py"), *command], check=False, stdout=sys.stderr
+    ).returncode
+    if code in (130, 143):
+        raise KeyboardInterrupt
+    if code:
+        say(f"failed: run {run.name} ended with exit code {code}")
+        return False
+    write_text(folder / "experiment.json", json.dumps(row_of(run, config, folder), indent=1) + "\n")
+    return True
+
+
+def row_of(run: Run, config: Config, folder: Path) -> Row:
+    """A run's line of the table: the best epoch by validation mIoU, as metrics.csv has it."""
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        epochs = list(csv.DictReader(file))
+    best = max(epochs, key=lambda epoch: float(epoch["miou"]))
+    per_class = {name: float(text) if (text := best[f"iou_{name}"]) else None for name in CLASSES}
+    return {
+        "run": run.name,
+        "recipe": run.recipe,
+        "points": run.points or "all",
+        "unlabeled_pixels": run.method,
+        "class_weights": run.class_weights,
+        "minutes": config.minutes_per_run,
+        "epochs": len(epochs),
+        "miou": float(best["miou"]),
+        "pixel_accuracy": float(best["pixel_accuracy"]),
+        **{f"iou_{name}": value for name, value in per_class.items()},
+    }
+
+
+def write_results(rows: Sequence[Row], folder: Path) -> None:
+    """Write experiments.csv, experiments.md and points_curve.png."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(folder / "experiments.csv", text.getvalue())
+    write_text(folder / "experiments.md", markdown(rows))
+    save(curve_figure(rows), folder / "points_curve.png")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table with each run's mIoU relative to full supervision."""
+    full = next((row["miou"] for row in rows if row["run"] == "full"), None)
+    seen = [name for name in CLASSES if any(row[f"iou_{name}"] is not None for row in rows)]
+    header = [
+        "run",
+        "points",
+        "unlabeled pixels",
+        "class weights",
+        "minutes",
+        "epochs",
+        "mIoU",
+        "of full",
+        "accuracy",
+        *seen,
+    ]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for row in rows:
+        share = f"{row['miou'] / full:.0%}" if full else "-"
+        cells = [
+            row["run"],
+            row["points"],
+            yes(row["unlabeled_pixels"]),
+            yes(row["class_weights"]),
+            row["minutes"],
+            row["epochs"],
+        ]
+        cells += [
+            f"{row['miou']:.3f}",
+            share,
+            f"{row['pixel_accuracy']:.3f}",
+            *(number(row[f"iou_{name}"]) for name in seen),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    note = "mIoU: mean over the classes that occur in the validation patches; the best epoch of each run. From scratch."
+    return "\n".join([*lines, "", note, ""])
+
+
+def yes(value: object) -> str:
+    """Yes or no."""
+    return "yes" if value else "no"
+
+
+def number(value: float | None) -> str:
+    """Three decimals; a dash for undefined."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def curve_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot mIoU against points per image, with and without unlabeled pixels, and full supervision as a line."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for method, style, title in ((True, "o-", "with unlabeled pixels"), (False, "s--", "labeled points alone")):
+        chosen = [r for r in rows if r["recipe"] == "best" and r["points"] != "all" and r["unlabeled_pixels"] == method]
+        points = sorted((int(row["points"]), float(row["miou"])) for row in chosen)
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=title)
+    for row in rows:
+        if row["run"] == "full":
+            axes.axhline(row["miou"], color="black", linewidth=1, label="every pixel labeled")
+    for name, color in (("source", "#cc79a7"), ("source-unweighted", "#999999")):
+        for row in rows:
+            if row["run"] == name:
+                axes.plot(int(row["points"]), row["miou"], "D", color=color, label=name)
+    axes.set(xscale="log", xlabel="labeled points per image", ylabel="validation mIoU")
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,74 @@
+"""Segment images: ``python potsdam_points/infer.py picture.jpg folder/``; without inputs, ``input_images/``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from common.cli import run_command, say
+from common.config import parse_flags
+from common.devices import choose_precision
+from common.inference import InferConfig, Predictor, Result, infer_files, protect_input, write_outputs, write_picture
+from common.outputs import provenance
+from common.rasters import NODATA, find_images, write_mask
+from common.runs import newest_checkpoint
+from potsdam_points.labels import decode
+from potsdam_points.predict import TASK, default_tile, load_network
+
+INPUT, OUTPUT = Path("input_images"), Path("output_images")
+
+
+@dataclass(frozen=True)
+class Config(InferConfig):
+    """Segment images of any size. Without inputs: input_images/ to output_images/<name>_mask.png in palette colors."""
+
+
+def main() -> int:
+    """Find inputs, load networks, segment one input after another."""
+    config = parse_flags(Config)
+    if not config.input and not INPUT.is_dir():
+        raise FileNotFoundError(
+            f"no INPUT given and there is no folder {INPUT}/; pass images or folders, or make that folder"
+        )
+    paths = find_images(config.input or (INPUT,))
+    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
+    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
+    predictor = Predictor.load(
+        checkpoints,
+        load_network,
+        choose_precision(config.device, config.amp),
+        overlap=config.overlap,
+        threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+        scale=config.scale,
+    )
+    predictor.tile = config.tile_size or default_tile(predictor.card)
+    tags = provenance(checkpoints, None)
+    folder = config.output_dir or (Path("outputs") / TASK if config.input else OUTPUT)
+
+    def write(path: Path, stem: str, result: Result) -> None:
+        if config.input:
+            write_outputs(folder, stem, result, predictor.card, tags)
+        else:
+            write_colors(folder, stem, result, predictor, tags)
+
+    return infer_files(paths, predictor, write, folder, input_range=config.input_range)
+
+
+def write_colors(folder: Path, stem: str, result: Result, predictor: Predictor, tags: dict[str, str]) -> None:
+    """Write ``<stem>_mask.png`` in palette colors (no data: black), and of a GeoTIFF the georeferenced classes too."""
+    picture, raster = folder / f"{stem}_mask.png", result.raster
+    protect_input(picture, raster.path)
+    write_picture(picture, decode(np.where(raster.valid, result.mask, np.uint8(NODATA))))
+    if raster.is_georeferenced:
+        write_mask(folder / f"{stem}_mask.tif", result.mask, palette=predictor.card.palette, like=raster, tags=tags)
+
+
+if __name__ == "__main__":
+    run_command(main)

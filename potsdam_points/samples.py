@@ -1,0 +1,203 @@
+"""Training crops and validation images.
+
+A crop is cut from the image by one affine map (scale, turn, flip) and read at ``1 / shrink`` of its size. Points are
+moved by the same map instead of being resampled: no click is lost or doubled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from common.losses import IGNORE
+from common.sampling import Key
+from potsdam_points.data import LoadedPatch
+from potsdam_points.labels import CLASSES
+
+MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
+"""Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
+
+Image = NDArray[np.float32]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly crops are changed."""
+
+    zoom: float = 0.0
+    """Crops are enlarged or reduced by up to exp(zoom)."""
+    rotate: bool = False
+    """Any angle; else quarter turns."""
+    color: float = 0.0
+    """Strength of brightness, contrast, saturation and hue changes, 0...1."""
+
+
+class PointCrops:
+    """Training samples: crops with their points.
+
+    Args:
+        patches: images and their (sparse) classes.
+        crop: side of the crops in pixels of the image; a multiple of ``shrink``.
+        shrink: the network reads images at 1 / shrink.
+        length: samples per epoch; 0 = one per image.
+        balance: share of samples that are centered on a point of a class drawn evenly, instead of anywhere.
+        augment: off (None) = upright crops without changes.
+        teacher: also give ``weak``: the same crop without color changes, for a teacher network.
+    """
+
+    def __init__(
+        self,
+        patches: Sequence[LoadedPatch],
+        *,
+        crop: int,
+        shrink: int,
+        length: int = 0,
+        balance: float = 0.0,
+        augment: Augmentation | None = None,
+        teacher: bool = False,
+    ) -> None:
+        if crop % shrink:
+            raise ValueError(f"--crop-size {crop} must be a multiple of {shrink}, at which images are shrunk")
+        self.patches, self.crop, self.shrink, self.length = patches, crop, shrink, length or len(patches)
+        self.balance, self.augment, self.teacher = balance, augment, teacher
+        self.images = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
+        self.points = [np.argwhere(patch.classes != IGNORE) for patch in patches]
+        self.by_class = _images_by_class(patches)
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return self.length
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The sample of an index; its own seed decides crop and augmentation."""
+        index, seed = key
+        rng = np.random.default_rng(seed)
+        number, center = self._place(index % len(self.patches), rng)
+        patch = self.patches[number]
+        matrix = self._matrix(center, rng)
+        image = cut(self.images[number], matrix, self.crop)
+        if self.shrink > 1:
+            side = self.crop // self.shrink
+            image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+        sample = {"target": torch.from_numpy(self._target(number, matrix)), "id": patch.id}
+        if self.teacher:
+            sample["weak"] = to_input(image)
+        if self.augment is not None and self.augment.color > 0:
+            image = change_colors(image, self.augment.color, rng)
+        return {"image": to_input(image), **sample}
+
+    def _place(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[float, float]]:
+        """An image and the crop's center (row, column) in it."""
+        if rng.random() < self.balance and self.by_class:
+            label = int(rng.choice(list(self.by_class)))
+            numbers, shares = self.by_class[label]
+            index = int(rng.choice(numbers, p=shares))
+            points = self.points[index]
+            own = points[self.patches[index].classes[points[:, 0], points[:, 1]] == label]
+            row, column = own[rng.integers(len(own))] + rng.uniform(-0.35, 0.35, 2) * self.crop
+        else:
+            height, width = self.patches[index].classes.shape
+            row, column = _middle(height, self.crop, rng), _middle(width, self.crop, rng)
+        return index, (float(row), float(column))
+
+    def _matrix(self, center: tuple[float, float], rng: np.random.Generator) -> Matrix:
+        """Affine map (2, 3) from the image's (x, y) to the crop's."""
+        turn, flip, zoom = 0.0, 1.0, 1.0
+        if self.augment is not None:
+            turn = rng.uniform(0, 2 * np.pi) if self.augment.rotate else rng.integers(4) * np.pi / 2
+            flip = 1.0 if rng.random() < 0.5 else -1.0
+            zoom = float(np.exp(rng.uniform(-self.augment.zoom, self.augment.zoom)))
+        cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
+        linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
+        middle = np.array([(self.crop - 1) / 2] * 2)
+        shift = middle - linear @ np.array([center[1], center[0]])
+        return np.concatenate([linear, shift[:, None]], axis=1)
+
+    def _target(self, number: int, matrix: Matrix) -> NDArray[np.int64]:
+        """The image's points inside the crop, on (crop, crop)."""
+        points = self.points[number]
+        moved = np.rint(points[:, ::-1] @ matrix[:, :2].T + matrix[:, 2]).astype(np.int64)
+        inside = ((moved >= 0) & (moved < self.crop)).all(axis=1)
+        target = np.full((self.crop, self.crop), IGNORE, np.int64)
+        rows, columns = points[inside].T
+        target[moved[inside, 1], moved[inside, 0]] = self.patches[number].classes[rows, columns]
+        return target
+
+
+def cut(image: NDArray[np.uint8] | NDArray[np.float32], matrix: Matrix, side: int) -> Image:
+    """Cut a square in 0...1 out of an image (H, W, 3) by an affine map; beyond its edge the image is mirrored."""
+    part = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    scale = np.float32(1 / 255) if image.dtype == np.uint8 else np.float32(1)
+    return np.asarray(part, np.float32) * scale
+
+
+def _images_by_class(patches: Sequence[LoadedPatch]) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """For each labeled class the images that show it, with the chance of each: the root of its points."""
+    table = {}
+    for label in range(len(CLASSES)):
+        counts = np.array([int((patch.classes == label).sum()) for patch in patches])
+        numbers = np.flatnonzero(counts)
+        if len(numbers):
+            roots = np.sqrt(counts[numbers])
+            table[label] = (numbers, roots / roots.sum())
+    return table
+
+
+def _middle(size: int, crop: int, rng: np.random.Generator) -> float:
+    """Center of a crop that lies inside the image, or of the image where it is smaller."""
+    return (size - 1) / 2 + rng.uniform(-0.5, 0.5) * max(size - crop, 0)
+
+
+def change_colors(image: Image, strength: float, rng: np.random.Generator) -> Image:
+    """Change brightness, contrast, saturation, hue (channel gains) and noise of an image (H, W, 3) in 0...1."""
+    grey = image.mean(axis=2, keepdims=True)
+    saturation = np.exp(rng.normal(0, 0.5 * strength)) if rng.random() > 0.1 * strength else 0.0
+    image = grey + (image - grey) * np.float32(saturation)
+    gains = np.exp(rng.normal(0, 0.12 * strength, 3) + rng.normal(0, 0.25 * strength))
+    contrast = np.exp(rng.normal(0, 0.3 * strength))
+    level = image.mean()
+    image = (
+        (image - level) * (contrast * gains).astype(np.float32) + level * gains.mean() + rng.normal(0, 0.05 * strength)
+    )
+    if rng.random() < 0.3 * strength:
+        image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), rng.uniform(0.3, 1.2))
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(rng.uniform(0, 0.04 * strength))
+    return np.clip(image.astype(np.float32) + noise, 0, 1)
+
+
+def to_input(image: Image) -> torch.Tensor:
+    """(H, W, 3) in 0...1 -> normalized (3, H, W) tensor."""
+    normalized = (image - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(normalized, -1, 0), dtype=np.float32))
+
+
+class WholePatches:
+    """Validation samples: whole images at 1 / ``shrink``, truth at full size; what pads odd sides is ignored."""
+
+    def __init__(self, patches: Sequence[LoadedPatch], *, shrink: int) -> None:
+        self.patches, self.shrink = patches, shrink
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One image."""
+        patch = self.patches[index]
+        missing = [(0, -size % self.shrink) for size in patch.classes.shape]
+        image = np.pad(patch.unit(), ((0, 0), *missing), mode="edge")
+        target = np.pad(patch.classes, missing, constant_values=IGNORE)
+        small = F.avg_pool2d(torch.from_numpy(image), self.shrink)
+        return {
+            "image": to_input(small.permute(1, 2, 0).numpy()),
+            "target": torch.from_numpy(target.astype(np.int64)),
+            "id": patch.id,
+        }

@@ -1,0 +1,271 @@
+"""Train land cover from points: ``python potsdam_points/train.py --data-root patches`` (without flags: the demo)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.checkpoint import ModelCard
+from common.cli import run_command, say
+from common.config import TrainConfig
+from common.devices import choose_precision
+from common.evaluation import class_probabilities
+from common.finish import Example, finish_run
+from common.inference import Predictor
+from common.losses import SegmentationLoss, build_loss
+from common.plots import History, predictions
+from common.runs import RunFolder, load_train_config, open_run
+from common.scenes.aerial import write_potsdam
+from common.scoring import score_samples
+from common.training import fit, seed_everything
+from potsdam_points.criterion import PointCriterion, at_points
+from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, require_usable, split_patches
+from potsdam_points.labels import CLASSES, PALETTE, Coding, class_counts
+from potsdam_points.model import build_model
+from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
+from potsdam_points.predict import TASK, default_tile, initialize, load_network
+from potsdam_points.samples import MEAN, STD, Augmentation, PointCrops, WholePatches
+
+Rows = list[tuple[str, str]]
+DEMO = Path("data/demo/potsdam_points")
+DOT = 1
+"""Points are drawn as squares of 2 DOT + 1 pixels where they are few."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Train land cover from sparse points. Without --data-root (or --images and --labels) the demo scenes are used."""
+
+    arch: Literal["resnet18", "small_unet"] = "resnet18"
+    """Network."""
+    decoder: Literal["plain", "skip"] = "plain"
+    """Decoder of resnet18: the source's transposed convolutions, or one with skip connections."""
+    widths: tuple[int, int, int, int, int] = (32, 64, 128, 192, 256)
+    """Feature channels of small_unet, from 1/2 to 1/32 of its input."""
+    shrink: int = 2
+    """Images are read at 1 / shrink of their size, as block means; logits are compared at full size."""
+    crop_size: int = 300
+    """Side of the training crops in pixels of the image."""
+    samples_per_epoch: int = 0
+    """Training crops per epoch (0 = as many as images)."""
+    val_last: int = 300
+    """The last N ids are validation (0 = a random split by --val-fraction and --test-fraction)."""
+    label_coding: Coding = "auto"
+    """palette = ISPRS colors; index = 1...6 with 0 ignored; auto = by the number of bands."""
+    unknown: Unknown = "refuse"
+    """Colors or indices that are no class: refuse the file, or ignore those pixels."""
+    points: int = 20000
+    """Labeled points per training image (0 = every labeled pixel: full supervision)."""
+    point_sampling: Sampling = "uniform"
+    """balanced: the points of an image are shared evenly among its classes."""
+    points_file: Path | None = None
+    """Table id,x,y,class in place of dense labels (no labels are read then)."""
+    class_weights: bool = True
+    """Weight classes by median frequency / frequency over the labeled points."""
+    weight_power: float = 1.0
+    """Exponent of the class weights: 0.5 softens them."""
+    gamma: float = 2.0
+    """Focal exponent of partial_ce."""
+    balance: float = 0.0
+    """Share of crops centered on a point of a class drawn evenly."""
+    zoom: float = 0.0
+    """Crops are scaled at random by up to exp(zoom) either way."""
+    rotate: bool = False
+    """Turn crops by any angle, not only by quarter turns."""
+    color: float = 0.0
+    """Strength of random color changes, 0...1."""
+    pseudo: float = 0.0
+    """Weight of pseudo-labels from the moving average, on unlabeled pixels (needs --ema)."""
+    confidence: float = 0.8
+    """Probability from which on a pseudo-label is believed."""
+    affinity: float = 0.0
+    """Weight of the color-affinity term, on all pixels."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        super().__post_init__()
+        if self.pseudo > 0 and self.ema == 0:
+            raise ValueError(
+                "--pseudo takes its labels from the moving average of the weights: set --ema too, such as --ema 0.99"
+            )
+        if self.shrink < 1 or self.crop_size < 32 * self.shrink or self.crop_size % self.shrink:
+            raise ValueError(
+                f"--crop-size {self.crop_size} must be a multiple of --shrink {self.shrink}, at least 32 times as large"
+            )
+        if self.points < 0 or self.val_last < 0 or not 0 <= self.balance <= 1:
+            raise ValueError("--points and --val-last must not be negative, --balance must lie in 0...1")
+
+
+def main() -> int:
+    """Data, points, network, training, report."""
+    config = load_train_config(Config, Path(__file__).resolve().parent)
+    run = open_run(TASK, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    precision = choose_precision(config.device, config.amp)
+    seed_everything(config.seed)
+
+    root = config.data_root if config.has_data else demo_scenes()
+    loaded, facts = look(root, config)
+    ids = [patch.id for patch in loaded]
+    split = split_patches(ids, config.val_last, config.val_fraction, config.test_fraction, config.seed)
+    part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
+    say("split: " + ", ".join(f"{name} {len(patches)}" for name, patches in part.items()))
+    sparse = [with_points(patch, config) for patch in part["train"]]
+    weights = weigh(sparse, config, facts)
+
+    arch_args: dict[str, Any] = {"outputs": len(CLASSES), "upsample": config.shrink}
+    if config.arch == "resnet18":
+        arch_args["decoder"] = config.decoder
+    else:
+        arch_args["widths"] = list(config.widths)
+    model = build_model(config.arch, **arch_args)
+    initialize(model, config.weights)
+    loss = build_loss(config.loss, weight=weights, gamma=config.gamma).to(precision.device)
+    criterion = PointCriterion(loss, precision, config.pseudo, config.confidence, config.affinity)
+    augment = Augmentation(config.zoom, config.rotate, config.color) if config.augment else None
+    train_data = PointCrops(
+        sparse, crop=config.crop_size, shrink=config.shrink, length=config.samples_per_epoch, balance=config.balance,
+        augment=augment, teacher=config.pseudo > 0,
+    )  # fmt: skip
+    card = ModelCard(
+        TASK, config.arch, arch_args, CLASSES, PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
+        scale=1 / config.shrink, split=split, data_root=str((root or config.images or Path()).resolve()),
+    )  # fmt: skip
+    run.create(config)
+    save_annotation(run, sparse, config, weights)
+    state = fit(
+        model, train_data, WholePatches(part["val"], shrink=config.shrink), criterion=criterion,
+        probabilities=class_probabilities, card=card, config=config, run=run, precision=precision,
+        test_images=len(part["test"]), on_start=criterion.start,
+    )  # fmt: skip
+    predictor = Predictor.load([run.path / "best_iou.pt"], load_network, precision, tile=default_tile(card))
+    finish(run, config, predictor, loss.cpu(), state.history, facts, part)
+    return 0
+
+
+def look(root: Path | None, config: Config) -> tuple[list[LoadedPatch], Rows]:
+    """Read the patches and print what they are, as (name, value) rows that are returned too."""
+    found, unpaired = find_patches(root, images=config.images, labels=config.labels, points_file=config.points_file)
+    for note in unpaired:
+        say(f"note: {note}")
+    loaded, problems = load_patches(found, config.label_coding, config.unknown)
+    require_usable(loaded, problems, skip_bad=config.skip_bad)
+    facts = [*audit(loaded), ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs")]
+    for name, value in facts:
+        say(f"{name + ':':24}{value}")
+    return loaded, facts
+
+
+def weigh(sparse: Sequence[LoadedPatch], config: Config, facts: Rows) -> Tensor | None:
+    """Class weights of the training points, or None; what was found is printed and added to ``facts``."""
+    counts = class_counts([patch.classes for patch in sparse])
+    weights = class_weights(counts) ** config.weight_power if config.class_weights else None
+    rows = [
+        ("training points", f"{counts.sum()} ({counts.sum() / len(sparse):.0f} an image): {numbers(counts.tolist())}"),
+        ("class weights", "none" if weights is None else numbers(weights.tolist())),
+    ]
+    never = [name for name, count in zip(CLASSES, counts, strict=True) if count == 0]
+    if never:
+        rows.append(("never labeled", f"{', '.join(never)}: cannot be learned"))
+    for name, value in rows:
+        say(f"{name + ':':24}{value}")
+    facts += rows
+    return weights
+
+
+def finish(
+    run: RunFolder, config: Config, predictor: Predictor, loss: SegmentationLoss, history: History, facts: Rows,
+    part: dict[str, list[LoadedPatch]],
+) -> None:  # fmt: skip
+    """Score the best network on the test (else validation) part, and write pictures and report."""
+    name = "test" if part["test"] else "val"
+    by_id = {patch.id: patch for patch in part[name]}
+    samples = ((patch.id, patch.unit(), patch.classes) for patch in part[name])
+    scores = score_samples(predictor, samples, lambda logits, target: loss(*at_points(logits, target)))
+
+    def example(patch_id: str) -> Example:
+        patch = by_id[patch_id]
+        return patch.image, patch.classes, predictor.classify(predictor(patch.unit()))
+
+    result = scores.result()
+    finish_run(
+        run, card=predictor.card, config=config, audit=facts, history=history, scores=result, detail=scores, part=name,
+        example=example,
+    )  # fmt: skip
+    draw_predictions(run, part, config, predictor)
+    classes = ", ".join(f"{key} {value:.3f}" for key, value in result["per_class_iou"].items() if value is not None)
+    say(f"{name}: mIoU {result['miou'] or 0:.4f}, pixel accuracy {result['pixel_accuracy'] or 0:.4f}, {classes}")
+
+
+def demo_scenes() -> Path:
+    """Say that this is the demo and generate its scenes once."""
+    print(
+        f"demo: no data given, so generated aerial scenes under {DEMO} are used; pass --data-root for your own",
+        flush=True,
+    )
+    if not DEMO.exists():
+        write_potsdam(DEMO, count=64, seed=0, size=300)
+    return DEMO
+
+
+def with_points(patch: LoadedPatch, config: Config) -> LoadedPatch:
+    """The patch with its drawn points alone; points from a file are kept as they are."""
+    if config.points_file is not None:
+        return patch
+    drawn = draw_points(
+        patch.classes, config.points, seed=config.seed, image_id=patch.id, sampling=config.point_sampling
+    )
+    return replace(patch, classes=drawn)
+
+
+def numbers(values: Sequence[float]) -> str:
+    """``impervious 12, building 3...``."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(CLASSES, values, strict=True))
+
+
+def save_annotation(run: RunFolder, sparse: list[LoadedPatch], config: Config, weights: Tensor | None) -> None:
+    """Write points.csv (unless every pixel is labeled) and class_weights.pt into the run folder."""
+    if config.points > 0 or config.points_file is not None:
+        write_points(run.path / "points.csv", ((patch.id, to_points(patch.classes)) for patch in sparse))
+    if weights is not None:
+        save_class_weights(run.path / "class_weights.pt", weights)
+
+
+def draw_predictions(run: RunFolder, part: dict[str, list[LoadedPatch]], config: Config, predictor: Predictor) -> None:
+    """Write predictions.png: input | points | truth | prediction of training images and of unseen ones."""
+    rows = []
+    for patch in (*most_varied(part["train"], 2), *most_varied(part["test"] or part["val"], 3)):
+        points = thicken(with_points(patch, config).classes)
+        rows.append((patch.image, points, patch.classes, predictor.classify(predictor(patch.unit()))))
+    predictions(rows, run.path / "predictions.png", PALETTE, ("input", "points", "truth", "prediction"), CLASSES)
+
+
+def most_varied(patches: list[LoadedPatch], count: int) -> list[LoadedPatch]:
+    """The patches that show most classes."""
+    return sorted(patches, key=lambda patch: -len(np.unique(patch.classes)))[:count]
+
+
+def thicken(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw sparse points as small squares, so that they can be seen."""
+    rows, columns = np.nonzero(classes != 255)
+    if len(rows) * 50 > classes.size:
+        return classes
+    shown = np.full_like(classes, 255)
+    for dy in range(-DOT, DOT + 1):
+        for dx in range(-DOT, DOT + 1):
+            y, x = (rows + dy).clip(0, classes.shape[0] - 1), (columns + dx).clip(0, classes.shape[1] - 1)
+            shown[y, x] = classes[rows, columns]
+    return shown
+
+
+if __name__ == "__main__":
+    run_command(main)

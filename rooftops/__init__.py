@@ -1,0 +1,1 @@
+"""Rooftops on aerial pictures: DeepLabV3+."""

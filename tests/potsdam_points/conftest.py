@@ -1,0 +1,121 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from common.cli import exit_code
+from common.scenes.aerial import write_potsdam
+from potsdam_points.labels import decode
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def mistake(self, *words, code=2):
+        """A user's mistake: the right code, one line of complaint that holds the words, no traceback."""
+        assert self.code == code, self.err
+        assert "Traceback" not in self.err + self.out
+        complaint = [line for line in self.err.splitlines() if line.startswith("error:" if code == 2 else "failed:")]
+        assert len(complaint) == 1, self.err
+        for word in words:
+            assert str(word) in complaint[0]
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Run a command as a process of its own."""
+
+    def run(script, *args, cwd):
+        line = [sys.executable, str(ROOT / "potsdam_points" / f"{script}.py"), *map(str, args)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch, capfd, tmp_path):
+    """Run a command inside this process (imports cost seconds), in an empty working directory."""
+
+    def caller(script, *args, cwd=None):
+        here = Path(cwd or tmp_path / "elsewhere")
+        here.mkdir(exist_ok=True)
+        monkeypatch.chdir(here)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        capfd.readouterr()
+        code = exit_code(import_module(f"potsdam_points.{script}").main)
+        return Result(code, *capfd.readouterr())
+
+    return caller
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    """Generated aerial patches, to be left as they are: 8 of 96 x 96."""
+    folder = tmp_path_factory.mktemp("aerial") / "scene"
+    write_potsdam(folder, count=8, seed=3, size=96)
+    return folder
+
+
+def write_blobs(folder, count=10, side=96, seed=0):
+    """Patches that color alone solves: green discs (trees) and red squares (clutter) on light ground."""
+    rng = np.random.default_rng(seed)
+    for name in ("Images", "Labels"):
+        (folder / name).mkdir(parents=True)
+    y, x = np.mgrid[:side, :side]
+    for number in range(count):
+        classes = np.zeros((side, side), np.uint8)
+        for _ in range(4):
+            cy, cx = rng.integers(10, side - 10, 2)
+            classes[(y - cy) ** 2 + (x - cx) ** 2 < 11**2] = 3
+            cy, cx = rng.integers(10, side - 10, 2)
+            classes[(abs(y - cy) < 8) & (abs(x - cx) < 8)] = 5
+        colors = np.array([[190, 180, 170], [0] * 3, [0] * 3, [60, 120, 50], [0] * 3, [170, 70, 60]])[classes]
+        image = np.clip(colors + rng.normal(0, 12, colors.shape), 0, 255).astype(np.uint8)
+        classes[:2] = 255
+        tifffile.imwrite(folder / "Images" / f"Image_{number}.tif", image, photometric="rgb")
+        tifffile.imwrite(folder / "Labels" / f"Label_{number}.tif", decode(classes), photometric="rgb")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory):
+    """Easy patches that a few seconds of training solve."""
+    return write_blobs(tmp_path_factory.mktemp("blobs") / "patches")
+
+
+SMALL = (
+    "--arch", "small_unet", "--widths", "12", "16", "24", "32", "32", "--crop-size", "64", "--batch-size", "8",
+    "--points", "60", "--val-last", "3", "--loss", "partial_ce+dice", "--gamma", "0", "--weight-power", "0.5",
+    "--lr", "1e-2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small():
+    """Flags of a training that takes seconds."""
+    return SMALL
+
+
+@pytest.fixture(scope="session")
+def trained(blobs, tmp_path_factory, command):
+    """A run folder: a small network trained with the pseudo-label method for some seconds."""
+    folder = tmp_path_factory.mktemp("runs")
+    result = command(
+        "train", "--data-root", blobs, *SMALL, "--epochs", "6", "--samples-per-epoch", "256", "--pseudo", "0.5",
+        "--ema", "0.9", "--color", "0.2", "--balance", "0.5", "--augment", "--output-dir", folder / "run", cwd=folder,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    return folder / "run", result

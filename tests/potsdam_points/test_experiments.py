@@ -1,0 +1,88 @@
+import csv
+import json
+
+import pytest
+
+from potsdam_points import experiments
+from potsdam_points.experiments import Config, Run, markdown, series, write_results
+from potsdam_points.labels import CLASSES
+
+
+def row(run, points, miou, method=False, recipe="best"):
+    values = {
+        "run": run,
+        "recipe": recipe,
+        "points": points,
+        "unlabeled_pixels": method,
+        "class_weights": True,
+        "minutes": 5.0,
+    }
+    per_class = {f"iou_{name}": (miou if name != "low_vegetation" else None) for name in CLASSES}
+    return {**values, "epochs": 9, "miou": miou, "pixel_accuracy": 0.9, **per_class}
+
+
+def test_the_series_holds_every_comparison():
+    runs = {run.name: run for run in series((20, 1000))}
+    assert list(runs) == [
+        "source",
+        "source-unweighted",
+        "full",
+        "points-20-method",
+        "points-20",
+        "points-1000-method",
+        "points-1000",
+    ]
+    assert runs["full"].points == 0
+    assert "--no-class-weights" in runs["source-unweighted"].flags()
+    assert "--pseudo" in runs["points-20"].flags()
+    assert "--pseudo" not in runs["points-20-method"].flags()
+
+
+def test_table_and_plot_are_written(tmp_path):
+    rows = [
+        row("source", 1000, 0.4, recipe="source"),
+        row("full", "all", 0.8),
+        row("points-20-method", 20, 0.6, True),
+        row("points-20", 20, 0.5),
+    ]
+    write_results(rows, tmp_path)
+    assert [r["miou"] for r in csv.DictReader((tmp_path / "experiments.csv").read_text().splitlines())] == ["0.4", "0.8", "0.6", "0.5"]
+    assert "| points-20-method | 20 | yes | yes | 5.0 | 9 | 0.600 | 75% |" in markdown(rows)
+    assert "low_vegetation" not in markdown(rows)
+    assert (tmp_path / "points_curve.png").stat().st_size > 5000
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"--only best is no run.*points-100-method"):
+        Config(only=("best",))
+    with pytest.raises(ValueError, match="--minutes-per-run"):
+        Config(minutes_per_run=0)
+
+
+def test_finished_runs_are_not_repeated_and_stopped_ones_are(call, tmp_path, monkeypatch):
+    trained = []
+
+    def fake_row(run, config, folder):
+        return row(run.name, run.points or "all", 0.5)
+
+    def fake_process(command, **options):
+        folder = command[command.index("--output-dir") + 1]
+        trained.append(folder.rsplit("/", 1)[1])
+        return type("Done", (), {"returncode": 0 if "full" not in folder else 3})
+
+    monkeypatch.setattr(experiments, "row_of", fake_row)
+    monkeypatch.setattr(experiments.subprocess, "run", fake_process)
+    flags = ("--curve", 20, "--output-dir", tmp_path / "out", "--results-dir", tmp_path / "results")
+    (tmp_path / "out" / "points-20").mkdir(parents=True)
+    assert call("experiments", *flags).code == 1
+    assert trained == ["source", "source-unweighted", "full", "points-20-method", "points-20"]
+    trained.clear()
+    assert call("experiments", *flags).code == 1
+    assert trained == ["full"]
+
+
+def test_a_run_of_the_series_is_measured(trained, tmp_path):
+    result = experiments.row_of(Run("points-60", "best", 60), Config(), trained[0])
+    with (trained[0] / "metrics.csv").open() as file:
+        assert result["miou"] == max(float(r["miou"]) for r in csv.DictReader(file))
+    assert json.loads(json.dumps(result)) == result

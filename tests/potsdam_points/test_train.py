@@ -1,0 +1,154 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from common.checkpoint import load_checkpoint
+from common.runs import RunFolder
+from potsdam_points.labels import class_counts, read_classes
+from potsdam_points.points import class_weights, draw_points, from_points, read_points
+from potsdam_points.train import most_varied, thicken
+
+FILES = (
+    "config.yaml", "best_iou.pt", "best_loss.pt", "last.pt", "metrics.csv", "curves.png", "predictions.png",
+    "report.html", "points.csv", "class_weights.pt",
+)  # fmt: skip
+
+
+def test_a_run_leaves_what_is_promised_and_learns(trained):
+    run, result = trained
+    assert [name for name in FILES if not (run / name).is_file()] == []
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    assert max(float(row["miou"]) for row in rows) > 0.7, result.err
+    assert "never labeled:          building, low_vegetation, car: cannot be learned" in result.err
+    assert "pairs:                  10" in result.err
+
+
+def test_the_checkpoint_carries_what_inference_needs(trained):
+    card, _, _ = load_checkpoint(trained[0] / "best_iou.pt", "potsdam_points")
+    assert (card.scale, card.split["val"], len(card.split["train"])) == (0.5, ["7", "8", "9"], 7)
+    assert card.arch_args == {"outputs": 6, "upsample": 2, "widths": [12, 16, 24, 32, 32]}
+    assert set(card.normalization) == {"mean", "std"}
+
+
+def test_saved_points_are_those_drawn_from_the_seed(trained, blobs):
+    table = read_points(trained[0] / "points.csv")
+    assert sorted(table) == [str(i) for i in range(7)]
+    sparse = []
+    for name, points in table.items():
+        classes = read_classes(blobs / "Labels" / f"Label_{name}.tif")
+        sparse.append(from_points(points, 96, 96, source=name))
+        assert (sparse[-1] == draw_points(classes, 60, seed=0, image_id=name)).all()
+    saved = torch.load(trained[0] / "class_weights.pt", weights_only=True)
+    assert saved.shape == (6,)
+    assert torch.allclose(saved, class_weights(class_counts(sparse)) ** 0.5)
+
+
+def test_saved_points_repeat_a_run(trained, blobs, call, small, tmp_path):
+    images, points = blobs / "Images", trained[0] / "points.csv"
+    result = call(
+        "train", "--images", images, "--points-file", points, *small, "--val-last", 2, "--epochs", 1,
+        "--samples-per-epoch", 16, "--output-dir", tmp_path / "again",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "training points:        300 (60 an image)" in result.err
+    assert "val 2" in result.err
+
+
+def test_mistakes_before_the_first_step(call, blobs, tmp_path):
+    call("train", "--data-root", tmp_path / "no").mistake("--data-root", "no")
+    call("train", "--data-root", blobs, "--pseudo", 1, "--ema", 0).mistake("--pseudo", "--ema")
+    call("train", "--data-root", blobs, "--crop-size", 63).mistake("--crop-size 63")
+    call("train", "--data-root", blobs, "--points-file", tmp_path / "no.csv").mistake("no.csv")
+    (tmp_path / "x.yaml").write_text("decodr: skip\n")
+    call("train", "--data-root", blobs, "--config", tmp_path / "x.yaml").mistake("decodr", "decoder")
+
+
+def test_unknown_colors_stop_training_unless_told(call, tmp_path, blobs):
+    for name in ("Images", "Labels"):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        for path in (blobs / name).iterdir():
+            (tmp_path / "p" / name / path.name).write_bytes(path.read_bytes())
+    label = tifffile.imread(tmp_path / "p" / "Labels" / "Label_3.tif")
+    label[50, :7] = (10, 20, 30)
+    tifffile.imwrite(tmp_path / "p" / "Labels" / "Label_3.tif", label, photometric="rgb")
+    call("train", "--data-root", tmp_path / "p").mistake("Label_3.tif", "(10, 20, 30) in 7 pixels", "--unknown ignore")
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(call, blobs, small, tmp_path, monkeypatch):
+    flags = ["--data-root", blobs, *small, "--epochs", 2, "--samples-per-epoch", 16, "--pseudo", 0.5, "--ema", 0.9]
+    assert call("train", *flags, "--output-dir", tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log_epoch", stop)
+        assert call("train", *flags, "--output-dir", tmp_path / "parts").code == 130
+    assert call("train", *flags, "--output-dir", tmp_path / "parts", "--resume", "auto").code == 0
+    one, two = (load_checkpoint(tmp_path / name / "last.pt")[1] for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def stop(run, history):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("recipe", ["source", "best", "demo"])
+def test_every_shipped_recipe_trains(call, recipe, scene, tmp_path):
+    import potsdam_points
+
+    path = f"{potsdam_points.__path__[0]}/{recipe}.yaml"
+    result = call(
+        "train", "--config", path, "--data-root", scene, "--epochs", 1, "--batch-size", 2, "--samples-per-epoch", 2,
+        "--crop-size", 64, "--max-minutes", 0, "--output-dir", tmp_path / recipe,
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert (tmp_path / recipe / "predictions.png").is_file()
+
+
+def test_points_are_drawn_large_enough_to_be_seen():
+    classes = np.full((60, 60), 255, np.uint8)
+    classes[10, 10] = 3
+    assert (thicken(classes) == 3).sum() == 9
+    full = np.zeros((4, 4), np.uint8)
+    assert (thicken(full) == full).all()
+
+
+def test_pictures_show_the_most_varied_patches():
+    from potsdam_points.data import LoadedPatch
+
+    image = np.zeros((3, 2, 2), np.uint8)
+    plain, varied = (
+        LoadedPatch("a", image, np.zeros((2, 2), np.uint8)),
+        LoadedPatch("b", image, np.arange(4, dtype=np.uint8).reshape(2, 2)),
+    )
+    assert [patch.id for patch in most_varied([plain, varied], 1)] == ["b"]
+
+
+def test_evaluate_prints_one_json_object(trained, blobs, call):
+    result = call("evaluate", "--checkpoint", trained[0] / "best_iou.pt", "--data-root", blobs, "--split", "val")
+    assert result.code == 0, result.err
+    scores = json.loads(result.out.splitlines()[-1])
+    assert (scores["task"], scores["split"], scores["n_images"], scores["n_pixels"]) == (
+        "potsdam_points",
+        "val",
+        3,
+        3 * 94 * 96,
+    )
+    assert scores["absent_classes"] == ["building", "low_vegetation", "car"]
+    assert scores["per_class_iou"]["building"] is None or scores["per_class_iou"]["building"] == 0
+    assert scores["miou"] > 0.7
+    assert scores["iou"] is scores["threshold"] is scores["auc"] is None
+
+
+def test_evaluate_refuses_what_it_cannot_know(trained, blobs, scene, call):
+    checkpoint = trained[0] / "best_iou.pt"
+    call("evaluate", "--checkpoint", checkpoint, "--data-root", blobs).mistake("test part", "--split")
+    call("evaluate", "--checkpoint", checkpoint, "--data-root", scene, "--split", "val").mistake("--split all")
+    call("evaluate", "--checkpoint", checkpoint).mistake("--data-root")
+    call("evaluate", "--data-root", blobs).mistake("--checkpoint")
+    call("evaluate", "--checkpoint", checkpoint, "--data-root", blobs, "--split", "all", "--threshold", "0.3").mistake(
+        "--threshold"
+    )
+    assert call("evaluate", "--checkpoint", checkpoint, "--data-root", scene, "--split", "all").code == 0
