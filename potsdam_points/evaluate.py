@@ -33,6 +33,13 @@ class Config(EvaluateConfig):
     points_file: Path | None = None
     """Score at the points of this table id,x,y,class in place of dense labels."""
 
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone; points need no --labels."""
+        if self.points_file is None or self.images is None or self.labels is not None:
+            super().__post_init__()
+        elif not self.checkpoint:
+            raise ValueError("no checkpoint given; pass --checkpoint FILE")
+
 
 def main() -> int:
     """Load, predict, score, print."""

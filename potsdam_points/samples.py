@@ -25,6 +25,7 @@ MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
 
 Image = NDArray[np.float32]
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
 
@@ -68,7 +69,7 @@ class PointCrops:
             raise ValueError(f"--crop-size {crop} must be a multiple of {shrink}, at which images are shrunk")
         self.patches, self.crop, self.shrink, self.length = patches, crop, shrink, length or len(patches)
         self.balance, self.augment, self.teacher = balance, augment, teacher
-        self.images = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
+        self.images: list[Pixels] = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
         self.points = [np.argwhere(patch.classes != IGNORE) for patch in patches]
         self.by_class = _images_by_class(patches)
 
@@ -132,7 +133,7 @@ class PointCrops:
         return target
 
 
-def cut(image: NDArray[np.uint8] | NDArray[np.float32], matrix: Matrix, side: int) -> Image:
+def cut(image: NDArray[Any], matrix: Matrix, side: int) -> Image:
     """Cut a square in 0...1 out of an image (H, W, 3) by an affine map; beyond its edge the image is mirrored."""
     part = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     scale = np.float32(1 / 255) if image.dtype == np.uint8 else np.float32(1)

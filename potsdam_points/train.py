@@ -93,7 +93,10 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         """Check what one field cannot check alone."""
-        super().__post_init__()
+        if self.points_file is not None and self.labels is None and self.images is not None:
+            replace(self, images=None)  # points need no --labels; everything else is checked on this copy
+        else:
+            super().__post_init__()
         if self.pseudo > 0 and self.ema == 0:
             raise ValueError(
                 "--pseudo takes its labels from the moving average of the weights: set --ema too, such as --ema 0.99"

@@ -102,14 +102,12 @@ def test_axes_that_no_file_has():
     check_axes("cyx")
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"axes": "TYX"}])
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
-@pytest.mark.parametrize("imagej", [False, True])
-def test_a_stack_cut_short_is_whole_or_one_clear_line(metadata, compression, imagej, tmp_path, caplog, capfd):
-    if imagej and (compression or metadata is None):
-        pytest.skip("ImageJ files are written in one way only")
+@pytest.mark.parametrize("options", [{}, {"metadata": None}, {"imagej": True}, {"ome": True}], ids=str)
+def test_a_stack_cut_short_is_whole_or_one_clear_line(options, compression, tmp_path, caplog, capfd):
     array = values(7, 20, 30)
-    tifffile.imwrite(tmp_path / "a.tif", array, metadata=metadata, compression=compression, imagej=imagej)
+    compression = None if "imagej" in options else compression
+    tifffile.imwrite(tmp_path / "a.tif", array, compression=compression, **{"metadata": {"axes": "TYX"}, **options})
     data = (tmp_path / "a.tif").read_bytes()
     refused = 0
     for share in (0, 0.001, 0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 0.99):

@@ -159,6 +159,9 @@ def test_outputs_are_no_inputs_and_inputs_stay(infer, own_scene, tmp_path):
     assert infer(folder / "t000.tif", tmp_path / "t000.png", "--output-dir", out).code == 0
     assert np.asarray(Image.open(out / "t000.tif_mask.png")).shape == (96, 128)
     assert np.asarray(Image.open(out / "t000.png_mask.png")).shape == (40, 40)
+    shutil.copy(folder / "t000.tif", tmp_path / "cells16.tif")  # one file is no sequence, whatever its name ends in
+    assert infer(tmp_path / "cells16.tif", "--output-dir", tmp_path / "one").code == 0
+    assert not list((tmp_path / "one").glob("*_RES"))
     # An input in the place of an output.
     stack = np.stack([tifffile.imread(folder / "t000.tif")] * 5)
     for name in ("a.tif", "a_mask.tif"):

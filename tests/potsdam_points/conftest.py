@@ -114,7 +114,7 @@ def trained(blobs, tmp_path_factory, command):
     """A run folder: a small network trained with the pseudo-label method for some seconds."""
     folder = tmp_path_factory.mktemp("runs")
     result = command(
-        "train", "--data-root", blobs, *SMALL, "--epochs", "6", "--samples-per-epoch", "256", "--pseudo", "0.5",
+        "train", "--data-root", blobs, *SMALL, "--epochs", "4", "--samples-per-epoch", "128", "--pseudo", "0.5",
         "--ema", "0.9", "--color", "0.2", "--balance", "0.5", "--augment", "--output-dir", folder / "run", cwd=folder,
     )  # fmt: skip
     assert result.code == 0, result.err

@@ -209,7 +209,7 @@ def test_a_georeferenced_image_is_read_like_any_other(tmp_path):
     (tmp_path / "labels").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8), dtype=np.uint8)
     options = {"driver": "GTiff", "height": 8, "width": 8, "count": 3, "dtype": "uint8", "crs": "EPSG:25833"}
-    transform = rasterio.Affine(1, 0, 0, 0, -1, 0)
+    transform = rasterio.Affine(0.5, 0, 100, 0, -0.5, 200)
     with rasterio.open(tmp_path / "images" / "a.tif", "w", transform=transform, **options) as dataset:
         dataset.write(pixels)
     Image.fromarray(np.ones((8, 8), np.uint8)).save(tmp_path / "labels" / "a.png")
