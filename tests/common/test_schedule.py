@@ -50,6 +50,13 @@ def test_shapes_equal_those_of_torch(schedule, make, per_epoch):
     np.testing.assert_allclose(ours(schedule), theirs(make, per_epoch), rtol=1e-9, atol=1e-12)
 
 
+def test_steps_fall_at_the_start_of_an_epoch_however_progress_is_rounded():
+    for epochs in range(1, 120):
+        for epoch in range(epochs):
+            value = Schedule("step", epochs, factor=0.5, period=3).value(epoch * 7, epoch * 7 / (epochs * 7))
+            assert value == 0.5 ** (epoch // 3), (epoch, epochs)
+
+
 @given(
     st.lists(st.sampled_from([0.5, 0.49999, 0.499, 0.4, 0.6, 1.0, 0.1]), max_size=40),
     st.integers(0, 4),

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.splits import PARTS, split_ids
@@ -11,7 +11,10 @@ from common.splits import PARTS, split_ids
 fraction = st.floats(0, 0.99)
 
 
-@given(st.integers(2, 60), fraction, fraction, st.integers(0, 9))
+@example(count=3, val=0.0, test=0.1, seed=0)
+@example(count=2, val=0.9, test=0.9, seed=0)
+@example(count=3, val=0.9, test=0.1, seed=0)
+@given(count=st.integers(2, 60), val=fraction, test=fraction, seed=st.integers(0, 9))
 @settings(deadline=None)
 def test_parts_are_disjoint_complete_and_never_empty_without_need(count, val, test, seed):
     ids = [f"tile{i}" for i in range(count)]

@@ -24,7 +24,8 @@ def frames_of(path):
 
 @pytest.mark.parametrize(("suffix", "style"), [(".avi", "mask"), (".mp4", "contours"), (".mp4", "mask")])
 def test_one_frame_per_input_frame(video, scene, tmp_path, suffix, style):
-    stack = np.stack([tifffile.imread(scene / "01" / f"t00{i}.tif")[:95, :127] for i in range(4)])
+    stack = np.stack([tifffile.imread(scene / "01" / f"t00{i}.tif") for i in range(4)])
+    stack = np.pad(stack, ((0, 0), (0, 1), (0, 1)), mode="edge")  # 97 x 129
     tifffile.imwrite(tmp_path / "odd.tif", stack, metadata={"axes": "TYX"}, photometric="minisblack")
     out = tmp_path / f"film{suffix}"
     result = video(tmp_path / "odd.tif", scene / "01", "--out", out, "--style", style, "--fps", 5)
@@ -32,11 +33,11 @@ def test_one_frame_per_input_frame(video, scene, tmp_path, suffix, style):
     assert "9 frames" in result.err
     assert len(result.err.splitlines()) == 2  # nothing from the codecs
     frames, rate = frames_of(out)
-    assert frames.shape == (9, 96, 256, 3)
+    assert frames.shape == (9, 98, 260, 3)
     assert rate == pytest.approx(5)
-    first = frames[0, :95, :127].astype(float)
+    first = frames[0, :97, :129].astype(float)
     assert np.abs(first - stretch(stack[0])).mean() < 12
-    right = frames[0, :95, 128:255].astype(float)
+    right = frames[0, :97, 130:259].astype(float)
     if style == "mask":  # the two ends of viridis, blurred by the codec
         ends = np.array([[68, 1, 84], [253, 231, 37]], float)
         distance = np.linalg.norm(right[..., None, :] - ends, axis=-1).min(-1)

@@ -46,12 +46,8 @@ def test_table_and_plot_are_written(tmp_path):
         row("points-20", 20, 0.5),
     ]
     write_results(rows, tmp_path)
-    assert [r["miou"] for r in csv.DictReader((tmp_path / "experiments.csv").read_text().splitlines())] == [
-        "0.4",
-        "0.8",
-        "0.6",
-        "0.5",
-    ]
+    table = csv.DictReader((tmp_path / "experiments.csv").read_text().splitlines())
+    assert [line["miou"] for line in table] == ["0.4", "0.8", "0.6", "0.5"]
     assert "| points-20-method | 20 | yes | yes | 5.0 | 9 | 0.600 | 75% |" in markdown(rows)
     assert "low_vegetation" not in markdown(rows)
     assert (tmp_path / "points_curve.png").stat().st_size > 5000

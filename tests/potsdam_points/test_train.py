@@ -142,6 +142,16 @@ def test_evaluate_prints_one_json_object(trained, blobs, call):
     assert scores["iou"] is scores["threshold"] is scores["auc"] is None
 
 
+def test_points_can_be_scored_too(trained, blobs, call):
+    checkpoint, points = trained[0] / "best_iou.pt", trained[0] / "points.csv"
+    flags = ("--images", blobs / "Images", "--points-file", points, "--split", "all")
+    result = call("evaluate", "--checkpoint", checkpoint, *flags)
+    assert result.code == 0, result.err
+    scores = json.loads(result.out.splitlines()[-1])
+    assert (scores["n_images"], scores["n_pixels"]) == (7, 420)
+    call("evaluate", *flags).mistake("--checkpoint")
+
+
 def test_evaluate_refuses_what_it_cannot_know(trained, blobs, scene, call):
     checkpoint = trained[0] / "best_iou.pt"
     call("evaluate", "--checkpoint", checkpoint, "--data-root", blobs).mistake("test part", "--split")
