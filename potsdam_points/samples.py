@@ -69,7 +69,7 @@ class PointCrops:
             raise ValueError(f"--crop-size {crop} must be a multiple of {shrink}, at which images are shrunk")
         self.patches, self.crop, self.shrink, self.length = patches, crop, shrink, length or len(patches)
         self.balance, self.augment, self.teacher = balance, augment, teacher
-        self.images: list[Pixels] = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
+        self.images: list[NDArray[Any]] = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
         self.points = [np.argwhere(patch.classes != IGNORE) for patch in patches]
         self.by_class = _images_by_class(patches)
 
