@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
@@ -57,6 +57,7 @@ def test_steps_fall_at_the_start_of_an_epoch_however_progress_is_rounded():
             assert value == 0.5 ** (epoch // 3), (epoch, epochs)
 
 
+@example([0.5, 0.49999, 0.49998, 0.49], 1, 0.5, 0.0)
 @given(
     st.lists(st.sampled_from([0.5, 0.49999, 0.499, 0.4, 0.6, 1.0, 0.1]), max_size=40),
     st.integers(0, 4),

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -29,6 +29,7 @@ from common.losses import bce
 from common.runs import RunFolder
 from common.sampling import EpochBatches
 from common.schedule import Clock
+from common.state import PLAIN
 from common.training import evaluate, fit, seed_everything
 
 CPU, BF16 = choose_precision("cpu", "off"), Precision(torch.device("cpu"), torch.bfloat16)
@@ -150,11 +151,30 @@ def test_two_parts_equal_the_whole(tmp_path, whole):
     assert_same(contents(tmp_path), whole["plateau"])
 
 
-def test_plateau_and_early_stopping_state_matter_in_these_runs(whole):
+def test_these_runs_are_what_they_should_be(whole):
     state = whole["plateau"]["last.pt"][2]
-    assert state["schedule"]["falls"] > 0 or state["schedule"]["best_loss"] < math.inf
     assert state["average_updates"] == state["step"] == 3 * EPOCHS
     assert len(whole["plateau"]["metrics.csv"]) == EPOCHS
+
+
+def test_everything_in_the_state_comes_back(tmp_path):
+    state = train(tmp_path, replace(CONFIG, epochs=1))
+    state.schedule.best_loss, state.schedule.bad_epochs, state.schedule.falls = 0.25, 3, 2
+    for i, name in enumerate(PLAIN):
+        setattr(state, name, [{"row": i}] if name == "history" else i + 1)
+    saved = copy.deepcopy(state.snapshot())
+    fresh = train(tmp_path / "other", replace(CONFIG, epochs=2, seed=9))
+    fresh.restore(copy.deepcopy(state.model.state_dict()), copy.deepcopy(saved))
+    assert_same(fresh.snapshot(), saved)
+    assert_same(dict(fresh.model.state_dict()), dict(state.model.state_dict()))
+    assert set(PLAIN) | {"model", "optimizer", "schedule", "scaler", "average"} == {f.name for f in fields(state)}
+
+
+def test_resuming_a_finished_run_changes_nothing_and_mends_its_table(tmp_path, whole):
+    train(tmp_path, COSINE)
+    (tmp_path / "metrics.csv").unlink()
+    train(tmp_path, COSINE, resume=True)
+    assert_same(contents(tmp_path), whole["cosine"])
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -321,7 +341,21 @@ def test_the_command_line_decides_about_weight_decay(tmp_path):
     assert state.optimizer.param_groups[0]["weight_decay"] == 0.5
 
 
-def test_accumulated_gradients_equal_a_larger_batch(tmp_path):
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradient of every optimization step, flat."""
+    found = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **options):
+        found.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    return found
+
+
+def test_accumulated_gradients_equal_a_larger_batch(tmp_path, gradients):
     torch.manual_seed(0)
     start = network(norm=False).state_dict()
     weights = []
@@ -335,19 +369,13 @@ def test_accumulated_gradients_equal_a_larger_batch(tmp_path):
     for key in start:
         torch.testing.assert_close(weights[0][key], weights[1][key], atol=1e-6, rtol=1e-6)
         assert not torch.equal(start[key], weights[0][key])
+    for small, large in zip(gradients[:6], gradients[6:], strict=True):  # Adam would hide another scale
+        torch.testing.assert_close(small, large, atol=1e-6, rtol=1e-5)
 
 
-def test_clipping_bounds_the_gradient(tmp_path, monkeypatch):
-    norms = []
-    step = torch.optim.AdamW.step
-
-    def spy(self, *args, **options):
-        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for g in self.param_groups for p in g["params"])))
-        return step(self, *args, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+def test_clipping_bounds_the_gradient(tmp_path, gradients):
     train(tmp_path, replace(CONFIG, epochs=1, clip_norm=1e-3))
-    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
+    assert [float(gradient.norm()) for gradient in gradients] == pytest.approx([1e-3] * 3, rel=1e-2)
 
 
 def test_a_non_finite_loss_names_the_files(tmp_path, capsys):
