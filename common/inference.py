@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import rasterio
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from common.checkpoint import ModelCard, atomic_path
 from common.cli import PARTIAL, say
 from common.devices import Precision
+from common.evaluation import class_probabilities, foreground_probability
 from common.outputs import check_disk
 from common.plots import overlay, stretch
 from common.rasters import (
@@ -131,16 +132,10 @@ class Predictor:
         checkpoints: Sequence[Path],
         load_network: LoadNetwork,
         precision: Precision,
-        *,
-        tile: int = 512,
-        overlap: float = 0.25,
-        tta: Tta = "none",
-        scale: float | None = None,
-        threshold: float | None = None,
+        **options: Any,  # noqa: ANN401 - those of the constructor
     ) -> Predictor:
         """Load checkpoints with the task's own function."""
-        networks = [load_network(path) for path in checkpoints]
-        return cls(networks, precision, tile=tile, overlap=overlap, tta=tta, scale=scale, threshold=threshold)
+        return cls([load_network(path) for path in checkpoints], precision, **options)
 
     @property
     def value_range(self) -> Range | None:
@@ -187,9 +182,11 @@ class Predictor:
         total: Tensor | None = None
         for network, scale, card in self._networks:
             small = rescale(images, [max(1, round(size * scale)) for size in images.shape[2:]])
-            logits = network(normalize(small, card.normalization))[:, : self.outputs].float()
-            logits = rescale(logits, images.shape[2:])
-            probability = logits.sigmoid() if self.binary else logits.softmax(1)
+            logits = network(normalize(small, card.normalization)).float()
+            if self.binary:
+                probability = foreground_probability(rescale(logits, images.shape[2:]))
+            else:  # further outputs are no classes (the Potsdam original's "undefined")
+                probability = class_probabilities(rescale(logits[:, : self.outputs], images.shape[2:]))
             total = probability if total is None else total + probability
         assert total is not None
         return total / len(self._networks)

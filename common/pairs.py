@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli import say
 from common.rasters import IMAGE_EXTENSIONS
 
 LABEL_SUFFIXES = ("_label", "_mask")
@@ -87,3 +88,25 @@ def _by_key(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, Path]
             raise ValueError(f"{table[name]} and {path} have the same name '{name}'; rename or remove one of them")
         table[name] = path
     return table
+
+
+def require_usable(usable: int, problems: Sequence[str], *, skip_bad: bool) -> None:
+    """Name every bad file; stop unless ``skip_bad``.
+
+    Args:
+        usable: how many pairs can be used.
+        problems: a line for each one that cannot.
+        skip_bad: go on without those.
+
+    Raises:
+        ValueError: there are bad files and they are not to be skipped, or nothing is left.
+    """
+    for problem in problems:
+        say(f"{'skipped' if skip_bad else 'bad'}: {problem}")
+    if problems and not skip_bad:
+        raise ValueError(
+            f"{len(problems)} bad file(s), listed above, such as {problems[0]}; repair or remove them, "
+            "or pass --skip-bad to go on without them"
+        )
+    if not usable:
+        raise ValueError(f"none of the {len(problems)} pairs can be used; they are listed above")

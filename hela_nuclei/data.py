@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from common.cli import say
 from common.losses import IGNORE
 from common.rasters import IMAGE_EXTENSIONS, OUTPUT_ENDINGS, read_label
 from common.sampling import Key
@@ -266,21 +265,6 @@ def _tally_text(groups: Mapping[str, Sequence[str]]) -> str:
     parts = [f"{names[0]} ({len(names[1])})"]
     parts += [f"{value} ({len(ids)}: {', '.join(ids[:5])}{'...' if len(ids) > 5 else ''})" for value, ids in others]
     return ", ".join(parts)
-
-
-def require_usable(loaded: Sequence[LoadedFrame], problems: Sequence[str], *, skip_bad: bool) -> None:
-    """Name every bad file; stop unless ``skip_bad``.
-
-    Raises:
-        ValueError: there are bad files and they are not to be skipped, or nothing else is left.
-    """
-    for problem in problems:
-        say(f"{'skipped' if skip_bad else 'bad'}: {problem}")
-    if problems and not skip_bad:
-        remedy = "repair or remove them, or pass --skip-bad to go on without them"
-        raise ValueError(f"{len(problems)} bad frame(s), listed above; {remedy}")
-    if not loaded:
-        raise ValueError(f"none of the {len(problems)} frames can be used")
 
 
 def semantic_target(labels: NDArray[np.int32], border: int) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from common.networks import build_network
 from common.tiling import pad_to_multiple
 
 WIDTHS = (16, 32, 64, 128)
@@ -143,12 +144,7 @@ def build_model(arch: str, **arch_args: object) -> nn.Module:
     Raises:
         ValueError: the name or an argument is unknown.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown network '{arch}'; known are {', '.join(ARCHITECTURES)}")
-    try:
-        return ARCHITECTURES[arch](**arch_args)
-    except TypeError as error:
-        raise ValueError(f"network {arch}: {error}") from error
+    return build_network(ARCHITECTURES, arch, arch_args)
 
 
 def recognize(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

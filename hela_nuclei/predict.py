@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.checkpoint import ModelCard, foreign_state_dict, is_ours, load_checkpoint, read_payload
+from common import networks
+from common.checkpoint import ModelCard, StateDict
 from common.devices import Precision
 from common.tiling import Tta, plan_windows, predict_array
 from hela_nuclei.model import build_model, recognize
@@ -34,28 +35,31 @@ def load_network(path: Path) -> tuple[nn.Module, ModelCard]:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it holds no network of this task.
     """
-    payload = read_payload(path)
-    if is_ours(payload):
-        card, weights, _ = load_checkpoint(path, TASK)
-    else:
-        weights = {k: v for k, v in foreign_state_dict(payload).items() if not k.startswith("encoder.fc.")}
-        found = recognize(weights)
-        if found is None:
-            keys = ", ".join(list(weights)[:4])
-            raise ValueError(f"checkpoint {path} holds none of this task's networks (its first keys: {keys})")
-        card = ModelCard(TASK, found[0], {**found[1], "pad_input": False}, CLASSES, PALETTE)
+    network, card = networks.load_network(path, TASK, build_model, adopt)
     channels, outputs = card.arch_args.get("channels", 1), card.arch_args.get("outputs", 1)
     if channels != 1 or outputs not in (1, 2):
         raise ValueError(
             f"checkpoint {path}: a network of {channels} channels and {outputs} outputs; 1 and 1 are needed"
         )
-    model = build_model(card.arch, **card.arch_args)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"checkpoint {path} does not fit the network {card.arch}: {reason}") from error
-    return model.eval(), card
+    return network, card
+
+
+def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
+    """A card for the original notebook's weights (or our own without one); the unused classifier is dropped."""
+    weights = {key: value for key, value in state.items() if not key.startswith("encoder.fc.")}
+    found = recognize(weights)
+    if found is None:
+        return None
+    return ModelCard(TASK, found[0], {**found[1], "pad_input": False}, CLASSES, PALETTE), weights
+
+
+def initialize(model: nn.Module, weights: str) -> None:
+    """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
+
+    Raises:
+        ValueError, FileNotFoundError: see `common.networks.initialize`.
+    """
+    networks.initialize(model, weights, getattr(model, "encoder", None), arch="unet_resnet18")
 
 
 @dataclass(frozen=True)

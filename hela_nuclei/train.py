@@ -19,6 +19,7 @@ from common.config import TrainConfig, config_values
 from common.devices import Precision, choose_precision
 from common.evaluation import binary_probability
 from common.finish import Example, finish_run
+from common.pairs import require_usable
 from common.runs import RunFolder, load_train_config, open_run
 from common.scenes.hela import write_challenge
 from common.splits import split_ids
@@ -33,14 +34,12 @@ from hela_nuclei.data import (
     find_frames,
     load_frames,
     of_one_size,
-    require_usable,
     semantic_target,
 )
 from hela_nuclei.frames import scale_frame
 from hela_nuclei.model import build_model
-from hela_nuclei.predict import CLASSES, PALETTE, TASK, Predictor
+from hela_nuclei.predict import CLASSES, PALETTE, TASK, Predictor, initialize
 from hela_nuclei.scoring import build_criterion, score_frames
-from hela_nuclei.weights import initialize
 
 DEMO = Path("data/demo/hela_nuclei")
 Rows = list[tuple[str, str]]
@@ -160,7 +159,7 @@ def look(found: Found, config: Config) -> tuple[list[LoadedFrame], Rows]:
     if loaded and not config.crop_size:
         loaded, others = of_one_size(loaded)
         problems += others
-    require_usable(loaded, problems, skip_bad=config.skip_bad)
+    require_usable(len(loaded), problems, skip_bad=config.skip_bad)
     unpaired = f"{len(found.without_mask)} frames without a mask, {len(found.without_frame)} masks without a frame"
     facts = [*audit(loaded), ("left out", f"{unpaired}, {len(problems)} bad pairs")]
     for name, value in facts:

@@ -162,23 +162,6 @@ def load_patches(
     return loaded, problems
 
 
-def require_usable(loaded: Sequence[LoadedPatch], problems: Sequence[str], *, skip_bad: bool) -> None:
-    """Name every bad file; stop unless ``skip_bad``.
-
-    Raises:
-        ValueError: there are bad files and they are not to be skipped, or nothing is left.
-    """
-    for problem in problems:
-        say(f"{'skipped' if skip_bad else 'bad'}: {problem}")
-    if problems and not skip_bad:
-        raise ValueError(
-            f"{len(problems)} bad file(s), listed above, such as {problems[0]}; repair or remove them, "
-            "or pass --skip-bad"
-        )
-    if not loaded:
-        raise ValueError(f"none of the {len(problems)} patches can be used; they are listed above")
-
-
 def audit(loaded: Sequence[LoadedPatch]) -> list[tuple[str, str]]:
     """What was found, as (name, value) rows: sizes, label values with counts and shares, unlabeled pixels."""
     sizes = Counter(_size(patch.classes.shape) for patch in loaded)

@@ -15,9 +15,10 @@ from common.devices import choose_precision
 from common.evaluation import print_scores
 from common.inference import Predictor
 from common.losses import build_loss
+from common.pairs import require_usable
 from common.scoring import EvaluateConfig, ids_of_split, score_samples
 from potsdam_points.criterion import at_points
-from potsdam_points.data import Unknown, find_patches, load_patches, require_usable
+from potsdam_points.data import Unknown, find_patches, load_patches
 from potsdam_points.labels import Coding
 from potsdam_points.predict import TASK, default_tile, load_network
 
@@ -61,7 +62,7 @@ def main() -> int:
     loaded, problems = load_patches(
         [p for p in patches if wanted is None or p.id in wanted], config.label_coding, config.unknown
     )
-    require_usable(loaded, problems, skip_bad=True)
+    require_usable(len(loaded), problems, skip_bad=True)
     loss = build_loss(str(predictor.card.config.get("loss", "partial_ce")))
     samples = ((patch.id, patch.unit(), patch.classes) for patch in loaded)
     scores = score_samples(predictor, samples, lambda logits, target: loss(*at_points(logits, target)))

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from common.networks import build_network
+
 Decoder = Literal["plain", "skip"]
 PLAIN_WIDTHS = (256, 128, 64, 32)
 
@@ -178,12 +180,7 @@ def build_model(arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401
     Raises:
         ValueError: the name or an argument is unknown.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown network '{arch}'; known are {', '.join(ARCHITECTURES)}")
-    try:
-        return ARCHITECTURES[arch](**arch_args)
-    except TypeError as error:
-        raise ValueError(f"network {arch}: {error}") from error
+    return build_network(ARCHITECTURES, arch, arch_args)
 
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

@@ -6,17 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from common.backbones import imagenet_state, load_encoder
-from common.checkpoint import (
-    ModelCard,
-    foreign_state_dict,
-    is_ours,
-    load_checkpoint,
-    load_matching,
-    read_payload,
-    read_weights,
-)
-from common.cli import say
+from common import networks
+from common.checkpoint import ModelCard, StateDict
 from potsdam_points.labels import CLASSES, PALETTE
 from potsdam_points.model import ResNet18Segmentation, build_model, recognize
 
@@ -32,29 +23,21 @@ def load_network(path: Path) -> tuple[nn.Module, ModelCard]:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it holds no network of this task.
     """
-    payload = read_payload(path)
-    if is_ours(payload):
-        card, weights, _ = load_checkpoint(path, TASK)
-    else:
-        weights = foreign_state_dict(payload)
-        found = recognize(weights)
-        if found is None:
-            raise ValueError(
-                f"checkpoint {path} holds none of this task's networks (its first keys: {', '.join(list(weights)[:4])})"
-            )
-        if found[1]["outputs"] not in (len(CLASSES), len(CLASSES) + 1):
-            raise ValueError(
-                f"checkpoint {path} predicts {found[1]['outputs']} classes; this task has {len(CLASSES)} and undefined"
-            )
-        card = ModelCard(TASK, *found, CLASSES, PALETTE, scale=1 / found[1]["upsample"])
-    model = build_model(card.arch, **card.arch_args)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(
-            f"checkpoint {path} does not fit the network {card.arch}: {' '.join(str(error).split())[:200]}"
-        ) from error
-    return model.eval(), card
+    return networks.load_network(path, TASK, build_model, adopt)
+
+
+def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
+    """A card for the original project's weights (or our own without one).
+
+    Raises:
+        ValueError: they predict other classes than this task's.
+    """
+    found = recognize(state)
+    if found is None:
+        return None
+    if found[1]["outputs"] not in (len(CLASSES), len(CLASSES) + 1):
+        raise ValueError(f"it predicts {found[1]['outputs']} classes; this task has {len(CLASSES)} and undefined")
+    return ModelCard(TASK, *found, CLASSES, PALETTE, scale=1 / found[1]["upsample"]), state
 
 
 def default_tile(card: ModelCard) -> int:
@@ -66,17 +49,10 @@ def initialize(model: nn.Module, weights: str) -> None:
     """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
 
     Raises:
-        ValueError: the network has no ImageNet encoder, the download failed, or the checkpoint does not fit.
-        FileNotFoundError: the checkpoint does not exist.
+        ValueError, FileNotFoundError: see `common.networks.initialize`.
     """
-    if weights == "none":
-        return
-    if weights != "imagenet":
-        say(f"weights: {load_matching(model, read_weights(Path(weights)))} from {weights}")
-        return
-    if not isinstance(model, ResNet18Segmentation):
-        raise ValueError("--weights imagenet needs a pretrained encoder: use --arch resnet18, or --weights none")
-    parts = nn.ModuleDict(
-        {name.removeprefix("encoder_"): part for name, part in model.named_children() if name.startswith("encoder_")}
-    )
-    load_encoder(parts, imagenet_state("resnet18"))
+    encoder = None
+    if isinstance(model, ResNet18Segmentation):
+        parts = {name.removeprefix("encoder_"): part for name, part in model.named_children() if name != "decoder"}
+        encoder = nn.ModuleDict(parts)
+    networks.initialize(model, weights, encoder)

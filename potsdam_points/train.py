@@ -23,13 +23,14 @@ from common.evaluation import class_probabilities
 from common.finish import Example, finish_run
 from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
+from common.pairs import require_usable
 from common.plots import History, predictions
 from common.runs import RunFolder, load_train_config, open_run
 from common.scenes.aerial import write_potsdam
 from common.scoring import score_samples
 from common.training import fit, seed_everything
 from potsdam_points.criterion import PointCriterion, at_points
-from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, require_usable, split_patches
+from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, PALETTE, Coding, class_counts
 from potsdam_points.model import build_model
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
@@ -161,7 +162,7 @@ def look(root: Path | None, config: Config) -> tuple[list[LoadedPatch], Rows]:
     for note in unpaired:
         say(f"note: {note}")
     loaded, problems = load_patches(found, config.label_coding, config.unknown)
-    require_usable(loaded, problems, skip_bad=config.skip_bad)
+    require_usable(len(loaded), problems, skip_bad=config.skip_bad)
     facts = [*audit(loaded), ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs")]
     for name, value in facts:
         say(f"{name + ':':24}{value}")

@@ -1,64 +1,12 @@
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tifffile
 
-from common.cli import exit_code
 from common.scenes.aerial import write_potsdam
 from potsdam_points.labels import decode
+from tests.commands import command_fixtures
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def mistake(self, *words, code=2):
-        """A user's mistake: the right code, one line of complaint that holds the words, no traceback."""
-        assert self.code == code, self.err
-        assert "Traceback" not in self.err + self.out
-        complaint = [line for line in self.err.splitlines() if line.startswith("error:" if code == 2 else "failed:")]
-        assert len(complaint) == 1, self.err
-        for word in words:
-            assert str(word) in complaint[0]
-
-
-@pytest.fixture(scope="session")
-def command():
-    """Run a command as a process of its own."""
-
-    def run(script, *args, cwd):
-        line = [sys.executable, str(ROOT / "potsdam_points" / f"{script}.py"), *map(str, args)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-        return Result(done.returncode, done.stdout, done.stderr)
-
-    return run
-
-
-@pytest.fixture
-def call(monkeypatch, capfd, tmp_path):
-    """Run a command inside this process (imports cost seconds), in an empty working directory."""
-
-    def caller(script, *args, cwd=None):
-        here = Path(cwd or tmp_path / "elsewhere")
-        here.mkdir(exist_ok=True)
-        monkeypatch.chdir(here)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
-        capfd.readouterr()
-        code = exit_code(import_module(f"potsdam_points.{script}").main)
-        return Result(code, *capfd.readouterr())
-
-    return caller
+started, command, call = command_fixtures("potsdam_points")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from common.pairs import require_usable
 from potsdam_points.data import (
     LoadedPatch,
     audit,
@@ -12,7 +13,6 @@ from potsdam_points.data import (
     load_patch,
     load_patches,
     patch_id,
-    require_usable,
     split_patches,
 )
 from potsdam_points.labels import decode
@@ -100,11 +100,11 @@ def test_bad_patches_are_all_named_and_refused(scene, tmp_path, capsys):
     assert ["Label_1.tif: unknown color (9, 9, 9) in 6 pixels" in problems[0], "50 x 96" in problems[1]] == [True, True]
     assert "Label_3.tif" in problems[2]
     with pytest.raises(ValueError, match="3 bad file"):
-        require_usable(loaded, problems, skip_bad=False)
-    require_usable(loaded, problems, skip_bad=True)
+        require_usable(len(loaded), problems, skip_bad=False)
+    require_usable(len(loaded), problems, skip_bad=True)
     assert capsys.readouterr().err.count("Label_1.tif") == 2
     with pytest.raises(ValueError, match="none of the 3"):
-        require_usable([], problems, skip_bad=True)
+        require_usable(0, problems, skip_bad=True)
     assert len(load_patches(find_patches(tmp_path)[0], unknown="ignore")[0]) == 2
 
 

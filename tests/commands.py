@@ -1,0 +1,74 @@
+"""Running the commands of a task in tests: as a process of its own, or inside this one."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from common.cli import exit_code
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def mistake(self, *words, code=2):
+        """A user's mistake: the right code, one line of complaint that holds the words, no traceback."""
+        assert self.code == code, self.err
+        assert "Traceback" not in self.err + self.out
+        complaint = [line for line in self.err.splitlines() if line.startswith("error:" if code == 2 else "failed:")]
+        assert len(complaint) == 1, self.err
+        for word in words:
+            assert str(word) in complaint[0]
+
+
+def command_fixtures(task):
+    """The fixtures ``started``, ``command`` and ``call`` of a task's tests, for its conftest."""
+
+    @pytest.fixture(scope="session")
+    def started():
+        """Start a command as a process of its own; returns the process."""
+
+        def start(script, *args, cwd, **options):
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            line = [sys.executable, str(ROOT / task / f"{script}.py"), *map(str, args)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            return subprocess.Popen(line, cwd=cwd, env=environment, **pipes, **options)
+
+        return start
+
+    @pytest.fixture(scope="session")
+    def command(started):
+        """Run a command as a process of its own."""
+
+        def run(script, *args, cwd):
+            process = started(script, *args, cwd=cwd)
+            out, err = process.communicate(timeout=300)
+            return Result(process.returncode, out, err)
+
+        return run
+
+    @pytest.fixture
+    def call(monkeypatch, capfd, tmp_path):
+        """Run a command inside this process (imports cost seconds), in an empty working directory."""
+
+        def caller(script, *args, cwd=None):
+            here = Path(cwd or tmp_path / "elsewhere")
+            here.mkdir(exist_ok=True)
+            monkeypatch.chdir(here)
+            monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+            capfd.readouterr()
+            code = exit_code(import_module(f"{task}.{script}").main)
+            return Result(code, *capfd.readouterr())
+
+        return caller
+
+    return started, command, call
