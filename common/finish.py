@@ -13,7 +13,8 @@ from common.checkpoint import ModelCard, write_text
 from common.cli import say
 from common.config import TrainConfig, config_values
 from common.evaluation import SplitScores
-from common.plots import colorize, curves, grid, grid_figure, stretch, strip
+from common.pixels import colorize, stretch, strip
+from common.plots import curves, grid, grid_figure
 from common.report import write_report
 from common.runs import RunFolder
 

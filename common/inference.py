@@ -28,7 +28,7 @@ from common.cli import PARTIAL, say
 from common.devices import Precision
 from common.evaluation import class_probabilities, foreground_probability
 from common.outputs import check_disk
-from common.plots import overlay, stretch
+from common.pixels import overlay, stretch
 from common.rasters import (
     NODATA,
     Raster,

@@ -24,7 +24,8 @@ from PIL import Image
 
 from common import plots
 from common.checkpoint import write_text
-from common.plots import History, Palette, Pixels
+from common.pixels import Palette, Pixels
+from common.plots import History
 
 PICTURE_BUDGET = 2_200_000
 """Bytes of base64 that all example pictures together may take; charts and text need well under 0.5 MB."""

@@ -27,7 +27,7 @@ from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
 from common.devices import choose_precision
 from common.outputs import check_disk, provenance
-from common.plots import Pixels
+from common.pixels import Pixels
 from common.rasters import find_images, output_stems, range_warning, write_mask, write_probability
 from common.runs import newest_checkpoint
 from hela_nuclei.draw import contact_sheet, outlines

@@ -21,7 +21,7 @@ from common.checkpoint import ModelCard, atomic_path
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
 from common.devices import choose_precision
-from common.plots import Pixels, stretch
+from common.pixels import Pixels, stretch
 from common.rasters import find_images
 from common.runs import newest_checkpoint
 from hela_nuclei.data import find_frames

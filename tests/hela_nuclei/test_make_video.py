@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.plots import stretch
+from common.pixels import stretch
 
 
 @pytest.fixture
