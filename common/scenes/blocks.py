@@ -20,7 +20,7 @@ from common.scenes.materials import (
     soil,
     tint,
 )
-from common.scenes.plots import DETAIL, GROUND, LOW, YARD, Plot
+from common.scenes.plots import DETAIL, GROUND, LOW, YARD, Plot, container, playground
 
 
 def perimeter(plot: Plot) -> None:
@@ -66,7 +66,7 @@ def perimeter(plot: Plot) -> None:
     for _ in range(rng.randrange(6)):
         court.put("box", LOW, painted(rng, CLUTTER), *court.anywhere(3), rng.uniform(1, 4), rng.uniform(0.9, 2.4), 1.3)
     if rng.random() < 0.3:
-        _playground(court, *court.anywhere(6))
+        playground(court, *court.anywhere(6))
     court.trees(rng.randrange(2, 12), 1.5, 4.5)
 
 
@@ -88,7 +88,7 @@ def slabs(plot: Plot) -> None:
         v += deep + rng.uniform(13, 18)
     parking_lot(plot, plot.u0 + 1, plot.v1 - 17, plot.u0 + rng.uniform(20, 45), plot.v1 - 1)
     if rng.random() < 0.6:
-        _playground(plot, *plot.anywhere(8))
+        playground(plot, *plot.anywhere(8))
     for _ in range(rng.randrange(1, 5)):
         plot.put("box", LOW, painted(rng, CLUTTER), *plot.anywhere(2), rng.uniform(1.2, 5), 1.3, 1.4)
     plot.trees(rng.randrange(4, 22), 1.2, 4.8)
@@ -134,34 +134,9 @@ def halls(plot: Plot) -> None:
             rng.uniform(plot.u0 + 4, split),
             rng.uniform(plot.v0 + 6 + width, plot.v1 - 3) if width < plot.size[1] - 12 else plot.v1 - 5,
         )
-        _container(plot, u, v)
+        container(plot, u, v)
     for _ in range(rng.randrange(7)):
         plot.tree(rng.uniform(plot.u0, plot.u1), plot.v1 - strip / 2, rng.uniform(1.2, 2.8))
-
-
-def _container(plot: Plot, u: float, v: float) -> None:
-    """A shipping container or skip."""
-    long = plot.rng.choice((3.5, 6.1, 6.1, 12.2))
-    turn = plot.rng.choice((0, math.pi / 2)) + plot.rng.gauss(0, 0.06)
-    plot.put("box", LOW, painted(plot.rng, CLUTTER), u, v, long, 2.45, plot.rng.uniform(1.5, 2.6), turn=turn)
-
-
-def _playground(plot: Plot, u: float, v: float) -> None:
-    """Sand with climbing frames and benches; sand and gear are clutter."""
-    rng, size = plot.rng, plot.rng.uniform(6, 12)
-    plot.put(rng.choice(("disk", "box")), DETAIL, soil(rng, plot.season, CLUTTER), u, v, size * 1.3, size)
-    for _ in range(rng.randrange(3, 8)):
-        at = (u + rng.gauss(0, size / 5), v + rng.gauss(0, size / 5))
-        plot.put(
-            "box",
-            LOW,
-            painted(rng, CLUTTER),
-            *at,
-            rng.uniform(0.5, 3),
-            rng.uniform(0.4, 1.4),
-            rng.uniform(0.4, 2),
-            turn=rng.uniform(0, 3),
-        )
 
 
 def park(plot: Plot) -> None:
@@ -181,7 +156,7 @@ def park(plot: Plot) -> None:
         water = tint(rng, Surface(CLUTTER, (0.13, 0.16, 0.15), (0.03, 0.02, 0.06)), 0.2)
         plot.put("heap", LOW, water, u, v, rng.uniform(12, 26), rng.uniform(8, 18), 0.02, turn=rng.uniform(0, 3))
     if rng.random() < 0.6:
-        _playground(plot, *plot.anywhere(10))
+        playground(plot, *plot.anywhere(10))
     if rng.random() < 0.3:
         plot.building(
             *plot.anywhere(9),
@@ -253,7 +228,7 @@ def building_site(plot: Plot) -> None:
             turn=rng.uniform(0, 3),
         )
     for _ in range(rng.randrange(2, 8)):
-        _container(plot, *plot.anywhere(5))
+        container(plot, *plot.anywhere(5))
     for _ in range(rng.randrange(3, 7)):
         u, v = plot.anywhere(5)
         for _ in range(rng.randrange(3, 9)):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from common.scenes.canvas import CLUTTER, LOW_VEGETATION, Surface
 from common.scenes.materials import FLAT, PITCHED, foliage, lawn, painted, paving, soil, tint
-from common.scenes.plots import CROWN, DETAIL, GROUND, LOW, YARD, Plot
+from common.scenes.plots import CROWN, DETAIL, GROUND, LOW, YARD, Plot, pool
 
 
 def houses(plot: Plot) -> None:
@@ -80,7 +80,7 @@ def _garden(plot: Plot, u: float, width: float, near: float, far: float) -> None
         bed = replace(soil(rng, plot.season, LOW_VEGETATION), rows=rng.choice((0.0, 0.9)), ridge=0.14)
         plot.put("box", DETAIL, bed, *spot(3), rng.uniform(2, 6), rng.uniform(2, 4), turn=rng.choice((0, math.pi / 2)))
     if rng.random() < 0.16 and width > 10:
-        _pool(plot, *spot(4))
+        pool(plot, *spot(4))
     if rng.random() < 0.35:
         u_shed, v_shed = spot(2)
         plot.building(
@@ -109,13 +109,3 @@ def _garden(plot: Plot, u: float, width: float, near: float, far: float) -> None
         )
     for _ in range(rng.choice((0, 1, 1, 2, 3, 5))):
         plot.tree(*spot(1.5), rng.uniform(1.0, 4.2))
-
-
-def _pool(plot: Plot, u: float, v: float) -> None:
-    """A pool with its rim, open or covered."""
-    rng, turn = plot.rng, plot.rng.choice((0.0, math.pi / 2))
-    form = "disk" if rng.random() < 0.35 else "box"
-    length, width = rng.uniform(5, 9), rng.uniform(3, 4.5)
-    color = rng.choice(((0.25, 0.58, 0.62), (0.18, 0.45, 0.60), (0.30, 0.62, 0.58), (0.20, 0.27, 0.25)))
-    plot.put(form, DETAIL, paving(rng), u, v, length + 1.8, width + 1.8, turn=turn)
-    plot.put(form, DETAIL, tint(rng, Surface(CLUTTER, color, (0.03, 0.05, 0.05))), u, v, length, width, turn=turn)
