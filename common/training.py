@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -160,7 +161,8 @@ def evaluate(
 ) -> SplitScores:
     """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if ``stop`` came.
 
-    Losses are taken image by image, so that nothing depends on the batch size.
+    Losses are taken image by image, so that nothing depends on the batch size. Logits of a network that saw the image at
+    another size than its truth's are brought to that size.
 
     Raises:
         NonFiniteLoss: the loss of an image is NaN or infinite; names its files.
@@ -170,8 +172,9 @@ def evaluate(
         batch = to_device(batch, precision.device)
         with precision.autocast():
             logits = model(batch["image"])
+        logits = _at_size(logits.float(), batch["target"].shape[-2:])
         for i, name in enumerate(batch["id"]):
-            single, one = logits[i : i + 1].float(), {key: value[i : i + 1] for key, value in batch.items()}
+            single, one = logits[i : i + 1], {key: value[i : i + 1] for key, value in batch.items()}
             loss = float(criterion(single, one))
             if not math.isfinite(loss):
                 raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
@@ -179,6 +182,12 @@ def evaluate(
         if stop is not None and stop.signum is not None:
             break
     return scores
+
+
+def _at_size(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear")
 
 
 def _loader(data: SegmentationData, workers: int, **batches: Any) -> DataLoader[Batch]:  # noqa: ANN401

@@ -49,6 +49,8 @@ class PointCrops:
         crop: side of the crops in pixels of the image; a multiple of ``shrink``.
         shrink: the network reads images at 1 / shrink.
         length: samples per epoch; 0 = one per image.
+        most_points: use at most so many of an image's points in one crop, drawn anew each time (0 = all): where they
+            lie dense, neighbors say the same, and the loss costs what its points cost.
         balance: share of samples that are centered on a point of a class drawn evenly, instead of anywhere.
         augment: off (None) = upright crops without changes.
         teacher: also give ``weak``: the same crop without color changes, for a teacher network.
@@ -61,6 +63,7 @@ class PointCrops:
         crop: int,
         shrink: int,
         length: int = 0,
+        most_points: int = 0,
         balance: float = 0.0,
         augment: Augmentation | None = None,
         teacher: bool = False,
@@ -68,6 +71,7 @@ class PointCrops:
         if crop % shrink:
             raise ValueError(f"--crop-size {crop} must be a multiple of {shrink}, at which images are shrunk")
         self.patches, self.crop, self.shrink, self.length = patches, crop, shrink, length or len(patches)
+        self.most_points = most_points
         self.balance, self.augment, self.teacher = balance, augment, teacher
         self.images: list[NDArray[Any]] = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
         self.points = [np.argwhere(patch.classes != IGNORE) for patch in patches]
@@ -88,7 +92,7 @@ class PointCrops:
         if self.shrink > 1:
             side = self.crop // self.shrink
             image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-        sample = {"target": torch.from_numpy(self._target(number, matrix)), "id": patch.id}
+        sample = {"target": torch.from_numpy(self._target(number, matrix, rng)), "id": patch.id}
         if self.teacher:
             sample["weak"] = to_input(image)
         if self.augment is not None and self.augment.color > 0:
@@ -122,9 +126,11 @@ class PointCrops:
         shift = middle - linear @ np.array([center[1], center[0]])
         return np.concatenate([linear, shift[:, None]], axis=1)
 
-    def _target(self, number: int, matrix: Matrix) -> NDArray[np.int64]:
+    def _target(self, number: int, matrix: Matrix, rng: np.random.Generator) -> NDArray[np.int64]:
         """The image's points inside the crop, on (crop, crop)."""
         points = self.points[number]
+        if 0 < self.most_points < len(points):
+            points = points[rng.integers(len(points), size=self.most_points)]
         moved = np.rint(points[:, ::-1] @ matrix[:, :2].T + matrix[:, 2]).astype(np.int64)
         inside = ((moved >= 0) & (moved < self.crop)).all(axis=1)
         target = np.full((self.crop, self.crop), IGNORE, np.int64)

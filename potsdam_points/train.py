@@ -69,6 +69,8 @@ class Config(TrainConfig):
     """Labeled points per training image (0 = every labeled pixel: full supervision)."""
     point_sampling: Sampling = "uniform"
     """balanced: the points of an image are shared evenly among its classes."""
+    points_per_step: int = 0
+    """Use at most so many of an image's points in one crop, drawn anew each time: faster (0 = all)."""
     points_file: Path | None = None
     """Table id,x,y,class in place of dense labels (no labels are read then)."""
     class_weights: bool = True
@@ -106,8 +108,10 @@ class Config(TrainConfig):
             raise ValueError(
                 f"--crop-size {self.crop_size} must be a multiple of --shrink {self.shrink}, at least 32 times as large"
             )
-        if self.points < 0 or self.val_last < 0 or not 0 <= self.balance <= 1:
-            raise ValueError("--points and --val-last must not be negative, --balance must lie in 0...1")
+        if min(self.points, self.val_last, self.points_per_step) < 0 or not 0 <= self.balance <= 1:
+            raise ValueError(
+                "--points, --points-per-step and --val-last must not be negative, --balance must lie in 0...1"
+            )
 
 
 def main() -> int:
@@ -138,6 +142,7 @@ def main() -> int:
     augment = Augmentation(config.zoom, config.rotate, config.color) if config.augment else None
     train_data = PointCrops(
         sparse, crop=config.crop_size, shrink=config.shrink, length=config.samples_per_epoch, balance=config.balance,
+        most_points=config.points_per_step,
         augment=augment, teacher=config.pseudo > 0,
     )  # fmt: skip
     card = ModelCard(

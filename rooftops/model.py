@@ -6,15 +6,23 @@ Module names follow segmentation-models-pytorch, so checkpoints trained there lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import efficientnet_b0, resnet50, resnet101
+from torchvision.models import efficientnet_b0, resnet18, resnet34, resnet50, resnet101
+
+from common.networks import build_network
 
 RATES = {16: (12, 24, 36), 8: (24, 48, 72)}
 """Dilations of the pyramid by output stride: the receptive field in the image stays the same."""
+RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
+NARROW = ("resnet18", "resnet34")
+DEPTHS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
+"""ResNets by bottleneck and the number of blocks in their third stage."""
+ENCODERS = (*RESNETS, "efficientnet_b0")
 
 
 def dilate(stage: nn.Module, rate: int) -> None:
@@ -26,19 +34,18 @@ def dilate(stage: nn.Module, rate: int) -> None:
 
 
 class ResNetEncoder(nn.Module):
-    """ResNet-50 or -101 without its classifier: feature maps at strides 4 and ``output_stride``.
+    """A ResNet without its classifier: feature maps at strides 4 and ``output_stride``.
 
     Args:
-        name: ``resnet50`` or ``resnet101``.
+        name: ``resnet18``, ``resnet34`` (narrow maps), ``resnet50`` or ``resnet101``.
         channels: input channels.
         output_stride: 16 or 8; the stages beyond it are dilated.
     """
 
-    low_channels, high_channels = 256, 2048
-
     def __init__(self, name: str, channels: int, output_stride: int) -> None:
         super().__init__()
-        network = {"resnet50": resnet50, "resnet101": resnet101}[name](weights=None)
+        network = RESNETS[name](weights=None)
+        self.low_channels, self.high_channels = (64, 512) if name in NARROW else (256, 2048)
         self.conv1 = network.conv1
         if channels != 3:
             self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
@@ -54,7 +61,7 @@ class ResNetEncoder(nn.Module):
             dilate(self.layer3, 2)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, channels, H, W) -> (N, 256, H/4, W/4), (N, 2048, H/s, W/s)."""
+        """(N, channels, H, W) -> (N, low_channels, H/4, W/4), (N, high_channels, H/s, W/s)."""
         low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(image)))))
         return low, self.layer4(self.layer3(self.layer2(low)))
 
@@ -164,7 +171,7 @@ class DeepLabV3Plus(nn.Module):
     """DeepLabV3+ on a torchvision encoder.
 
     Args:
-        encoder: ``resnet50``, ``resnet101`` or ``efficientnet_b0``.
+        encoder: one of `ENCODERS`.
         outputs: logit channels.
         channels: input channels.
         output_stride: 16, or 8 for finer maps at about three times the cost.
@@ -185,6 +192,8 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         if output_stride not in RATES:
             raise ValueError(f"output stride {output_stride} is not possible; use 16 or 8")
+        if encoder not in ENCODERS:
+            raise ValueError(f"unknown encoder '{encoder}'; known are {', '.join(ENCODERS)}")
         self.encoder: ResNetEncoder | EfficientNetEncoder
         if encoder == "efficientnet_b0":
             self.encoder = EfficientNetEncoder(channels, output_stride)
@@ -203,7 +212,25 @@ class DeepLabV3Plus(nn.Module):
 
 
 def build_model(arch: str, **arch_args: object) -> nn.Module:
-    """Build the network of a checkpoint's card."""
-    if arch != "deeplabv3plus":
-        raise ValueError(f"unknown network '{arch}'; known is deeplabv3plus")
-    return DeepLabV3Plus(**arch_args)  # type: ignore[arg-type]
+    """Build the network of a checkpoint's card.
+
+    Raises:
+        ValueError: the name or an argument is unknown.
+    """
+    return build_network({"deeplabv3plus": DeepLabV3Plus}, arch, arch_args)
+
+
+def recognize(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Arguments of the `DeepLabV3Plus` with a ResNet whose weights these are; None = another network's.
+
+    The output stride leaves no trace in the weights; it is taken as 16.
+    """
+    head, stem = state.get("segmentation_head.0.weight"), state.get("encoder.conv1.weight")
+    if head is None or stem is None or "decoder.aspp.0.convs.0.0.weight" not in state:
+        return None
+    blocks = len({key.split(".")[2] for key in state if key.startswith("encoder.layer3.")})
+    bottleneck = "encoder.layer1.0.conv3.weight" in state
+    encoder = DEPTHS.get((bottleneck, blocks))
+    if encoder is None:
+        return None
+    return {"encoder": encoder, "outputs": len(head), "channels": stem.shape[1]}

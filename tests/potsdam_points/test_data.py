@@ -181,6 +181,16 @@ def test_balance_centers_on_rare_classes():
     assert 10 <= hits <= 30  # half of the draws are of the rare class
 
 
+def test_some_points_of_many_are_drawn_anew_for_each_crop():
+    every = PointCrops([patch()], crop=64, shrink=2)[(0, 3)]["target"]
+    data = PointCrops([patch()], crop=64, shrink=2, most_points=25)
+    some, others = data[(0, 3)]["target"], data[(0, 4)]["target"]
+    kept = some != 255
+    assert torch.equal(some[kept], every[kept])
+    assert 10 < kept.sum() <= 25 < (every != 255).sum()
+    assert not torch.equal(some, others)
+
+
 def test_the_teacher_sees_the_crop_without_color_changes():
     data = PointCrops([patch()], crop=64, shrink=2, augment=Augmentation(color=1.0), teacher=True)
     plain = PointCrops([patch()], crop=64, shrink=2, augment=Augmentation())
