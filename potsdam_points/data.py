@@ -180,16 +180,46 @@ def audit(loaded: Sequence[LoadedPatch]) -> list[tuple[str, str]]:
     return [*rows, ("never seen", ", ".join(absent))] if absent else rows
 
 
-def split_patches(
-    ids: Sequence[str], val_last: int, val_fraction: float, test_fraction: float, seed: int
-) -> dict[str, list[str]]:
-    """Split ids: the last ``val_last`` are validation (then there is no test part), or at random with ``val_last`` 0.
-
-    Where there are no more than ``val_last`` patches, the last eighth is taken, which is the source's share.
+def expand_ids(words: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Ids named one by one or as ranges of numbers, ``7 20-29``, in the order of ``ids``.
 
     Raises:
-        ValueError: fewer than two patches.
+        ValueError: a word names none of ``ids``.
     """
+    wanted: set[str] = set()
+    for word in words:
+        first, _, last = word.partition("-")
+        span = {str(n) for n in range(int(first), int(last) + 1)} if first.isdigit() and last.isdigit() else set()
+        named = ({word} | span) & set(ids)
+        if not named:
+            raise ValueError(f"--val-ids {word} is no id of a usable patch; they go from {ids[0]} to {ids[-1]}")
+        wanted |= named
+    return [name for name in ids if name in wanted]
+
+
+def split_patches(
+    ids: Sequence[str],
+    val_last: int,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    *,
+    val_ids: Sequence[str] = (),
+) -> dict[str, list[str]]:
+    """Split ids: ``val_ids`` are validation, else the last ``val_last``, or a random part with ``val_last`` 0.
+
+    There is a test part only in a random split. Where there are no more than ``val_last`` patches, the last eighth is
+    taken, which is the source's share.
+
+    Raises:
+        ValueError: fewer than two patches, none left for training, or an id that does not exist.
+    """
+    if val_ids:
+        chosen = expand_ids(val_ids, ids)
+        train = [name for name in ids if name not in chosen]
+        if not train:
+            raise ValueError(f"--val-ids takes all {len(ids)} patches; none is left to train on")
+        return {"train": train, "val": chosen, "test": []}
     if val_last == 0:
         return split_ids(ids, val_fraction, test_fraction, seed)
     if len(ids) < 2:

@@ -30,6 +30,7 @@ from common.plots import save
 from potsdam_points.labels import CLASSES
 
 FOLDER = Path(__file__).resolve().parent
+ON = ("--pseudo", "0.5")
 OFF = ("--pseudo", "0", "--affinity", "0")
 COLUMNS = (
     "run",
@@ -61,7 +62,7 @@ class Run:
         """What is passed to train.py besides data, budget and folder."""
         flags = ["--config", str(FOLDER / f"{self.recipe}.yaml"), "--points", str(self.points)]
         weights = "--class-weights" if self.class_weights else "--no-class-weights"
-        return [*flags, weights, *(() if self.method else OFF)]
+        return [*flags, weights, *(ON if self.method else OFF)]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Config:
     """Folder of labels."""
     val_last: int = 300
     """The last N ids are validation; every figure is measured on them."""
+    val_ids: tuple[str, ...] = ()
+    """Ids that are validation, in place of --val-last: names, or ranges of numbers such as 20-29."""
     curve: tuple[int, ...] = (20, 100, 1000, 20000)
     """Numbers of points per image."""
     only: tuple[str, ...] = ()
@@ -140,7 +143,8 @@ def train(run: Run, config: Config, folder: Path) -> bool:
         for name in ("data_root", "images", "labels")
         if (value := getattr(config, name))
     ]
-    command = [*run.flags(), *data, "--val-last", str(config.val_last), "--max-minutes", str(config.minutes_per_run)]
+    split = ["--val-ids", *config.val_ids] if config.val_ids else ["--val-last", str(config.val_last)]
+    command = [*run.flags(), *data, *split, "--max-minutes", str(config.minutes_per_run)]
     command += ["--seed", str(config.seed), "--device", config.device, "--output-dir", str(folder)]
     code = subprocess.run(
         [sys.executable, str(FOLDER / "train.py"), *command], check=False, stdout=sys.stderr

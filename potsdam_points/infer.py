@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
@@ -14,9 +14,19 @@ import numpy as np
 from common.cli import run_command, say
 from common.config import parse_flags
 from common.devices import choose_precision
-from common.inference import InferConfig, Predictor, Result, infer_files, protect_input, write_outputs, write_picture
+from common.inference import (
+    InferConfig,
+    Predictor,
+    Result,
+    infer_files,
+    infer_inputs,
+    is_large,
+    protect_input,
+    write_picture,
+)
+from common.inputs import find_images
 from common.outputs import provenance
-from common.rasters import NODATA, find_images, write_mask
+from common.rasters import NODATA, write_mask
 from common.runs import newest_checkpoint
 from potsdam_points.labels import decode
 from potsdam_points.predict import TASK, default_tile, load_network
@@ -52,13 +62,16 @@ def main() -> int:
     tags = provenance(checkpoints, None)
     folder = config.output_dir or (Path("outputs") / TASK if config.input else OUTPUT)
 
-    def write(path: Path, stem: str, result: Result) -> None:
-        if config.input:
-            write_outputs(folder, stem, result, predictor.card, tags)
-        else:
-            write_colors(folder, stem, result, predictor, tags)
+    if config.input:
+        return infer_inputs(config, paths, predictor, folder, tags)
+    products = replace(config.products(tags), prob=False, overlay=False)
 
-    return infer_files(paths, predictor, write, folder, input_range=config.input_range)
+    def write(path: Path, stem: str, result: Result) -> None:
+        write_colors(folder, stem, result, predictor, tags)
+
+    return infer_files(
+        paths, predictor, write, folder, input_range=config.input_range, products=products, streamed=is_large
+    )
 
 
 def write_colors(folder: Path, stem: str, result: Result, predictor: Predictor, tags: dict[str, str]) -> None:

@@ -61,6 +61,8 @@ class Config(TrainConfig):
     """Training crops per epoch (0 = as many as images)."""
     val_last: int = 300
     """The last N ids are validation (0 = a random split by --val-fraction and --test-fraction)."""
+    val_ids: tuple[str, ...] = ()
+    """Ids that are validation, in place of --val-last: names, or ranges of numbers such as 20-29."""
     label_coding: Coding = "auto"
     """palette = ISPRS colors; index = 1...6 with 0 ignored; auto = by the number of bands."""
     unknown: Unknown = "refuse"
@@ -124,7 +126,9 @@ def main() -> int:
     root = config.data_root if config.has_data else demo_scenes()
     loaded, facts = look(root, config)
     ids = [patch.id for patch in loaded]
-    split = split_patches(ids, config.val_last, config.val_fraction, config.test_fraction, config.seed)
+    split = split_patches(
+        ids, config.val_last, config.val_fraction, config.test_fraction, config.seed, val_ids=config.val_ids
+    )
     part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
     say("split: " + ", ".join(f"{name} {len(patches)}" for name, patches in part.items()))
     sparse = [with_points(patch, config) for patch in part["train"]]

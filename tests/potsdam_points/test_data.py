@@ -123,6 +123,13 @@ def test_the_last_ids_are_validation(capsys):
     assert split_patches(ids, 300, 0.1, 0.1, 0)["val"] == ["18", "19"]
     assert "--val-last 300" in capsys.readouterr().err
     assert len(split_patches(ids, 0, 0.1, 0.2, 0)["test"]) == 4
+    named = split_patches(ids, 5, 0.1, 0.1, 0, val_ids=("3", "7-9"))
+    assert named["val"] == ["3", "7", "8", "9"]
+    assert len(named["train"]) == 16
+    with pytest.raises(ValueError, match="--val-ids 77"):
+        split_patches(ids, 5, 0.1, 0.1, 0, val_ids=("3", "77"))
+    with pytest.raises(ValueError, match="none is left"):
+        split_patches(ids, 5, 0.1, 0.1, 0, val_ids=("0-19",))
     with pytest.raises(ValueError, match="at least 2"):
         split_patches(["1"], 5, 0, 0, 0)
 

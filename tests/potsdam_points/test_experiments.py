@@ -34,8 +34,8 @@ def test_the_series_holds_every_comparison():
     ]
     assert runs["full"].points == 0
     assert "--no-class-weights" in runs["source-unweighted"].flags()
-    assert "--pseudo" in runs["points-20"].flags()
-    assert "--pseudo" not in runs["points-20-method"].flags()
+    assert runs["points-20"].flags()[-4:] == ["--pseudo", "0", "--affinity", "0"]
+    assert runs["points-20-method"].flags()[-2:] == ["--pseudo", "0.5"]
 
 
 def test_table_and_plot_are_written(tmp_path):
