@@ -1,0 +1,1 @@
+"""Permeable and sealed ground on national orthophotos: eight architectures, georeferenced data."""

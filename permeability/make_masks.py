@@ -1,0 +1,287 @@
+"""Land-cover polygons to masks on the orthophotos' grids.
+
+``python permeability/make_masks.py siose.gpkg --ortho INSUMOS/ORTOFOTOS --out DATA/OUTPUT/MASCARAS --field COVER --map
+map.yaml`` translates a field; ``--burn 0 --background 1`` takes every polygon for the same, such as buildings. Polygons
+in another coordinate system are reprojected. Sheets are read and written in bands of rows, whatever their size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import rasterio
+import tyro
+import yaml
+from affine import Affine
+
+from common.checkpoint import atomic_path
+from common.cli import PARTIAL, run_command, say
+from common.config import parse_flags
+from common.inputs import find_images, output_stems
+from common.outputs import check_disk
+from common.rasters import GEOTIFF, NODATA, gdal_colors, open_raster
+from common.splits import PARTS, split_ids
+from permeability.landcover import Bounds, Grid, LandCover
+
+CLASSES = ("No permeable", "Permeable")
+PALETTE = {0: (211, 211, 211), 1: (0, 128, 0)}
+ROWS = 1024
+"""Rows of a sheet in memory at once."""
+Rule = Callable[[str], int | None]
+"""Class of a polygon by the text of its field; None = the map does not say."""
+Window = tuple[int, int, int, int]
+"""Row, column, height, width."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Turn land-cover polygons into masks: 1 = permeable, 0 = non-permeable, 255 = ignored."""
+
+    vector: tyro.conf.Positional[Path]
+    """Polygons: SHP, GPKG, GeoJSON, in any coordinate system."""
+    ortho: Path
+    """Folder of orthophotos (or one file) on whose grids the masks are made."""
+    out: Path
+    """New folder: OUT/{train,val,test}/<sheet>.tif."""
+    field: str | None = None
+    """Attribute that tells a polygon's land cover; needs --map."""
+    map: Path | None = None
+    """YAML file, a line 'value: class' for each value of the field, compared as text; class 0, 1 or 255."""
+    burn: int | None = None
+    """In place of --field and --map: the class of every polygon."""
+    background: int = NODATA
+    """Class where there is no polygon."""
+    layer: str | None = None
+    """Layer of the vector file, where it has several."""
+    split: Literal["sheet", "block"] = "sheet"
+    """sheet: each sheet is for training, validation or test; block: contiguous blocks of each sheet are."""
+    val_fraction: float = 0.1
+    """Share for validation."""
+    test_fraction: float = 0.1
+    """Share for test."""
+    seed: int = 0
+    """Which sheets go where."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        if (self.field is None) != (self.map is None) or (self.field is None) == (self.burn is None):
+            raise ValueError("give either --field with --map, or --burn")
+        for flag, value in (("--burn", self.burn), ("--background", self.background)):
+            if value is not None and value not in (*PALETTE, NODATA):
+                raise ValueError(f"{flag} {value} is no class; use 0 (non-permeable), 1 (permeable) or 255 (ignored)")
+        if not (self.val_fraction >= 0 and self.test_fraction >= 0 and self.val_fraction + self.test_fraction < 1):
+            raise ValueError(
+                f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} must not be negative "
+                "and must leave something to train on"
+            )
+
+
+def main() -> int:
+    """Check everything, then write the masks."""
+    config = parse_flags(Config)
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise ValueError(f"--out {config.out} is not empty; masks need a new folder, so delete it or choose another")
+    rule = make_rule(config)
+    cover = LandCover(config.vector, config.layer, config.field)
+    grids, problems = open_grids(find_images([config.ortho]))
+    covered = find_covered(cover, grids, rule, keep_empty=config.background != NODATA)
+    plan = plan_masks(covered, config)
+    check_disk(config.out, sum(window[2] * window[3] for _, _, window in plan))
+    stems = output_stems([grid.path for grid in covered])
+    with rasterio.Env(GDAL_CACHEMAX=256):
+        for grid, part, window in plan:
+            target = config.out / part / f"{stems[grid.path]}.tif"
+            try:
+                counts = write_mask(target, cover, grid, window, rule, config.background)
+            except OSError as error:
+                problems.append(f"{grid.path}: {' '.join(str(error).split())}")
+                say(f"failed: {problems[-1]}")
+                continue
+            say(f"{target}: {window[3]} x {window[2]} pixels, {shares(counts)}")
+    return PARTIAL if problems else 0
+
+
+def make_rule(config: Config) -> Rule:
+    """How a polygon's class follows from its field."""
+    if config.map is None:
+        return lambda text: config.burn
+    return read_map(config.map).get
+
+
+def read_map(path: Path) -> dict[str, int]:
+    """Read the classes of a field's values, as text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no mapping, or to something else than 0, 1 and 255.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--map {path} does not exist")
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # every scalar stays text
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--map {path} is not valid YAML: {error}") from error
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"--map {path} holds no mapping; write one 'value: class' line for each value of the field")
+    for value, name in found.items():
+        if name not in ("0", "1", "255"):
+            raise ValueError(
+                f"--map {path}: {value}: {name} is no class; use 0 (non-permeable), 1 (permeable) or 255 (ignored)"
+            )
+    return {str(value): int(name) for value, name in found.items()}
+
+
+def open_grids(paths: Sequence[Path]) -> tuple[list[Grid], list[str]]:
+    """The grids of the orthophotos, and a line for each file that has none (said already).
+
+    Raises:
+        ValueError: none has one.
+    """
+    grids, problems = [], []
+    for path in paths:
+        try:
+            grids.append(Grid.of(path))
+        except (ValueError, OSError) as error:
+            problems.append(f"{error}" if str(path) in str(error) else f"{path}: {error}")
+    if not grids:
+        raise ValueError(problems[0])
+    for problem in problems:
+        say(f"failed: {problem}")
+    return grids, problems
+
+
+def find_covered(cover: LandCover, grids: Sequence[Grid], rule: Rule, *, keep_empty: bool) -> list[Grid]:
+    """The sheets that the vector file covers; the others are named and left out.
+
+    Args:
+        cover: the vector file.
+        grids: the sheets.
+        rule: class of a polygon, None where it has none.
+        keep_empty: keep sheets without a polygon that lie within the file's extent: they are background.
+
+    Raises:
+        ValueError: there are none, or the map does not say the class of a polygon.
+    """
+    covered, found = [], 0
+    unknown: Counter[str] = Counter()
+    for grid in grids:
+        if not cover.meets(grid):
+            say(f"note: {grid.path} lies outside of {cover.path}, left out")
+            continue
+        values = cover.over(grid).values
+        unknown.update(value for value in values if rule(value) is None)
+        found += len(values)
+        if not len(values):
+            say(f"note: {grid.path} has no polygon" + ("" if keep_empty else ", left out"))
+        if len(values) or keep_empty:
+            covered.append(grid)
+    if not found:
+        raise ValueError(elsewhere(cover, grids[0], len(grids)))
+    if unknown:
+        listed = ", ".join(f"'{value}' ({count} polygons)" for value, count in sorted(unknown.items()))
+        raise ValueError(
+            f"{cover.path}: the map does not say the class of these values of '{cover.field}': {listed}; "
+            "add a line for each, with 255 to ignore it"
+        )
+    return covered
+
+
+def elsewhere(cover: LandCover, grid: Grid, count: int) -> str:
+    """What to say of a vector file that lies somewhere else."""
+    return (
+        f"{cover.path} has no polygon over any of {count} orthophoto(s): it lies at {as_text(cover.bounds)} "
+        f"({name(cover)}), {grid.path} at {as_text(cover.bounds_of(grid))} there ({as_text(grid.bounds)} in "
+        f"{name(grid)}); check the coordinate system of both"
+    )
+
+
+def as_text(bounds: Bounds) -> str:
+    """Bounds for a message."""
+    return f"x {bounds[0]:.7g} ... {bounds[2]:.7g}, y {bounds[1]:.7g} ... {bounds[3]:.7g}"
+
+
+def name(place: LandCover | Grid) -> str:
+    """The coordinate system for a message."""
+    return str(place.crs.to_string())[:60]
+
+
+def plan_masks(grids: Sequence[Grid], config: Config) -> list[tuple[Grid, str, Window]]:
+    """Each mask's sheet, part and window."""
+    if config.split == "block":
+        return [(grid, part, window) for grid in grids for part, window in blocks(grid, config)]
+    whole = {str(grid.path): (0, 0, grid.height, grid.width) for grid in grids}
+    if len(grids) == 1:
+        say("note: the only sheet is for training; --split block divides it")
+        return [(grids[0], "train", whole[str(grids[0].path)])]
+    ids = split_ids(list(whole), config.val_fraction, config.test_fraction, config.seed)
+    part_of = {path: part for part, paths in ids.items() for path in paths}
+    return [(grid, part_of[str(grid.path)], whole[str(grid.path)]) for grid in grids]
+
+
+def blocks(grid: Grid, config: Config) -> list[tuple[str, Window]]:
+    """A sheet divided along its longer side: validation at one end, test at the other, training between.
+
+    Raises:
+        ValueError: the sheet is too small for that.
+    """
+    length = max(grid.height, grid.width)
+    val, test = round(config.val_fraction * length), round(config.test_fraction * length)
+    if length - val - test < 1 or (config.val_fraction and not val) or (config.test_fraction and not test):
+        raise ValueError(f"{grid.path}: {grid.width} x {grid.height} pixels are too few to divide; use --split sheet")
+    spans = {"train": (val, length - val - test), "val": (0, val), "test": (length - test, test)}
+    result = []
+    for part in PARTS:
+        start, size = spans[part]
+        if size:
+            tall = grid.height >= grid.width
+            result.append((part, (start, 0, size, grid.width) if tall else (0, start, grid.height, size)))
+    return result
+
+
+def write_mask(target: Path, cover: LandCover, grid: Grid, window: Window, rule: Rule, background: int) -> Counter[int]:
+    """Write one mask, band by band; nodata and transparent pixels of the sheet are ignored in it.
+
+    Returns:
+        Pixels of each value.
+    """
+    polygons = cover.over(grid)
+    classes = np.array([rule(value) for value in polygons.values], np.uint8)
+    first, column, height, width = window
+    options = GEOTIFF | {"dtype": "uint8", "count": 1, "nodata": NODATA, "photometric": "palette", "crs": grid.crs}
+    options |= {"height": height, "width": width, "transform": grid.transform @ Affine.translation(column, first)}
+    counts = Counter[int]()
+    with (
+        atomic_path(target) as temporary,
+        open_raster(grid.path) as ortho,
+        rasterio.open(temporary, "w", **options) as mask,
+    ):
+        mask.write_colormap(1, gdal_colors(PALETTE))
+        mask.update_tags(source=cover.path.name, layer=cover.layer, field=cover.field or "")
+        for row in range(first, first + height, ROWS):
+            rows = min(ROWS, first + height - row)
+            band = polygons.burn(classes, (row, column, rows, width), background)
+            span = ((row, row + rows), (column, column + width))
+            band[ortho.dataset_mask(window=span) == 0] = NODATA
+            mask.write(band, 1, window=((row - first, row - first + rows), (0, width)))
+            counts.update({value: np.count_nonzero(band == value) for value in (*PALETTE, NODATA)})
+    return counts
+
+
+def shares(counts: Counter[int]) -> str:
+    """What a mask holds, as a phrase."""
+    total = counts.total()
+    parts = [f"{label} {counts[index] / total:.1%}" for index, label in enumerate(CLASSES)]
+    return ", ".join([*parts, f"ignored {counts[NODATA] / total:.1%}"])
+
+
+if __name__ == "__main__":
+    run_command(main)
