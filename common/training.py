@@ -161,8 +161,8 @@ def evaluate(
 ) -> SplitScores:
     """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if ``stop`` came.
 
-    Losses are taken image by image, so that nothing depends on the batch size. Logits of a network that saw the image at
-    another size than its truth's are brought to that size.
+    Losses are taken image by image, so that nothing depends on the batch size. Logits of a network that saw the image
+    at another size than its truth's are brought to that size.
 
     Raises:
         NonFiniteLoss: the loss of an image is NaN or infinite; names its files.

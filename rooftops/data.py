@@ -1,0 +1,232 @@
+"""Pairs on disk: ``images/images/X.{tif,tiff,jpg,jpeg,png}`` with ``label/label/X_label.tif``, or any two folders.
+
+Every file is read once before training, so that what is wrong with it is known beforehand; pictures are kept in memory
+as long as there is room.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.inference import to_rgb
+from common.losses import IGNORE
+from common.pairs import Pair, join, list_images
+from common.rasters import read_raster
+from common.splits import split_ids
+from rooftops.labels import ClassMap, Coding, read_classes
+
+IMAGE_FOLDERS = ("images/images", "images", "image", "imgs")
+LABEL_FOLDERS = ("label/label", "labels/labels", "label", "labels", "masks/masks", "masks", "mask")
+CACHE_BYTES = 2 << 30
+"""Pictures are kept in memory up to this many bytes; the others are read again when they are needed."""
+SplitBy = Literal["picture", "prefix"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pair in memory: image (3, H, W) uint8, or float32 0...1; classes (H, W), 255 = ignored."""
+
+    id: str
+    image: NDArray[np.uint8] | NDArray[np.float32]
+    classes: ClassMap
+
+    def unit(self) -> NDArray[np.float32]:
+        """The image (3, H, W) as float32 0...1."""
+        image = self.image.astype(np.float32)
+        return image / np.float32(255) if self.image.dtype == np.uint8 else image
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What reading a pair once has shown."""
+
+    size: tuple[int, int]
+    counts: NDArray[np.int64]
+    """Pixels of each class."""
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return self.size[0] * self.size[1]
+
+
+@dataclass
+class Pictures:
+    """Pairs that can be used, by id; the first ones read stay in memory."""
+
+    coding: Coding
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    facts: dict[str, Facts] = field(default_factory=dict)
+    _kept: dict[str, Picture] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def add(self, pair: Pair) -> None:
+        """Read a pair and keep it.
+
+        Raises:
+            ValueError, FileNotFoundError: it cannot be used.
+        """
+        picture = load_picture(pair, self.coding)
+        valid = picture.classes[picture.classes != IGNORE]
+        counts = np.bincount(valid, minlength=len(self.coding.names))
+        self.facts[pair.id] = Facts((picture.classes.shape[0], picture.classes.shape[1]), counts)
+        self.pairs[pair.id] = pair
+        size = picture.image.nbytes + picture.classes.nbytes
+        if self._bytes + size <= CACHE_BYTES:
+            self._kept[pair.id] = picture
+            self._bytes += size
+
+    def __getitem__(self, name: str) -> Picture:
+        """The picture of an id, from memory or from its files."""
+        return self._kept.get(name) or load_picture(self.pairs[name], self.coding)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
+
+
+def find_pairs(
+    root: Path | None, *, images: Path | None = None, labels: Path | None = None
+) -> tuple[list[Pair], list[str], list[str]]:
+    """Find the pairs, in natural order.
+
+    Args:
+        root: folder in the task's layout.
+        images: instead: a folder of images...
+        labels: ...and one of labels.
+
+    Returns:
+        The pairs; a line for each image without a label; a line for each label without an image.
+
+    Raises:
+        FileNotFoundError: a folder does not exist.
+        ValueError: nothing is found; says what was looked for.
+    """
+    image_folder, label_folder = _folders(root, images, labels)
+    found = list_images(image_folder, "--images" if images else "--data-root")
+    if not found:
+        raise ValueError(f"{image_folder} holds no images (tif, tiff, jpg, jpeg, png); check the path")
+    pairs, notes = join(found, list_images(label_folder, "--labels" if labels else "--data-root"))
+    joined = {pair.image for pair in pairs}
+    missing = [
+        f"{image}: has no label; add {label_folder / f'{image.stem}_label.tif'} or remove the image"
+        for image in found
+        if image not in joined
+    ]
+    if not pairs:
+        raise ValueError(
+            f"no image of {image_folder} has a label in {label_folder}; X.jpg is joined with X_label.tif or X.tif"
+        )
+    return pairs, missing, notes[len(missing) :]
+
+
+def _folders(root: Path | None, images: Path | None, labels: Path | None) -> tuple[Path, Path]:
+    if images is not None and labels is not None:
+        return images, labels
+    assert root is not None
+    if not root.is_dir():
+        raise FileNotFoundError(f"--data-root {root} is not a folder; check the path")
+    image_folder = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+    label_folder = next((root / name for name in LABEL_FOLDERS if (root / name).is_dir()), None)
+    if image_folder is None or label_folder is None:
+        raise ValueError(
+            f"--data-root {root} holds no {'images/' if image_folder is None else 'label/'} folder; expected are "
+            "images/images/ and label/label/ (or images/ and labels/), or give both with --images and --labels"
+        )
+    return image_folder, label_folder
+
+
+def load_picture(pair: Pair, coding: Coding) -> Picture:
+    """Read a pair; pixels without meaning (alpha, nodata) are ignored.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is damaged, the sizes differ, or the label has unknown values.
+    """
+    raster = read_raster(pair.image)
+    classes = read_classes(pair.label, coding)
+    if classes.shape != raster.valid.shape:
+        raise ValueError(
+            f"{pair.label}: is {_size(classes.shape)} pixels, its image {pair.image} {_size(raster.valid.shape)}; "
+            "both must be of one size: export the label again on the image's grid"
+        )
+    rgb = to_rgb(raster)
+    image = np.round(rgb * 255).astype(np.uint8) if raster.data.dtype == np.uint8 else rgb
+    return Picture(pair.id, image, np.where(raster.valid, classes, np.uint8(IGNORE)))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def load_pictures(pairs: Sequence[Pair], coding: Coding) -> tuple[Pictures, list[str]]:
+    """Read all pairs once; a line for each one that cannot be used."""
+    pictures, problems = Pictures(coding), []
+    for pair in pairs:
+        try:
+            pictures.add(pair)
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(str(error))
+    return pictures, problems
+
+
+def audit(pictures: Pictures) -> list[tuple[str, str]]:
+    """What was found, as (name, value) rows: sizes, label values with counts and shares, empty masks, tiles."""
+    facts, coding = list(pictures.facts.values()), pictures.coding
+    sizes = Counter(_size(one.size) for one in facts)
+    counts, total = (
+        sum((one.counts for one in facts), np.zeros(len(coding.names), np.int64)),
+        sum(one.pixels for one in facts),
+    )
+    values = [coding.describe(v) for v in coding.values] or ["0", "255 or 1"]
+    shares = [
+        f"{name} ({value}) {n} ({n / total:.2%})"
+        for name, value, n in zip(coding.names, values, counts.tolist(), strict=True)
+    ]
+    holding = [sum(bool(one.counts[i]) for one in facts) for i in range(len(counts))]
+    empty = sum(not one.counts[1:].any() for one in facts)
+    groups = Counter(map(prefix, pictures.pairs))
+    rows = [
+        ("pairs", str(len(pictures))),
+        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
+        ("label pixels", ", ".join(shares)),
+        ("not labeled", f"{total - int(counts.sum())} ({1 - counts.sum() / total:.2%})"),
+        ("images that show", ", ".join(f"{name} {n}" for name, n in zip(coding.names, holding, strict=True))),
+        ("empty masks", f"{empty} (nothing but {coding.names[0]})"),
+    ]
+    if 1 < len(groups) < len(pictures):
+        rows.append(("prefixes", f"{len(groups)}, up to {max(groups.values())} pictures each; see --split-by prefix"))
+    return rows
+
+
+def prefix(name: str) -> str:
+    """The picture that a tile was cut from: its name without the trailing numbers, ``img12_3`` -> ``img12``."""
+    match = re.fullmatch(r"(.+?)(?:[_-]\d+)+", name)
+    return match[1] if match else name
+
+
+def split_pictures(
+    ids: Sequence[str], val_fraction: float, test_fraction: float, seed: int, by: SplitBy = "picture"
+) -> dict[str, list[str]]:
+    """Split ids at random; with ``prefix``, tiles of one picture stay together and fractions are of prefixes.
+
+    Raises:
+        ValueError: fewer than two ids, or prefixes.
+    """
+    if by == "picture":
+        return split_ids(ids, val_fraction, test_fraction, seed)
+    groups = sorted({prefix(name) for name in ids})
+    if len(groups) < 2:
+        raise ValueError(
+            f"--split-by prefix: all {len(ids)} pictures have the prefix '{''.join(groups)}', so they cannot be split; "
+            "name tiles <picture>_<number>, or use --split-by picture"
+        )
+    parts = split_ids(groups, val_fraction, test_fraction, seed)
+    return {part: sorted(name for name in ids if prefix(name) in set(some)) for part, some in parts.items()}

@@ -1,0 +1,75 @@
+"""Score a checkpoint: ``python rooftops/evaluate.py --checkpoint F --data-root DIR --split test``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.cli import PARTIAL, run_command, say
+from common.config import parse_flags
+from common.devices import choose_precision
+from common.evaluation import print_scores
+from common.inference import Predictor
+from common.losses import build_loss
+from common.pairs import require_usable
+from common.scoring import EvaluateConfig, ids_of_split, score_samples
+from rooftops.data import find_pairs, load_pictures
+from rooftops.labels import Coding, read_coding
+from rooftops.predict import TASK, default_tile, load_network, picture_loss
+
+
+@dataclass(frozen=True)
+class Config(EvaluateConfig):
+    """Score a network against labels. The last line of stdout is one JSON object."""
+
+    classes: Path | None = None
+    """YAML file that names each class and its value in the labels (default: rooftops, 0 and 255)."""
+
+
+def main() -> int:
+    """Load, predict, score, print."""
+    config = parse_flags(Config)
+    predictor = Predictor.load(
+        config.checkpoint,
+        load_network,
+        choose_precision(config.device, config.amp),
+        threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+    )
+    predictor.tile = default_tile(predictor.card)
+    coding = read_coding(config.classes)
+    check_classes(coding, predictor.card.classes)
+    wanted = ids_of_split(predictor.card, config)
+    pairs, missing, notes = find_pairs(config.data_root, images=config.images, labels=config.labels)
+    for note in notes:
+        say(f"note: {note}")
+    pictures, problems = load_pictures([pair for pair in pairs if wanted is None or pair.id in wanted], coding)
+    problems = (missing if wanted is None else []) + problems
+    require_usable(len(pictures), problems, skip_bad=True)
+    loss = build_loss(str(predictor.card.config.get("loss", "ce")))
+    chosen = (pictures[name] for name in pictures.pairs)
+    samples = ((picture.id, picture.unit(), picture.classes) for picture in chosen)
+    scores = score_samples(predictor, samples, lambda logits, target: picture_loss(predictor, loss, logits, target))
+    print_scores(TASK, config.split, scores.result())
+    return PARTIAL if problems else 0
+
+
+def check_classes(coding: Coding, names: list[str]) -> None:
+    """Refuse labels of other classes than the network's.
+
+    Raises:
+        ValueError: the names or their order differ; names both.
+    """
+    if list(coding.names) != names:
+        raise ValueError(
+            f"the labels' classes ({', '.join(coding.names)}) are not the network's ({', '.join(names)}); "
+            "give the training's file with --classes"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
