@@ -1,0 +1,1 @@
+"""Building footprints from aerial images, and rasters of any size."""

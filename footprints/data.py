@@ -1,0 +1,329 @@
+"""Images and building labels on disk: where they lie, what is in them, how they are split.
+
+Three layouts, found by themselves: ``{train,val,test}/{images,labels}``; ``images`` with ``labels``; images with vector
+files of the same stem in one folder. Or two folders, of which the labels' may be a single vector file for all images.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from common.pairs import Pair, join, list_images, natural_key, same_stem
+from common.rasters import TIFF_EXTENSIONS
+from common.splits import PARTS, split_ids
+from common.windows import Window
+from footprints.grids import bounds
+from footprints.predict import CLASSES
+from footprints.scene import STRIP, RasterScene, Scene, WindowReader, label_values, load_scene
+from footprints.vectors import is_vector
+
+MEMORY = 2 << 30
+"""Scenes beyond this many bytes together are read by windows instead of being kept."""
+BYTES_PER_PIXEL = 4
+SHOWN_VALUES = 6
+KNOWN_SPOTS = 4000
+"""Building pixels remembered per scene, for crops around buildings."""
+SAME_GROUND = 0.01
+"""Images that share more than this of the smaller one show the same ground."""
+
+
+def find_pairs(
+    root: Path | None, *, images: Path | None = None, labels: Path | None = None, flag: str = "--data-root"
+) -> tuple[list[Pair], list[str]]:
+    """Find images with their labels, in natural order; ids are stems, after ``train/`` and so on where folders say so.
+
+    Args:
+        root: folder in one of the layouts.
+        images: instead: a folder of images...
+        labels: ...and a folder of labels, or one vector file.
+        flag: the argument that named the root, for messages.
+
+    Returns:
+        The pairs, and a line for each file without a partner.
+
+    Raises:
+        FileNotFoundError: a folder or file does not exist.
+        ValueError: nothing is found; says what was looked for.
+    """
+    if images is not None and labels is not None:
+        pairs, notes = _join(images, labels, "--images", "--labels")
+        return _require(pairs, notes, images, labels)
+    assert root is not None
+    if not root.is_dir():
+        raise FileNotFoundError(f"{flag} {root} is not a folder")
+    parts = [part for part in PARTS if (root / part / "images").is_dir()]
+    if parts:
+        return _find_parts(root, parts)
+    if (root / "images").is_dir():
+        return _require(*_join(root / "images", root / "labels"), root / "images", root / "labels")
+    pairs, notes = _join(root, root)
+    if not pairs:
+        raise ValueError(
+            f"{flag} {root} holds neither train/images with train/labels, nor images/ with labels/, nor images "
+            "beside vector files of the same name"
+        )
+    return pairs, notes
+
+
+def _find_parts(root: Path, parts: Sequence[str]) -> tuple[list[Pair], list[str]]:
+    pairs, notes = [], []
+    for part in parts:
+        found, unpaired = _join(root / part / "images", root / part / "labels")
+        pairs += [Pair(f"{part}/{pair.id}", pair.image, pair.label) for pair in found]
+        notes += unpaired
+    return _require(pairs, notes, root / parts[0] / "images", root / parts[0] / "labels")
+
+
+def _require(pairs: list[Pair], notes: list[str], images: Path, labels: Path) -> tuple[list[Pair], list[str]]:
+    if not pairs:
+        raise ValueError(f"no image of {images} has a label in {labels}; they are joined by their names without ending")
+    return pairs, notes
+
+
+def _join(
+    images: Path, labels: Path, images_flag: str = "--data-root", labels_flag: str = "--data-root"
+) -> tuple[list[Pair], list[str]]:
+    found = list_images(images, images_flag)
+    if is_vector(labels) and not labels.is_dir():
+        if not labels.is_file():
+            raise FileNotFoundError(f"{labels_flag} {labels} does not exist")
+        return [Pair(same_stem(path.stem), path, labels) for path in found], []
+    rasters = [] if labels.resolve() == images.resolve() else list_images(labels, labels_flag)
+    vectors = sorted(path for path in labels.iterdir() if is_vector(path) and not path.name.startswith("."))
+    return join(found, [*rasters, *vectors])
+
+
+@dataclass
+class SceneSet:
+    """Scenes, and what an audit found in them."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """By id: pixels of background, of buildings, ignored."""
+    spots: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    """By id: (row, column) of some building pixels, (n, 2)."""
+    values: Counter[float] = field(default_factory=Counter)
+    """Pixels by their value in the label rasters."""
+
+    def part(self, ids: Sequence[str]) -> list[Scene]:
+        """The scenes of these ids."""
+        wanted = set(ids)
+        return [scene for scene in self.scenes if scene.id in wanted]
+
+
+def load_scenes(pairs: Sequence[Pair], memory: int = MEMORY) -> tuple[SceneSet, list[str]]:
+    """Open all pairs and look at every pixel once.
+
+    Args:
+        pairs: the files.
+        memory: bytes that scenes may take together; TIFFs beyond it are read by windows.
+
+    Returns:
+        The scenes, and a line for each pair that cannot be used.
+    """
+    found, problems, used = SceneSet(), [], 0
+    for pair in pairs:
+        try:
+            scene: Scene
+            size = _size_in_memory(pair)
+            if used + size > memory and pair.image.suffix.lower() in TIFF_EXTENSIONS:
+                scene = RasterScene(pair)
+            else:
+                scene, used = load_scene(pair), used + size
+            values = label_values(pair.label)
+            found.counts[scene.id], found.spots[scene.id] = survey(scene)
+            found.values += values
+            found.scenes.append(scene)
+        except (ValueError, FileNotFoundError) as error:
+            problems.append(str(error))
+    return found, problems
+
+
+def _size_in_memory(pair: Pair) -> int:
+    if pair.image.suffix.lower() not in TIFF_EXTENSIONS:
+        return 0
+    return BYTES_PER_PIXEL * WindowReader(pair.image).frame.pixels
+
+
+def survey(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Count the pixels of each class (ignored last) and remember some building pixels, strip by strip."""
+    height, width = scene.frame.height, scene.frame.width
+    rows = max(1, STRIP // width)
+    counts, spots = np.zeros(3, np.int64), [np.zeros((0, 2), np.int32)]
+    rng = np.random.default_rng(0)
+    for row in range(0, height, rows):
+        _, classes = scene.read(row, 0, min(rows, height - row), width)
+        seen = np.bincount(classes.ravel(), minlength=256)
+        counts += [seen[0], seen[1], seen[255]]
+        here = np.flatnonzero(classes == 1)
+        kept = here if len(here) <= KNOWN_SPOTS else here[rng.integers(len(here), size=KNOWN_SPOTS)]
+        spots.append(np.column_stack([kept // width + row, kept % width]).astype(np.int32))
+    every = np.concatenate(spots)
+    return counts, every[rng.permutation(len(every))[:KNOWN_SPOTS]]
+
+
+def audit(found: SceneSet) -> list[tuple[str, str]]:
+    """What was found, as (name, value) rows.
+
+    Raises:
+        ValueError: there is no building pixel, or nothing else.
+    """
+    sizes = Counter(f"{scene.frame.height} x {scene.frame.width}" for scene in found.scenes)
+    background, building, ignored = (int(n) for n in sum(found.counts.values(), np.zeros(3, np.int64)))
+    total = background + building + ignored
+    shares = [f"{name} {n} ({n / max(total, 1):.2%})" for name, n in zip(CLASSES, (background, building), strict=True)]
+    if building == 0 or background == 0:
+        only = "ignored pixels" if building == background else CLASSES[0 if building == 0 else 1]
+        raise ValueError(
+            f"the labels of all {len(found.scenes)} images hold nothing but {only}: there is nothing to learn; "
+            "building is what is above 0, ignored what is declared nodata or transparent"
+        )
+    systems = Counter(str(scene.frame.crs or "none") for scene in found.scenes)
+    by_windows = sum(isinstance(scene, RasterScene) for scene in found.scenes)
+    without = sum(int(counts[1]) == 0 for counts in found.counts.values())
+    return [
+        ("pairs", f"{len(found.scenes)}" + (f", {by_windows} of them read by windows" if by_windows else "")),
+        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
+        ("label values", describe_values(found.values)),
+        ("label pixels", ", ".join(shares)),
+        ("ignored", f"{ignored} ({ignored / total:.2%}): nodata or transparent"),
+        ("without any building", f"{without} images"),
+        ("coordinate systems", ", ".join(f"{name} ({n})" for name, n in systems.most_common(3))),
+    ]
+
+
+def describe_values(values: Counter[float]) -> str:
+    """The label values with their counts, the most frequent ones where there are many."""
+    if not values:
+        return "none: labels are outlines"
+    shown = sorted(values.most_common(SHOWN_VALUES))
+    text = ", ".join(f"{value:g} ({count})" for value, count in shown)
+    if len(values) <= SHOWN_VALUES:
+        return text
+    return f"{text} and {len(values) - SHOWN_VALUES} more; all above 0 count as building: lossy compression blurs masks"
+
+
+# Splitting
+
+
+def split_scenes(
+    scenes: Sequence[Scene], val_fraction: float, test_fraction: float, seed: int
+) -> tuple[dict[str, list[str]], str]:
+    """Split by the folders' names where they have them, else at random, keeping images of the same ground together.
+
+    A missing ``val`` is split from ``train``.
+
+    Returns:
+        The ids of train, val and test, and a phrase that says how they were chosen.
+
+    Raises:
+        ValueError: there is nothing to train on, or only one image.
+    """
+    named = {part: [s.id for s in scenes if s.id.startswith(f"{part}/")] for part in PARTS}
+    if not any(named.values()):
+        return _random_split(scenes, val_fraction, test_fraction, seed)
+    if not named["train"]:
+        raise ValueError("there is no usable image in train/images; training needs that folder")
+    if named["val"]:
+        return named, "as the folders say"
+    parts, how = _random_split([s for s in scenes if s.id in set(named["train"])], val_fraction, 0, seed)
+    return {**parts, "test": named["test"]}, f"val split from train, {how}"
+
+
+def _random_split(
+    scenes: Sequence[Scene], val_fraction: float, test_fraction: float, seed: int
+) -> tuple[dict[str, list[str]], str]:
+    if len(scenes) < 2:
+        raise ValueError(
+            f"{len(scenes)} usable image(s) found; training needs at least 2, one of them for validation: cut "
+            "large ones into crops first, with footprints/crop.py"
+        )
+    groups = same_ground(scenes)
+    if len(groups) in (1, len(scenes)):
+        how = "at random" + (", though they overlap: scores flatter" if len(groups) == 1 else "")
+        return split_ids([scene.id for scene in scenes], val_fraction, test_fraction, seed), how
+    names = {min(group, key=natural_key): group for group in groups}
+    parts = split_ids(list(names), val_fraction, test_fraction, seed)
+    members = {part: sorted((i for name in some for i in names[name]), key=natural_key) for part, some in parts.items()}
+    return members, f"at random by {len(groups)} places, images of the same ground together"
+
+
+def same_ground(scenes: Sequence[Scene]) -> list[list[str]]:
+    """Groups of ids whose images overlap on the ground, directly or through others; alone without georeference."""
+    shapes: dict[str, list[tuple[int, shapely.Polygon]]] = {}
+    for index, scene in enumerate(scenes):
+        frame = scene.frame
+        if frame.transform is not None:
+            box = shapely.box(*bounds(frame.transform, frame.height, frame.width))
+            shapes.setdefault(str(frame.crs), []).append((index, box))
+    leader = list(range(len(scenes)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            leader[index] = index = leader[leader[index]]
+        return index
+
+    for members in shapes.values():
+        boxes = np.array([box for _, box in members])
+        areas = shapely.area(boxes)
+        for a, b in shapely.STRtree(boxes).query(boxes, predicate="intersects").T:
+            if a < b and shapely.area(boxes[a] & boxes[b]) > SAME_GROUND * min(areas[a], areas[b]):
+                leader[find(members[a][0])] = find(members[b][0])
+    groups: dict[int, list[str]] = {}
+    for index, scene in enumerate(scenes):
+        groups.setdefault(find(index), []).append(scene.id)
+    return list(groups.values())
+
+
+# Tiles
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a scene that is looked at at once: ``core`` is its own, ``window`` has context around it."""
+
+    scene: Scene
+    core: Window
+    window: Window
+
+    @property
+    def id(self) -> str:
+        """The scene's id, with row and column where the scene has several tiles."""
+        whole = (self.core.height, self.core.width) == (self.scene.frame.height, self.scene.frame.width)
+        return self.scene.id if whole else f"{self.scene.id}_{self.core.row}_{self.core.col}"
+
+
+def plan_tiles(scenes: Sequence[Scene], side: int, context: int) -> Iterator[Tile]:
+    """Tiles of at most ``side`` pixels that cover every pixel of the scenes once, with ``context`` around them."""
+    for scene in scenes:
+        height, width = scene.frame.height, scene.frame.width
+        for (row, rows), (col, cols) in product(_cuts(height, side, context), _cuts(width, side, context)):
+            top, left = max(0, row - context), max(0, col - context)
+            bottom, right = min(height, row + rows + context), min(width, col + cols + context)
+            yield Tile(scene, Window(row, col, rows, cols), Window(top, left, bottom - top, right - left))
+
+
+def _cuts(size: int, side: int, context: int) -> list[tuple[int, int]]:
+    """Start and length of equal pieces; what is hardly larger than one piece stays whole."""
+    pieces = 1 if size <= side + 2 * context else -(-size // side)
+    edges = [size * i // pieces for i in range(pieces + 1)]
+    return [(a, b - a) for a, b in pairwise(edges)]
+
+
+def read_tile(tile: Tile) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.uint8]]:
+    """Image (3, H, W) and classes (H, W) of a tile's window; outside of its core the classes are 255."""
+    window, core = tile.window, tile.core
+    image, classes = tile.scene.read(window.row, window.col, window.height, window.width)
+    own = np.full_like(classes, 255)
+    rows = slice(core.row - window.row, core.row - window.row + core.height)
+    cols = slice(core.col - window.col, core.col - window.col + core.width)
+    own[rows, cols] = classes[rows, cols]
+    return image, own

@@ -1,0 +1,69 @@
+"""Score a checkpoint: ``python footprints/evaluate.py --checkpoint FILE.pt --data-root DIR --split test``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.cli import PARTIAL, run_command, say
+from common.config import parse_flags
+from common.devices import choose_precision
+from common.evaluation import SplitScores, print_scores
+from common.inference import Predictor
+from common.losses import SegmentationLoss, build_loss
+from common.pairs import require_usable
+from common.scoring import EvaluateConfig, Sample, ids_of_split, score_samples
+from footprints.data import Tile, find_pairs, load_scenes, plan_tiles, read_tile
+from footprints.predict import TASK, TILE, load_network
+from footprints.scene import to_unit
+
+TILE_SIDE, CONTEXT = 1024, 64
+"""Scenes are scored in tiles of this side, predicted with so much of their surroundings."""
+
+
+@dataclass(frozen=True)
+class Config(EvaluateConfig):
+    """Score a network against labels. The last line of stdout is one JSON object."""
+
+
+def main() -> int:
+    """Load, predict, score, print."""
+    config = parse_flags(Config)
+    predictor = Predictor.load(
+        config.checkpoint,
+        load_network,
+        choose_precision(config.device, config.amp),
+        threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+        tile=TILE,
+    )
+    wanted = ids_of_split(predictor.card, config)
+    pairs, unpaired = find_pairs(config.data_root, images=config.images, labels=config.labels)
+    for note in unpaired:
+        say(f"note: {note}")
+    found, problems = load_scenes([pair for pair in pairs if wanted is None or pair.id in wanted])
+    require_usable(len(found.scenes), problems, skip_bad=True)
+    loss = build_loss(str(predictor.card.config.get("loss", "bce+dice")))
+    scores = score_tiles(predictor, list(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)), loss)
+    print_scores(TASK, config.split, {**scores.result(), "n_images": len(found.scenes)})
+    return PARTIAL if problems else 0
+
+
+def score_tiles(predictor: Predictor, tiles: Sequence[Tile], loss: SegmentationLoss) -> SplitScores:
+    """Predict and score tiles one by one; every pixel counts once."""
+
+    def samples() -> Iterator[Sample]:
+        for tile in tiles:
+            image, classes = read_tile(tile)
+            yield tile.id, to_unit(image), classes
+
+    return score_samples(predictor, samples(), loss)
+
+
+if __name__ == "__main__":
+    run_command(main)

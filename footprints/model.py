@@ -1,0 +1,254 @@
+"""The networks: RefineNet on a ResNet, and a small U-Net for laptops.
+
+RefineNet (Lin et al. 2017) follows the building-footprint-segmentation package in its names and in what it computes, so
+checkpoints trained there load as they are: one residual unit is used three times in each block, both poolings of a
+block share one convolution, a unit adds its input *after* the ReLU, and the coarsest block carries a convolution for a
+coarser map that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet34, resnet50
+
+from common.networks import build_network
+from common.tiling import pad_to_multiple
+
+Encoder = Literal["resnet34", "resnet50"]
+ENCODERS = {"resnet34": (resnet34, (64, 128, 256, 512)), "resnet50": (resnet50, (256, 512, 1024, 2048))}
+"""Builder, and channels at 1/4, 1/8, 1/16 and 1/32, by name."""
+WIDTHS = (16, 32, 64, 128)
+
+
+def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
+    """3 x 3 convolution with bias that keeps the size."""
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
+def enlarge(maps: Tensor, factor: int) -> Tensor:
+    """Bilinear enlargement under which corner pixels stay corner pixels, as the original does it."""
+    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=True)
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions around which the rectified input is added (the original rectifies in place)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution_layer_1 = conv3x3(channels, channels)
+        self.convolution_layer_2 = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        x = F.relu(x)
+        return x + self.convolution_layer_2(F.relu(self.convolution_layer_1(x)))  # type: ignore[no-any-return]
+
+
+class Fusion(nn.Module):
+    """The sum of a map and of the coarser block's, each through a convolution."""
+
+    def __init__(self, coarse: int, channels: int) -> None:
+        super().__init__()
+        self.convolution_layer_lower_inputs = conv3x3(coarse, channels)
+        self.convolution_layer_higher_inputs = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor, coarser: Tensor | None) -> Tensor:
+        """(N, C, H, W) and the coarser (N, c, H/2, W/2), if there is one -> (N, C, H, W)."""
+        fused: Tensor = self.convolution_layer_higher_inputs(x)
+        return fused if coarser is None else fused + enlarge(self.convolution_layer_lower_inputs(coarser), 2)
+
+
+class ChainedPooling(nn.Module):
+    """Context from ever larger windows: pooled twice in a chain, every link added to the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution_layer_1 = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        total = link = F.relu(x)
+        for _ in range(2):
+            link = self.convolution_layer_1(F.max_pool2d(link, 5, stride=1, padding=2))
+            total = total + link
+        return total
+
+
+class RefineBlock(nn.Module):
+    """Refine a map of the encoder with the coarser block's result."""
+
+    def __init__(self, coarse: int, channels: int) -> None:
+        super().__init__()
+        self.residual_convolution_unit = ResidualUnit(channels)
+        self.multi_resolution_fusion = Fusion(coarse, channels)
+        self.chained_residual_pooling = ChainedPooling(channels)
+
+    def forward(self, x: Tensor, coarser: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) and the coarser block's (N, c, H/2, W/2) -> (N, C, H, W)."""
+        unit = self.residual_convolution_unit
+        fused = self.multi_resolution_fusion(unit(unit(x)), coarser)
+        return unit(self.chained_residual_pooling(fused))  # type: ignore[no-any-return]
+
+
+class RefineNet(nn.Module):
+    """RefineNet: a ResNet whose maps are refined from coarse to fine.
+
+    Args:
+        encoder: ``resnet34`` or ``resnet50``.
+        outputs: logit channels.
+
+    Shape:
+        (N, 3, H, W) -> (N, outputs, H, W) for any H, W.
+
+    Raises:
+        ValueError: the encoder is unknown.
+    """
+
+    def __init__(self, encoder: Encoder = "resnet50", outputs: int = 1) -> None:
+        super().__init__()
+        if encoder not in ENCODERS:
+            raise ValueError(f"unknown encoder '{encoder}'; known are {', '.join(ENCODERS)}")
+        build, (c4, c8, c16, c32) = ENCODERS[encoder]
+        resnet = build(weights=None)
+        self.layer0 = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.convolution_layer_4_dim_reduction = conv3x3(c32, 512)
+        self.convolution_layer_3_dim_reduction = conv3x3(c16, 256)
+        self.convolution_layer_2_dim_reduction = conv3x3(c8, 256)
+        self.convolution_layer_1_dim_reduction = conv3x3(c4, 256)
+        self.refine_block_4 = RefineBlock(512, 512)
+        self.refine_block_3 = RefineBlock(512, 256)
+        self.refine_block_2 = RefineBlock(256, 256)
+        self.refine_block_1 = RefineBlock(256, 256)
+        self.residual_convolution_unit = ResidualUnit(256)
+        self.final_layer = nn.Conv2d(256, outputs, 1)
+
+    @property
+    def torchvision_encoder(self) -> nn.ModuleDict:
+        """The ResNet under torchvision's names."""
+        stages = {f"layer{i}": getattr(self, f"layer{i}") for i in range(1, 5)}
+        return nn.ModuleDict({"conv1": self.layer0[0], "bn1": self.layer0[1], **stages})
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits at the image's own size."""
+        s4 = self.layer1(self.layer0(pad_to_multiple(image, 32)))
+        s8 = self.layer2(s4)
+        s16 = self.layer3(s8)
+        s32 = self.layer4(s16)
+        x = self.refine_block_4(self.convolution_layer_4_dim_reduction(s32))
+        x = self.refine_block_3(self.convolution_layer_3_dim_reduction(s16), x)
+        x = self.refine_block_2(self.convolution_layer_2_dim_reduction(s8), x)
+        x = self.refine_block_1(self.convolution_layer_1_dim_reduction(s4), x)
+        x = self.residual_convolution_unit(self.residual_convolution_unit(x))
+        return enlarge(self.final_layer(x), 4)[..., : image.shape[2], : image.shape[3]]
+
+
+def conv_bn_relu(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution, BatchNorm, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=(size - 1) // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions around which the input is added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv_bn_relu(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        return F.relu(x + self.second(self.first(x)), inplace=True)
+
+
+class Merge(nn.Module):
+    """Join a coarse map with the skip of the next finer resolution; channels are cut down before it is enlarged."""
+
+    def __init__(self, coarse: int, fine: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(coarse, fine, 1)
+        self.conv = conv_bn_relu(2 * fine, fine)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N, coarse, H/2, W/2) and (N, fine, H, W) -> (N, fine, H, W)."""
+        larger = F.interpolate(self.reduce(x), size=skip.shape[2:], mode="bilinear")
+        return self.conv(torch.cat([larger, skip], dim=1))  # type: ignore[no-any-return]
+
+
+class UNetSmall(nn.Module):
+    """A small U-Net whose time goes where a CPU is fast: few passes over large maps, most channels in coarse ones.
+
+    Strided convolutions shrink (no pooling pass), bilinear resizing enlarges, one convolution merges each skip. In
+    channels-last bfloat16 it takes a third of its time in contiguous float32.
+
+    Args:
+        outputs: logit channels.
+        widths: feature channels per resolution, from the finest on.
+        stem: stride of the first convolution; 2 computes everything at half resolution, four times faster.
+
+    Shape:
+        (N, 3, H, W) -> (N, outputs, H, W) for any H, W.
+
+    Raises:
+        ValueError: fewer than two widths, or another stem than 1 or 2.
+    """
+
+    def __init__(self, outputs: int = 1, widths: Sequence[int] = WIDTHS, stem: int = 1) -> None:
+        super().__init__()
+        if len(widths) < 2 or min(widths) < 1 or stem not in (1, 2):
+            raise ValueError(f"unet_small needs two or more widths and stem 1 or 2, not {list(widths)} and {stem}")
+        self.stride = stem * 2 ** (len(widths) - 1)
+        first = widths[0]
+        self.stem = nn.Sequential(conv_bn_relu(3, first, 3 if stem == 1 else 4, stem), conv_bn_relu(first, first))
+        self.down = nn.ModuleList(nn.Sequential(conv_bn_relu(a, b, stride=2), Residual(b)) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(Merge(b, a) for a, b in reversed(list(pairwise(widths))))
+        self.head = nn.Conv2d(first, outputs, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits at the image's own size."""
+        padded = pad_to_multiple(image, self.stride)
+        maps = [self.stem(padded)]
+        for stage in self.down:
+            maps.append(stage(maps[-1]))
+        x = maps.pop()
+        for stage in self.up:
+            x = stage(x, maps.pop())
+        logits: Tensor = self.head(x)
+        if logits.shape != padded.shape:
+            logits = F.interpolate(logits, size=padded.shape[2:], mode="bilinear")
+        return logits[..., : image.shape[2], : image.shape[3]]
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {"refinenet": RefineNet, "unet_small": UNetSmall}
+
+
+def build_model(arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401
+    """Build a network by name.
+
+    Raises:
+        ValueError: the name or an argument is unknown.
+    """
+    return build_network(ARCHITECTURES, arch, arch_args)
+
+
+def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
+    """The architecture of a bare state dict (the original package's ReFineNet, or our own), or None."""
+    reduction = "convolution_layer_4_dim_reduction.weight"
+    if {"layer0.0.weight", reduction, "final_layer.weight", "refine_block_1.residual_convolution_unit"
+        ".convolution_layer_1.weight"} <= state.keys():  # fmt: skip
+        encoder = "resnet50" if state[reduction].shape[1] == 2048 else "resnet34"
+        return "refinenet", {"encoder": encoder, "outputs": state["final_layer.weight"].shape[0]}
+    if {"stem.0.0.weight", "down.0.0.0.weight", "up.0.reduce.weight", "head.weight"} <= state.keys():
+        first = state["stem.0.0.weight"]
+        stages = sum(key.startswith("down.") and key.endswith(".0.0.weight") for key in state)
+        widths = [first.shape[0], *(state[f"down.{i}.0.0.weight"].shape[0] for i in range(stages))]
+        stem = 1 if first.shape[2] == 3 else 2
+        return "unet_small", {"outputs": state["head.weight"].shape[0], "widths": widths, "stem": stem}
+    return None

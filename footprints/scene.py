@@ -1,0 +1,300 @@
+"""A scene: an image with its building labels, in memory or read window by window.
+
+Labels are grey or RGB rasters (building where any band is above 0) or outlines in a vector file. Nothing is ignored but
+transparent and declared nodata pixels, of the image or of its label. A label that declares 0 as nodata means background
+by it: masks are often saved so, and the rest would be buildings alone.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.windows import Window
+
+from common.losses import IGNORE
+from common.pairs import Pair
+from common.rasters import TIFF_EXTENSIONS, Raster, read_label, read_raster, scale_to_unit
+from footprints.grids import apply
+from footprints.vectors import Outlines, is_vector
+
+Image = NDArray[np.uint8] | NDArray[np.float32]
+Classes = NDArray[np.uint8]
+HALF_PIXEL = 0.5
+MOST_OPEN = 64
+"""Files that a process keeps open."""
+STRIP = 4 << 20
+"""Pixels looked at at a time."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size and place of a raster."""
+
+    height: int
+    width: int
+    transform: Affine | None = None
+    crs: CRS | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return self.height * self.width
+
+
+@lru_cache(MOST_OPEN)
+def _opened(path: Path, version: int, process: int) -> Any:  # noqa: ANN401 - rasterio has no types
+    """An open dataset of this process (handles do not survive a fork) and of this version of the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except RasterioIOError as error:
+        raise ValueError(f"{path}: cannot be read as an image: {error}; remove or replace it") from error
+
+
+class WindowReader:
+    """A raster file read by windows; it is opened when it is needed, in every process anew.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError, FileNotFoundError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        dataset = self.open()
+        placed = dataset.crs is not None or not dataset.transform.is_identity
+        self.frame = Frame(dataset.height, dataset.width, dataset.transform if placed else None, dataset.crs)
+        self.nodata: float | None = dataset.nodata
+        meanings = dataset.colorinterp
+        self.bands = [i for i, meaning in enumerate(meanings, start=1) if meaning != ColorInterp.alpha]
+        if not self.bands:
+            raise ValueError(f"{path}: has an alpha band only")
+        self.is_palette = len(self.bands) == 1 and meanings[self.bands[0] - 1] == ColorInterp.palette
+
+    def open(self) -> Any:  # noqa: ANN401 - rasterio has no types
+        """The open dataset of this process."""
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file; check the path")
+        return _opened(self.path, self.path.stat().st_mtime_ns, os.getpid())
+
+    def read(
+        self, row: int, col: int, height: int, width: int, *, bands: int = 0, alpha: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Bands of a window, and where they mean something.
+
+        Args:
+            row: of its first pixel.
+            col: of its first pixel.
+            height: of the window, pixels.
+            width: of the window, pixels.
+            bands: how many of them, from the first on (0 = all).
+            alpha: with alpha among them.
+
+        Returns:
+            (C, height, width) in the file's own numbers, and (height, width) bool.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        dataset, window = self.open(), Window(col, row, width, height)
+        chosen = None if alpha else self.bands[:bands] if bands else self.bands
+        try:
+            data = dataset.read(chosen, window=window)
+            valid = np.asarray(dataset.dataset_mask(window=window) != 0)
+        except RasterioIOError as error:
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise ValueError(f"{self.path}: cannot be read as an image: {reason}; remove or replace it") from error
+        if data.dtype.kind == "f":
+            valid &= np.isfinite(data).all(axis=0)
+        return data, valid
+
+
+class ArrayScene:
+    """A scene in memory.
+
+    Args:
+        name: its id.
+        image: (3, H, W) uint8, or float32 in 0...1.
+        classes: (H, W): 1 building, 0 not, 255 ignored.
+    """
+
+    def __init__(self, name: str, image: Image, classes: Classes, frame: Frame | None = None) -> None:
+        self.id, self.image, self.classes = name, image, classes
+        self.frame = frame or Frame(*classes.shape)
+
+    def read(self, row: int, col: int, height: int, width: int) -> tuple[Image, Classes]:
+        """A window of image and classes."""
+        rows, cols = slice(row, row + height), slice(col, col + width)
+        return self.image[:, rows, cols], self.classes[rows, cols]
+
+
+class RasterScene:
+    """A scene too large for memory: every window is read from its files.
+
+    Args:
+        pair: its files; the label may be a vector file.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is damaged, or image and label do not fit.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.id = pair.id
+        self._image = WindowReader(pair.image)
+        if self._image.is_palette:
+            raise ValueError(f"{pair.image}: has a palette; convert it with gdal_translate -expand rgb")
+        self.frame = self._image.frame
+        self._label = LabelReader(pair.label, self.frame, pair.image)
+
+    def read(self, row: int, col: int, height: int, width: int) -> tuple[Image, Classes]:
+        """A window of image and classes."""
+        data, valid = self._image.read(row, col, height, width, bands=3)
+        classes = self._label.read(row, col, height, width)
+        return to_image(data, valid), np.where(valid, classes, np.uint8(IGNORE))
+
+
+Scene = ArrayScene | RasterScene
+
+
+class LabelReader:
+    """The classes of a label file, raster or vector, by windows of its image.
+
+    Args:
+        path: the label.
+        frame: of the image.
+        image: the image's path, for messages.
+
+    Raises:
+        ValueError, FileNotFoundError: it is damaged, or is not on the image's grid.
+    """
+
+    def __init__(self, path: Path, frame: Frame, image: Path) -> None:
+        self._outlines: Outlines | None = None
+        self._raster: WindowReader | None = None
+        if is_vector(path):
+            self._outlines = Outlines(path, frame.height, frame.width, frame.transform, frame.crs, str(image))
+        else:
+            self._raster = WindowReader(path)
+            check_grid(image, frame, path, self._raster.frame)
+
+    def read(self, row: int, col: int, height: int, width: int) -> Classes:
+        """(height, width): 1 building, 0 not, 255 ignored."""
+        if self._outlines is not None:
+            return self._outlines.burn(row, col, height, width)
+        assert self._raster is not None
+        values, valid = self._raster.read(row, col, height, width)
+        return to_classes(values, valid, self._raster.nodata)
+
+
+def to_image(data: NDArray[Any], valid: NDArray[np.bool_]) -> Image:
+    """Bands of any number type as (3, H, W): 8 bits are kept, others become float32 0...1; invalid pixels are 0."""
+    bands = data[:3] if len(data) >= 3 else np.repeat(data[:1], 3, axis=0)
+    if bands.dtype == np.uint8:
+        return np.asarray(np.where(valid, bands, np.uint8(0)), np.uint8)
+    return scale_to_unit(bands, valid)
+
+
+def to_unit(image: Image) -> NDArray[np.float32]:
+    """An image (3, H, W) as float32 0...1."""
+    return image.astype(np.float32) * np.float32(1 / 255) if image.dtype == np.uint8 else image.astype(np.float32)
+
+
+def to_classes(values: NDArray[Any], valid: NDArray[np.bool_], nodata: float | None) -> Classes:
+    """Label bands (C, H, W) -> 1 where any is above 0, else 0; 255 where they are not valid, unless 0 is the nodata."""
+    classes = np.asarray((values > 0).any(axis=0), np.uint8)
+    return classes if nodata == 0 else np.asarray(np.where(valid, classes, IGNORE), np.uint8)
+
+
+def check_grid(image: Path, frame: Frame, label: Path, other: Frame) -> None:
+    """Refuse a label that is not on its image's grid.
+
+    Raises:
+        ValueError: another size, coordinate system or place; names both.
+    """
+    if (frame.height, frame.width) != (other.height, other.width):
+        raise ValueError(
+            f"{image} is {frame.height} x {frame.width}, its label {label} {other.height} x {other.width} "
+            "(rows x columns); both must be of one size"
+        )
+    if frame.crs is not None and other.crs is not None and frame.crs != other.crs:
+        raise ValueError(
+            f"{image} has the coordinate system {frame.crs.to_string()}, its label {label} {other.crs.to_string()}; "
+            "warp one of them to the other's grid"
+        )
+    if frame.transform is None or other.transform is None:
+        return
+    corners = np.array([[0, 0], [frame.width, 0], [0, frame.height], [frame.width, frame.height]])
+    shift = float(np.abs(apply(~frame.transform, apply(other.transform, corners)) - corners).max())
+    if shift > HALF_PIXEL:
+        raise ValueError(
+            f"{label}: lies up to {shift:.1f} pixels beside its image {image}; save it on the image's grid"
+        )
+
+
+def load_scene(pair: Pair) -> ArrayScene:
+    """Read a pair into memory: any picture format, any label.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is damaged, or image and label do not fit.
+    """
+    raster = read_raster(pair.image)
+    height, width = raster.valid.shape
+    frame = Frame(height, width, raster.transform, raster.crs)
+    if is_vector(pair.label) or pair.label.suffix.lower() in TIFF_EXTENSIONS:
+        classes = LabelReader(pair.label, frame, pair.image).read(0, 0, height, width)
+    else:
+        classes = _picture_classes(pair.label)
+        check_grid(pair.image, frame, pair.label, Frame(*classes.shape))
+    return ArrayScene(pair.id, _image_of(raster), np.where(raster.valid, classes, np.uint8(IGNORE)), frame)
+
+
+def _image_of(raster: Raster) -> Image:
+    return to_image(raster.data, raster.valid)
+
+
+def _picture_classes(path: Path) -> Classes:
+    """Classes of a label picture; its values, not the colors of a grey palette."""
+    values = read_label(path)
+    bands = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
+    return to_classes(bands, read_raster(path).valid, None)
+
+
+def label_values(path: Path) -> Counter[float]:
+    """How many pixels have which value in a label raster (the largest band's, of colors); empty for a vector file.
+
+    Raises:
+        ValueError, FileNotFoundError: it is damaged.
+    """
+    found: Counter[float] = Counter()
+    strips: Iterable[NDArray[Any]]
+    if is_vector(path):
+        return found
+    if path.suffix.lower() in TIFF_EXTENSIONS:
+        reader = WindowReader(path)
+        height, width = reader.frame.height, reader.frame.width
+        rows = max(1, STRIP // width)
+        strips = (reader.read(row, 0, min(rows, height - row), width)[0].max(axis=0) for row in range(0, height, rows))
+    else:
+        values = read_label(path)
+        strips = [values if values.ndim == 2 else values.max(axis=-1)]
+    for strip in strips:
+        for value, count in zip(*np.unique(strip, return_counts=True), strict=True):
+            found[float(value)] += int(count)
+    return found
