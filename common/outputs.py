@@ -17,7 +17,7 @@ def provenance(checkpoints: Sequence[Path], threshold: float | None) -> dict[str
     tags = {
         "checkpoint_sha256": ",".join(file_hash(path) for path in checkpoints),
         "version": VERSION,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "date": time.strftime("%Y-%m-%d"),
     }
     return tags if threshold is None else {**tags, "threshold": f"{threshold:.6g}"}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import say
-from common.rasters import IMAGE_EXTENSIONS
+from common.inputs import IMAGE_EXTENSIONS
 
 LABEL_SUFFIXES = ("_label", "_mask")
 

@@ -8,31 +8,24 @@ What is written has the input's size, coordinate system and nodata area.
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import rasterio
-import tifffile
 from affine import Affine
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.errors import RasterioIOError
 
+from common.bands import open_raster, place_of, quiet, read_bands
 from common.checkpoint import atomic_path
+from common.pictures import PaletteReading, read_picture, read_tiff_pages
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
 TIFF_EXTENSIONS = (".tif", ".tiff")
-OUTPUT_ENDINGS = ("_mask", "_prob", "_overlay")
 WORLD_FILES = (".jgw", ".pgw", ".bpw", ".wld")
 NODATA = 255
 MIN_USED_RANGE = 0.1
@@ -46,11 +39,8 @@ GEOTIFF = {
 }
 
 Array = npt.NDArray[Any]
-PaletteReading = Literal["rgb", "label", "index"]
 Mask = npt.NDArray[np.uint8]
 Color = tuple[int, int, int]
-
-Image.MAX_IMAGE_PIXELS = None  # a sheet of half a gigapixel is a normal input here, not an attack
 
 
 @dataclass
@@ -76,126 +66,16 @@ class Raster:
         return self.transform is not None
 
 
-# Finding files
-
-
-def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    parts = re.split(r"(\d+)", path.name.casefold())
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)], path.name
-
-
-def _images_of_folder(folder: Path) -> list[Path]:
-    images = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-        and not path.name.startswith(".")
-        and not path.stem.endswith(OUTPUT_ENDINGS)
-        and path.is_file()
-    ]
-    return sorted(images, key=_natural_key)
-
-
-def find_images(inputs: Sequence[Path]) -> list[Path]:
-    """Image files named directly or lying in the folders named, each once.
-
-    Folders are not searched recursively and are sorted naturally (``t2`` before ``t10``); hidden files and our own
-    outputs (``*_mask``, ``*_prob``, ``*_overlay``) in them are passed over. A file named directly is always taken.
-
-    Raises:
-        FileNotFoundError: An input does not exist.
-        ValueError: There is no image at all.
-    """
-    found: dict[Path, Path] = {}
-    for path in inputs:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        for image in _images_of_folder(path) if path.is_dir() else [path]:
-            found.setdefault(image.resolve(), image)
-    if not found:
-        places = ", ".join(str(path) for path in inputs) or "no inputs"
-        known = " ".join(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
-        raise ValueError(f"{places}: no images found; name files, or folders that directly hold images ({known})")
-    return list(found.values())
-
-
-def output_stems(paths: Sequence[Path]) -> dict[Path, str]:
-    """Name stem of the outputs of each input, unique among them.
-
-    It is the input's stem; where inputs share it, with extension (``a.png`` and ``a.tif``); where they share that too,
-    with the folder's name before it (``01_t000`` and ``02_t000``), and so on upwards.
-    """
-    candidates: dict[Path, list[str]] = {}
-    for path in paths:
-        folders = path.absolute().parts[1:-1]
-        heads = ["_".join((*folders[len(folders) - depth :], "")) for depth in range(len(folders) + 1)]
-        candidates[path] = [head + tail for head in heads for tail in (path.stem, path.name)]
-    level = dict.fromkeys(paths, 0)
-    while True:
-        stems = {path: names[min(level[path], len(names) - 1)] for path, names in candidates.items()}
-        counts = Counter(stem.casefold() for stem in stems.values())  # some file systems ignore case
-        shared = [path for path, stem in stems.items() if counts[stem.casefold()] > 1]
-        if not shared:
-            return stems
-        if all(level[path] >= len(candidates[path]) for path in shared):
-            return stems | {path: f"{index}_{stems[path]}" for index, path in enumerate(shared, start=1)}
-        for path in shared:
-            level[path] += 1
-
-
 # Reading
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A raster without georeference is as good as any other here; damaged EXIF or odd palettes are not news either."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
-
-
-def _expand_palette(indices: Array, colors: Mapping[int, Sequence[int]]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """RGB bands and opacity of palette indices; indices without a color are black."""
-    table = np.zeros((1 << (8 * indices.dtype.itemsize), 4), np.uint8)
-    for index, color in colors.items():
-        table[index] = color
-    rgba = table[indices]
-    return np.moveaxis(rgba[..., :3], -1, 0).copy(), rgba[..., 3] > 0
-
-
 def _read_gdal(path: Path, palette: PaletteReading) -> Raster:
-    """Read with rasterio: georeference, masks, world files. A color table is applied for ``rgb`` only."""
-    with rasterio.open(path) as dataset:
+    """Read with rasterio: georeference, masks, world files."""
+    with open_raster(path) as dataset:
         if dataset.subdatasets:
-            return _read_tifffile(path)
-        interpretation = dataset.colorinterp
-        bands = [i for i, meaning in enumerate(interpretation, start=1) if meaning != ColorInterp.alpha]
-        if not bands:
-            raise ValueError("it has an alpha band only")
-        data: Array = dataset.read(bands)
-        valid = np.asarray(dataset.dataset_mask() != 0)
-        if palette == "rgb" and len(bands) == 1 and interpretation[0] == ColorInterp.palette:
-            data, opaque = _expand_palette(data[0], dataset.colormap(1))
-            valid &= opaque
-        placed = dataset.crs is not None or not dataset.transform.is_identity
-        transform = dataset.transform if placed else None
-        return Raster(data, valid, path, dataset.crs, transform, dataset.nodata)
-
-
-def _read_tifffile(path: Path) -> Raster:
-    """Read a TIFF that GDAL cannot decode, or whose pages may be bands."""
-    with tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        axes, data = series.axes, series.asarray()
-        extra = series.keyframe.extrasamples
-    if axes not in ("YX", "YXS", "SYX", "CYX"):
-        raise ValueError(f"it is a stack with axes {axes} of {data.shape}, one picture is expected; save single frames")
-    data = data[None] if axes == "YX" else np.moveaxis(data, -1, 0) if axes == "YXS" else data
-    valid = np.ones(data.shape[1:], bool)
-    if extra and "S" in axes and extra[-1] in (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA):
-        data, valid = data[:-1], data[-1] > 0
-    return Raster(np.ascontiguousarray(data), valid, path)
+            return Raster(*read_tiff_pages(path), path)
+        data, valid = read_bands(dataset, palette=palette)
+        return Raster(data, valid, path, dataset.crs, place_of(dataset), dataset.nodata)
 
 
 def _read_tiff(path: Path, palette: PaletteReading) -> Raster:
@@ -204,48 +84,17 @@ def _read_tiff(path: Path, palette: PaletteReading) -> Raster:
     except RasterioIOError as error:
         if "missing codec" not in str(error):
             raise
-        return _read_tifffile(path)
+        return Raster(*read_tiff_pages(path), path)
 
 
-def _has_16_bit_colors(path: Path) -> bool:
-    """Whether a PNG has more than one 16-bit channel; Pillow would cut them to 8 bits without a word."""
-    with path.open("rb") as file:
-        head = file.read(26)
-    return head[:8] == b"\x89PNG\r\n\x1a\n" and head[24] == 16 and head[25] in (2, 4, 6)
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What to say of a file at which a decoder failed."""
+    reason = str(error.__cause__ or error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return ValueError(f"{path}: cannot be read as an image: {reason}; remove or replace it")
 
 
-def _plain_mode(image: Image.Image, palette: PaletteReading) -> Image.Image:
-    """The picture as grey or RGB, with alpha if it has any transparency."""
-    transparent = image.mode == "PA" or "transparency" in image.info
-    mode = image.mode
-    if mode in ("P", "PA"):
-        colors = np.reshape(image.getpalette() or [], (-1, 3))
-        grey = bool((colors == colors[:, :1]).all())
-        if palette == "index":
-            return image
-        mode = "L" if palette == "label" and grey else "RGBA" if transparent else "RGB"
-    elif transparent and mode in ("1", "L", "RGB"):
-        mode = "RGBA" if mode == "RGB" else "LA"
-    elif mode == "1":
-        mode = "L"
-    elif mode not in ("L", "LA", "RGB", "RGBA", "F") and not mode.startswith("I"):
-        mode = "RGB"
-    return image if mode == image.mode else image.convert(mode)
-
-
-def _read_picture(path: Path, palette: PaletteReading) -> Raster:
-    """Read a picture without georeference, turned as its EXIF orientation says."""
-    if _has_16_bit_colors(path):
-        array = np.asarray(imagecodecs.png_decode(path.read_bytes()))
-    else:
-        with Image.open(path) as opened:
-            opened.load()
-            array = np.asarray(_plain_mode(ImageOps.exif_transpose(opened), palette))
-    bands = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    valid = np.ones(bands.shape[1:], bool)
-    if len(bands) in (2, 4):
-        bands, valid = bands[:-1], bands[-1] > 0
-    return Raster(np.array(bands, dtype=bands.dtype.newbyteorder("="), order="C"), valid, path)
+def _read_other(path: Path, palette: PaletteReading) -> Raster:
+    return Raster(*read_picture(path, palette), path)
 
 
 def _read(path: Path, palette: PaletteReading) -> Raster:
@@ -253,15 +102,14 @@ def _read(path: Path, palette: PaletteReading) -> Raster:
         raise FileNotFoundError(f"{path}: no such file; check the path")
     suffix = path.suffix.lower()
     placed = palette == "rgb" and any(path.with_suffix(world).exists() for world in WORLD_FILES)
-    reader = _read_tiff if suffix in TIFF_EXTENSIONS else _read_gdal if placed or suffix == ".jp2" else _read_picture
+    reader = _read_tiff if suffix in TIFF_EXTENSIONS else _read_gdal if placed or suffix == ".jp2" else _read_other
     try:
-        with _quiet():
+        with quiet():
             raster = reader(path, palette)
     except MemoryError:
         raise
     except Exception as error:  # damaged files make the decoders raise nearly anything
-        reason = str(error.__cause__ or error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as an image: {reason}; remove or replace it") from error
+        raise unreadable(path, error) from error
     if raster.data.dtype.kind not in "buif":
         raise ValueError(f"{path}: has {raster.data.dtype} values; save it with whole or real numbers")
     if raster.data.dtype.kind == "f":
@@ -344,15 +192,43 @@ def scale_to_unit(
         ValueError: The range is empty or not finite, or a valid pixel is NaN.
     """
     low, high = _checked_range(data, value_range)
-    wide = data.dtype.itemsize > 4 or (data.dtype.kind in "ui" and data.dtype.itemsize > 2)
+    whole = data.dtype.kind in "ui"
+    wide = data.dtype.itemsize > 4 or (whole and data.dtype.itemsize > 2)
     scaled: npt.NDArray[np.floating[Any]] = data.astype(np.float64 if wide else np.float32)
-    scaled -= low
+    if low != 0.0:
+        scaled -= low
     scaled /= high - low
-    np.clip(scaled, 0.0, 1.0, out=scaled)
-    scaled[:, ~valid] = 0.0
-    if np.isnan(scaled).any():
+    if data.dtype.kind != "u" or (low, high) != dtype_range(data.dtype):
+        np.clip(scaled, 0.0, 1.0, out=scaled)
+    if not valid.all():
+        scaled[:, ~valid] = 0.0
+    if not whole and np.isnan(scaled).any():
         raise ValueError(f"{int(np.isnan(scaled).sum())} values marked as valid are NaN")
     return scaled.astype(np.float32, copy=False)
+
+
+def to_channels(
+    data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: tuple[float, float] | None = None
+) -> npt.NDArray[np.float32]:
+    """The bands that a network reads, in 0-1: the first ``channels``; for three of them a grey image is repeated.
+
+    Args:
+        data: (C, H, W) of any number type.
+        valid: (H, W); invalid pixels become 0.
+        channels: How many bands the network reads.
+        value_range: Values that become 0 and 1; None = `dtype_range`.
+
+    Returns:
+        (channels, H, W) float32.
+
+    Raises:
+        ValueError: The image has too few bands.
+    """
+    if channels == 3 and len(data) < 3:
+        return np.repeat(scale_to_unit(data[:1], valid, value_range), 3, axis=0)
+    if len(data) < channels:
+        raise ValueError(f"it has {len(data)} bands, the network reads {channels}; use images like those it learned on")
+    return scale_to_unit(data[:channels], valid, value_range)
 
 
 def range_warning(
@@ -388,6 +264,11 @@ def _check_frame(path: Path, shape: tuple[int, ...], like: Raster | None) -> Non
         raise ValueError(f"{path}: result of {shape} pixels does not fit its input of {like.valid.shape} ({like.path})")
 
 
+def gdal_colors(palette: Mapping[int, Color]) -> dict[int, tuple[int, int, int, int]]:
+    """A GeoTIFF's color table, in which nodata is transparent."""
+    return {**{index: (*rgb, 255) for index, rgb in palette.items()}, NODATA: (0, 0, 0, 0)}
+
+
 def _write_geotiff(
     path: Path, bands: Array, like: Raster | None, tags: Mapping[str, str], colors: Mapping[int, Color] | None = None
 ) -> None:
@@ -399,9 +280,9 @@ def _write_geotiff(
         options |= {"crs": like.crs, "transform": like.transform}
     if colors is not None:
         options["photometric"] = "palette"
-    with atomic_path(path) as temporary, _quiet(), rasterio.open(temporary, "w", **options) as dataset:
+    with atomic_path(path) as temporary, quiet(), rasterio.open(temporary, "w", **options) as dataset:
         if colors is not None:
-            dataset.write_colormap(1, {**{index: (*rgb, 255) for index, rgb in colors.items()}, NODATA: (0, 0, 0, 0)})
+            dataset.write_colormap(1, gdal_colors(colors))
         dataset.update_tags(**tags)
         dataset.write(bands)
 

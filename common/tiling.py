@@ -1,18 +1,16 @@
 """Tiled inference: cut an image into overlapping windows, predict them in batches, blend them without seams.
 
-The windows of an image form a regular grid, so the blending weights are the product of a row profile and a column
-profile. They are normalized per axis beforehand (a partition of unity: at every pixel the weights of the windows over
-it sum to one); adding up ``weight * prediction`` is then the result, with no weight map to keep and no division at the
-end. Rows that no later window touches are final, which is what a streaming reader needs: `plan_windows`,
-`BlendWeights` and `predict_windows` know nothing about where pixels come from or go to; `predict_array` joins them for
-an image in memory.
+The weights of the windows over a pixel sum to one (see `common.windows`), so weighted predictions are added up and that
+is the result. Rows that no later window touches are final: `predict_rows` hands them out as soon as they are, and knows
+nothing about where pixels come from or go to. `predict_array` collects them for an image in memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import groupby, pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,103 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Blend = Literal["hann", "gaussian", "mean"]
+from common.ahead import read_ahead
+from common.windows import Blend, BlendWeights, Window, plan_windows
+
 Tta = Literal["none", "flips", "d4"]
 Predictor = Callable[[Tensor], Tensor]
+Read = Callable[[Window], Tensor | None]
 
-MAX_OVERLAP = 0.9
+NOT_FINITE = "the network gave NaN or infinite outputs; try --amp off, or check the checkpoint"
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of pixels: rows ``row .. row + height - 1``, columns ``col .. col + width - 1``."""
-
-    row: int
-    col: int
-    height: int
-    width: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Row and column slice that cut the window out of an array."""
-        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
-
-
-def plan_axis(size: int, tile: int, overlap: float) -> list[int]:
-    """First pixels of the windows along one axis: the fewest that keep the overlap, evenly spread, none outside.
-
-    Neighbors are at most ``round(tile * (1 - overlap))`` pixels apart. Where the last window would stick out, all
-    strides shrink a little; shifting only that window inwards would give it a much larger overlap than the others.
-    """
-    if size <= tile:
-        return [0]
-    stride = max(1, round(tile * (1.0 - overlap)))
-    gaps = math.ceil((size - tile) / stride)
-    return [index * (size - tile) // gaps for index in range(gaps + 1)]
-
-
-def plan_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
-    """Windows of ``min(tile, height) x min(tile, width)`` pixels that cover an image exactly, row by row.
-
-    Args:
-        height: Rows of the image.
-        width: Columns of the image.
-        tile: Side of a window in pixels.
-        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
-
-    Raises:
-        ValueError: ``tile`` or a side is not positive, or ``overlap`` is outside 0-0.9.
-    """
-    if tile <= 0:
-        raise ValueError(f"--tile-size must be a positive number of pixels, got {tile}")
-    if not 0.0 <= overlap <= MAX_OVERLAP:
-        raise ValueError(f"--overlap must lie between 0 and {MAX_OVERLAP} (a fraction of the tile), got {overlap}")
-    if height <= 0 or width <= 0:
-        raise ValueError(f"an image of {height} x {width} pixels has nothing to predict")
-    size = min(tile, height), min(tile, width)
-    columns = plan_axis(width, tile, overlap)
-    return [Window(row, col, *size) for row in plan_axis(height, tile, overlap) for col in columns]
-
-
-def blend_profile(length: int, blend: Blend) -> npt.NDArray[np.float64]:
-    """Weight of each pixel along one side of a window, before normalization; symmetric and strictly positive.
-
-    ``hann`` (a raised cosine sampled at pixel centers) fades to nearly nothing at the window's border, where a network
-    sees the least context; ``gaussian`` has a standard deviation of an eighth of the side; ``mean`` weights all pixels
-    alike.
-    """
-    position = (np.arange(length) + 0.5) / length
-    if blend == "hann":
-        return np.asarray(np.sin(np.pi * position) ** 2)
-    if blend == "gaussian":
-        return np.asarray(np.exp(-0.5 * ((position - 0.5) * 8.0) ** 2))
-    if blend == "mean":
-        return np.ones(length)
-    raise ValueError(f"unknown blending {blend!r}; known: {', '.join(get_args(Blend))}")
-
-
-class BlendWeights:
-    """Weights of a grid of windows; at each pixel of the image those of all windows over it sum to one."""
-
-    def __init__(self, windows: Sequence[Window], blend: Blend = "hann") -> None:
-        self._rows = _normalized_profiles(sorted({w.row for w in windows}), windows[0].height, blend)
-        self._cols = _normalized_profiles(sorted({w.col for w in windows}), windows[0].width, blend)
-        if len(self._rows) * len(self._cols) != len(windows):
-            raise ValueError(f"{len(windows)} windows do not form a full grid, as plan_windows() makes it")
-
-    def __call__(self, window: Window, device: torch.device | str = "cpu") -> Tensor:
-        """Weights (height, width) float32 of one window of the grid."""
-        rows, cols = self._rows[window.row].to(device), self._cols[window.col].to(device)
-        return rows[:, None] * cols[None, :]
-
-
-def _normalized_profiles(starts: list[int], length: int, blend: Blend) -> dict[int, Tensor]:
-    profile = blend_profile(length, blend)
-    total = np.zeros(starts[-1] + length)
-    for start in starts:
-        total[start : start + length] += profile
-    return {start: torch.from_numpy(profile / total[start : start + length]).float() for start in starts}
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
@@ -153,8 +63,9 @@ def predict_symmetric(images: Tensor, predict: Predictor, tta: Tta = "none") -> 
     total: Tensor | None = None
     for transposed, axes in orientations:
         turned = images.transpose(-2, -1) if transposed else images
-        turned = turned.flip(axes).contiguous(memory_format=torch.channels_last)
-        output = predict(turned).float().flip(axes)
+        turned = (turned.flip(axes) if axes else turned).contiguous(memory_format=torch.channels_last)
+        output = predict(turned).float()
+        output = output.flip(axes) if axes else output
         output = output.transpose(-2, -1) if transposed else output
         total = output if total is None else total + output
     assert total is not None  # there is always the identity
@@ -188,7 +99,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def predict_windows(
-    read: Callable[[Window], Tensor],
+    read: Read,
     windows: Sequence[Window],
     predict: Predictor,
     *,
@@ -197,11 +108,14 @@ def predict_windows(
     stride: int = 32,
     device: torch.device | str = "cpu",
     amp_dtype: torch.dtype | None = None,
-) -> Iterator[tuple[Window, Tensor]]:
+    ahead: int = 0,
+) -> Generator[tuple[Window, Tensor]]:
     """Predict windows in batches, in their order; when memory runs out the batch is halved for good and tried again.
 
+    A batch never spans two rows of windows, so what is computed for a row does not depend on where the work began.
+
     Args:
-        read: Gives the pixels (C, height, width) float of a window.
+        read: Gives the pixels (C, height, width) float of a window, or None to leave it out.
         windows: Windows of one size.
         predict: Maps (N, C, h, w) float32 in channels-last order to (N, K, h, w).
         batch_size: Windows predicted at once.
@@ -209,6 +123,7 @@ def predict_windows(
         stride: Sides are padded to a multiple of this (the network's total downsampling) and cropped back.
         device: Where ``predict`` runs.
         amp_dtype: Mixed precision; None = full precision.
+        ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
         Each window with its prediction (K, height, width) float32 on ``device``.
@@ -218,26 +133,76 @@ def predict_windows(
     """
     if batch_size < 1:
         raise ValueError(f"the tile batch must be at least 1, got {batch_size}")
-    done = 0
-    while done < len(windows):
-        batch = windows[done : done + batch_size]
-        output: Tensor | None = None
-        try:
-            images = torch.stack([read(window) for window in batch])
-            output = _predict_batch(images, predict, tta, stride, torch.device(device), amp_dtype)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                size = f"{batch[0].height} x {batch[0].width}"
-                raise ValueError(f"out of memory on {device} with one tile of {size} px; lower --tile-size") from error
-        if output is None:  # outside the except block, which keeps the failed batch's tensors alive
-            batch_size = len(batch) // 2
-            if torch.device(device).type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        yield from zip(batch, output, strict=True)
-        done += len(batch)
+    target = torch.device(device)
+    with closing(read_ahead(_batches(read, windows, batch_size), ahead)) as batches:
+        for batch, images in batches:
+            done = 0
+            while done < len(batch):
+                output: Tensor | None = None
+                part = images[done : done + batch_size]
+                try:
+                    output = _predict_batch(part, predict, tta, stride, target, amp_dtype)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(part) == 1:
+                        size = f"{batch[0].height} x {batch[0].width}"
+                        raise ValueError(
+                            f"out of memory on {device} with one tile of {size} px; lower --tile-size"
+                        ) from error
+                if output is None:  # outside the except block, which keeps the failed batch's tensors alive
+                    batch_size = len(part) // 2
+                    if target.type == "cuda":
+                        torch.cuda.empty_cache()
+                    continue
+                yield from zip(batch[done : done + len(part)], output, strict=True)
+                done += len(part)
+
+
+def _batches(read: Read, windows: Sequence[Window], size: int) -> Iterator[tuple[list[Window], Tensor]]:
+    """Windows and their stacked pixels; those without pixels are left out."""
+    for _, row in groupby(windows, key=lambda window: window.row):
+        batch: list[Window] = []
+        pixels: list[Tensor] = []
+        for window in row:
+            part = read(window)
+            if part is None:
+                continue
+            batch, pixels = [*batch, window], [*pixels, part]
+            if len(batch) == size:
+                yield batch, torch.stack(pixels)
+                batch, pixels = [], []
+        if batch:
+            yield batch, torch.stack(pixels)
+
+
+class _Ring:
+    """Sums (K, rows, W) of the rows under one row of windows; row ``r`` of the image lies in slot ``r % rows``."""
+
+    def __init__(self, channels: int, rows: int, width: int, device: torch.device) -> None:
+        self._sums, self._rows = _accumulator((channels, rows, width), device), rows
+
+    def _slots(self, row: int, count: int) -> list[tuple[slice, slice]]:
+        """Slots of ``count`` rows from ``row`` on, each with the rows (counted from ``row``) that lie in them."""
+        first = row % self._rows
+        head = min(count, self._rows - first)
+        pieces = [(slice(first, first + head), slice(0, head))]
+        return pieces if head == count else [*pieces, (slice(0, count - head), slice(head, count))]
+
+    def add(self, window: Window, output: Tensor, weights: Tensor) -> None:
+        """Add a window's weighted prediction."""
+        cols = window.slices[1]
+        output, weights = output.to(self._sums.device), weights.to(self._sums.device)
+        for slots, rows in self._slots(window.row, window.height):
+            self._sums[:, slots, cols].addcmul_(output[:, rows], weights[rows])
+
+    def take(self, row: int, count: int) -> npt.NDArray[np.float32]:
+        """Remove ``count`` rows from ``row`` on: (K, count, W)."""
+        result = np.empty((len(self._sums), count, self._sums.shape[2]), np.float32)
+        for slots, rows in self._slots(row, count):
+            result[:, rows] = self._sums[:, slots].cpu().numpy()
+            self._sums[:, slots] = 0
+        return result
 
 
 def _accumulator(shape: tuple[int, int, int], device: torch.device) -> Tensor:
@@ -247,12 +212,93 @@ def _accumulator(shape: tuple[int, int, int], device: torch.device) -> Tensor:
     return torch.zeros(shape)
 
 
-def _check_finite(result: npt.NDArray[np.float32], image: npt.NDArray[Any] | Tensor) -> None:
-    if np.isfinite(result).all():
-        return
-    if not bool(torch.isfinite(torch.as_tensor(image)).all()):
-        raise ValueError("the image holds NaN or infinite values; fill its nodata pixels before prediction")
-    raise ValueError("the network gave NaN or infinite outputs; try --amp off, or check the checkpoint")
+def predict_rows(
+    read: Read,
+    size: tuple[int, int],
+    predict: Predictor,
+    *,
+    num_outputs: int,
+    tile: int,
+    overlap: float = 0.5,
+    batch_size: int = 4,
+    blend: Blend = "ramp",
+    tta: Tta = "none",
+    stride: int = 32,
+    device: torch.device | str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+    ahead: int = 0,
+    first_row: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
+    """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
+
+    Memory holds the rows under one row of tiles, whatever the image's height. Only one value per pixel is kept for each
+    output: the weights sum to one.
+
+    Args:
+        read: Gives the pixels (C, height, width) float of a window, in order; None = nothing to predict there (0).
+        size: Height and width of the image.
+        predict: See `predict_array`, as all that follow.
+        num_outputs: Channels of the prediction.
+        tile: Side of a window.
+        overlap: Least fraction of a window shared with its neighbor.
+        batch_size: Windows predicted at once.
+        blend: See `blend_profile`.
+        tta: See `predict_symmetric`.
+        stride: Total downsampling of the network.
+        device: Where ``predict`` runs.
+        amp_dtype: Mixed precision.
+        ahead: Batches that a thread reads while the network works.
+        first_row: Where to begin: the row after a band handed out before. The bands from there on are the same, bit for
+            bit, as those of a run from the top.
+        progress: Called after every window with the number of windows done and their total.
+
+    Yields:
+        The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the image from
+        ``first_row`` on.
+
+    Raises:
+        ValueError: Bad tile or overlap, a prediction of the wrong shape, memory too small for one tile.
+    """
+    height, width = size
+    windows = plan_windows(height, width, tile + -tile % stride if tile > 0 else tile, overlap)
+    weights = BlendWeights(windows, blend)
+    ring = _Ring(num_outputs, windows[0].height, width, torch.device(device))
+    edges = [*sorted({window.row for window in windows}), height]
+    if first_row not in edges:
+        raise ValueError(f"row {first_row} is not the end of a band; those are {edges[1:]}")
+    wanted = [window for window in windows if window.row + window.height > first_row]
+    bands = [band for band in pairwise(edges) if band[0] >= (wanted[0].row if wanted else height)]
+    predictions = predict_windows(
+        read,
+        wanted,
+        predict,
+        batch_size=batch_size,
+        tta=tta,
+        stride=stride,
+        device=device,
+        amp_dtype=amp_dtype,
+        ahead=ahead,
+    )
+    order = {window: number for number, window in enumerate(windows, start=1)}
+    with closing(predictions):
+        for window, output in predictions:
+            if output.shape[0] != num_outputs:
+                raise ValueError(f"the network gave {output.shape[0]} output channels, expected {num_outputs}")
+            while bands[0][1] <= window.row:
+                yield from _finished(ring, bands.pop(0), first_row)
+            ring.add(window, output, weights(window, output.device))
+            if progress is not None:
+                progress(order[window], len(windows))
+    for band in bands:
+        yield from _finished(ring, band, first_row)
+
+
+def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """A band's rows, unless it was handed out before: its sums then lack the windows above."""
+    rows = ring.take(band[0], band[1] - band[0])
+    if band[0] >= first_row:
+        yield band[0], rows
 
 
 def predict_array(
@@ -263,14 +309,14 @@ def predict_array(
     tile: int,
     overlap: float = 0.5,
     batch_size: int = 4,
-    blend: Blend = "hann",
+    blend: Blend = "ramp",
     tta: Tta = "none",
     stride: int = 32,
     device: torch.device | str = "cpu",
     amp_dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Predict an image of any size tile by tile and blend the tiles.
+    """Predict an image in memory tile by tile and blend the tiles.
 
     An image no larger than a tile is one window, predicted in one go.
 
@@ -301,24 +347,35 @@ def predict_array(
             f"expected a normalized float image (C, H, W), got {image.dtype} of shape {tuple(image.shape)}"
         )
     height, width = image.shape[-2:]
-    windows = plan_windows(height, width, tile + -tile % stride if tile > 0 else tile, overlap)
-    weights = BlendWeights(windows, blend)
-    total = _accumulator((num_outputs, height, width), torch.device(device))
 
     def read(window: Window) -> Tensor:
         part = image[:, window.slices[0], window.slices[1]]
         return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
 
-    predictions = predict_windows(
-        read, windows, predict, batch_size=batch_size, tta=tta, stride=stride, device=device, amp_dtype=amp_dtype
-    )
-    for done, (window, output) in enumerate(predictions, start=1):
-        if output.shape[0] != num_outputs:
-            raise ValueError(f"the network gave {output.shape[0]} output channels, expected {num_outputs}")
-        rows, cols = window.slices
-        total[:, rows, cols].addcmul_(output.to(total.device), weights(window, total.device))
-        if progress is not None:
-            progress(done, len(windows))
-    result: npt.NDArray[np.float32] = total.cpu().numpy()
+    result = np.empty((num_outputs, height, width), np.float32)
+    for row, band in predict_rows(
+        read,
+        (height, width),
+        predict,
+        num_outputs=num_outputs,
+        tile=tile,
+        overlap=overlap,
+        batch_size=batch_size,
+        blend=blend,
+        tta=tta,
+        stride=stride,
+        device=device,
+        amp_dtype=amp_dtype,
+        progress=progress,
+    ):
+        result[:, row : row + band.shape[1]] = band
     _check_finite(result, image)
     return result
+
+
+def _check_finite(result: npt.NDArray[np.float32], image: npt.NDArray[Any] | Tensor) -> None:
+    if np.isfinite(result).all():
+        return
+    if not bool(torch.isfinite(torch.as_tensor(image)).all()):
+        raise ValueError("the image holds NaN or infinite values; fill its nodata pixels before prediction")
+    raise ValueError(NOT_FINITE)

@@ -26,9 +26,10 @@ from common.checkpoint import atomic_path, write_text
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
 from common.devices import choose_precision
+from common.inputs import find_images, output_stems
 from common.outputs import check_disk, provenance
 from common.pixels import Pixels
-from common.rasters import find_images, output_stems, range_warning, write_mask, write_probability
+from common.rasters import range_warning, write_mask, write_probability
 from common.runs import newest_checkpoint
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame

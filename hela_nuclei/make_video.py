@@ -21,8 +21,8 @@ from common.checkpoint import ModelCard, atomic_path
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
 from common.devices import choose_precision
+from common.inputs import find_images
 from common.pixels import Pixels, stretch
-from common.rasters import find_images
 from common.runs import newest_checkpoint
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import outlines, viridis

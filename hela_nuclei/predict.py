@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from common import networks
 from common.checkpoint import ModelCard, StateDict
 from common.devices import Precision
-from common.tiling import Tta, plan_windows, predict_array
+from common.tiling import Tta, predict_array
+from common.windows import plan_windows
 from hela_nuclei.model import build_model, recognize
 from hela_nuclei.separate import MIN_AREA, Labels, separate
 

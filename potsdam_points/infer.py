@@ -23,6 +23,7 @@ from common.inference import (
     is_large,
     protect_input,
     write_picture,
+    write_result_vectors,
 )
 from common.inputs import find_images
 from common.outputs import provenance
@@ -68,6 +69,7 @@ def main() -> int:
 
     def write(path: Path, stem: str, result: Result) -> None:
         write_colors(folder, stem, result, predictor, tags)
+        write_result_vectors(folder, stem, result, predictor.card, products)
 
     return infer_files(
         paths, predictor, write, folder, input_range=config.input_range, products=products, streamed=is_large

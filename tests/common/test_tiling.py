@@ -9,16 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.tiling import (
-    BlendWeights,
-    Window,
-    blend_profile,
-    pad_to_multiple,
-    plan_windows,
-    predict_array,
-    predict_symmetric,
-    predict_windows,
-)
+from common.tiling import pad_to_multiple, predict_array, predict_symmetric, predict_windows
+from common.windows import BlendWeights, Window, blend_profile, plan_windows
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +22,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-BLENDS = ["hann", "gaussian", "mean"]
+BLENDS = ["ramp", "hann", "gaussian", "mean"]
 sides = st.integers(1, 90)
 tiles = st.integers(1, 48)
 coarse_tiles = st.integers(12, 48)
@@ -127,6 +119,15 @@ def test_hann_and_gaussian_trust_the_middle_and_mean_does_not_care():
     assert set(blend_profile(64, "mean")) == {1.0}
 
 
+def test_the_ramp_leaves_the_rim_to_the_neighbor():
+    inner = blend_profile(64, "ramp", shared=32)
+    assert (inner[:12] < 1e-5).all() and (inner[20:44] == 1).all()
+    assert (np.diff(inner[12:20]) > 0).all()
+    np.testing.assert_allclose(inner + np.roll(inner, 32), 1, atol=1e-4)  # its neighbors add up to one with it
+    assert (blend_profile(64, "ramp", shared=32, ends=(True, False))[:44] == 1).all()
+    assert (blend_profile(64, "ramp", shared=32, ends=(True, True)) == 1).all()
+
+
 @settings(deadline=None, max_examples=60)
 @given(height=sides, width=sides, tile=tiles, overlap=overlaps, blend=st.sampled_from(BLENDS))
 def test_weights_of_a_grid_sum_to_one_and_are_never_zero(height, width, tile, overlap, blend):
@@ -142,7 +143,7 @@ def test_weights_of_a_grid_sum_to_one_and_are_never_zero(height, width, tile, ov
 
 def test_unknown_blending_and_half_a_grid_are_refused():
     windows = plan_windows(9, 9, 4, 0.5)
-    with pytest.raises(ValueError, match="known: hann, gaussian, mean"):
+    with pytest.raises(ValueError, match="known: ramp, hann, gaussian, mean"):
         BlendWeights(windows, "linear")
     with pytest.raises(ValueError, match="full grid"):
         BlendWeights(windows[:-1])
@@ -262,6 +263,18 @@ def positional(x):
     return F.conv2d(x, KERNEL.to(x.dtype), padding=2) * (1 + rows) + cols
 
 
+def ramp(pixel, start, starts, length):
+    """Weight of a pixel of a window by its distance from the nearest border that another window overlaps."""
+    borders = [pixel + 0.5] * (start != starts[0]) + [length - pixel - 0.5] * (start != starts[-1])
+    if not borders:
+        return 1.0
+    shared = min(before + length - after for before, after in pairwise(starts))
+    eighths = 8 * min(borders) / max(shared, 1)
+    if eighths <= 3:
+        return 1e-6
+    return 1.0 if eighths >= 5 else max(1e-6, 0.5 - 0.5 * np.cos(np.pi * (eighths - 3) / 2))
+
+
 def reference(image, tile, overlap, blend, stride):
     """All windows at once in float64: sum of weighted predictions over the sum of weights."""
     tile = int(np.ceil(tile / stride)) * stride
@@ -270,16 +283,25 @@ def reference(image, tile, overlap, blend, stride):
         "hann": lambda t: 0.5 - 0.5 * np.cos(2 * np.pi * t),
         "gaussian": lambda t: np.exp(-((t - 0.5) ** 2) / (2 * 0.125**2)),
         "mean": np.ones_like,
+        "ramp": None,
     }[blend]
+    windows = plan_windows(height, width, tile, overlap)
+    starts = sorted({window.row for window in windows}), sorted({window.col for window in windows})
+
+    def profile(start, starts, length):
+        if formula is not None:
+            return formula((np.arange(length) + 0.5) / length)
+        return np.array([ramp(pixel, start, starts, length) for pixel in range(length)])
+
     total, norm = np.zeros((2, height, width)), np.zeros((height, width))
-    for window in plan_windows(height, width, tile, overlap):
+    for window in windows:
         part = image[:, window.slices[0], window.slices[1]].astype(np.float64)
         for axis in (1, 2):
             size, missing = part.shape[axis], -part.shape[axis] % stride
             pad = [(0, missing if index == axis else 0) for index in range(3)]
             part = np.pad(part, pad, mode="reflect" if missing < size else "edge")
         output = positional(torch.from_numpy(part)[None])[0].numpy()[:, : window.height, : window.width]
-        weight = np.outer(*(formula((np.arange(n) + 0.5) / n) for n in (window.height, window.width)))
+        weight = np.outer(profile(window.row, starts[0], window.height), profile(window.col, starts[1], window.width))
         total[:, window.slices[0], window.slices[1]] += weight * output
         norm[window.slices] += weight
     return total / norm
@@ -345,6 +367,33 @@ def test_tiles_differ_from_the_whole_image_only_near_window_borders(height, widt
     rows = touched(height, {window.row for window in windows}, 32, 2)
     cols = touched(width, {window.col for window in windows}, 32, 2)
     np.testing.assert_allclose(tiled[0][~rows][:, ~cols], whole[0][~rows][:, ~cols], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(20, 130),
+    width=st.integers(20, 130),
+    tile=st.integers(24, 48),
+    overlap=st.sampled_from([0.25, 0.5, 0.75]),
+    batch_size=st.integers(1, 5),
+    seed=seeds,
+)
+def test_a_network_that_sees_less_than_the_overlap_shows_no_seam(height, width, tile, overlap, batch_size, seed):
+    image = random_image(1, height, width, seed)
+    shared = tile - round(tile * (1 - overlap))
+    reach = int(shared * 3 / 8)  # receptive field of three quarters of the overlap
+
+    def network(x):  # zero padding at the borders of tiles makes them differ there
+        return F.avg_pool2d(x, 2 * reach + 1, 1, reach)
+
+    whole = network(torch.from_numpy(image)[None])[0].numpy()
+    tiled = predict_array(
+        image, network, num_outputs=1, tile=tile, overlap=overlap, batch_size=batch_size, stride=1, blend="ramp"
+    )
+    np.testing.assert_allclose(tiled, whole, atol=1e-4)
+    if reach > 1 and max(height, width) > tile:  # which a plain mean of tiles does not achieve
+        mean = predict_array(image, network, num_outputs=1, tile=tile, overlap=overlap, stride=1, blend="mean")
+        assert np.abs(mean - whole).max() > 1e-3
 
 
 def test_hann_hides_the_seam_that_a_plain_mean_shows():
@@ -461,7 +510,7 @@ def test_out_of_memory_halves_the_batch_for_good(error):
     image = random_image(1, 96, 160)  # 15 windows
     result = predict_array(image, network, num_outputs=1, tile=32, overlap=0.0, batch_size=10)
     np.testing.assert_allclose(result, image, atol=1e-6)
-    assert sizes == [10, 5] + [2] * 7 + [1]
+    assert sizes == [5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
 
 
 def test_out_of_memory_with_one_tile_names_the_flag():

@@ -224,6 +224,7 @@ def test_stopping_twice_goes_on_twice(tmp_path, whole):
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_data_workers_change_nothing(tmp_path, whole, stopped):
     config = replace(COSINE, workers=2)
     if stopped:

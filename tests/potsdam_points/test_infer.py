@@ -2,13 +2,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import tifffile
 from PIL import Image
 
 from common.rasters import read_raster
-from potsdam_points.labels import decode
+from potsdam_points.labels import CLASSES, decode
 
 
 @pytest.fixture
@@ -108,6 +109,35 @@ def test_georeferenced_in_is_georeferenced_out(trained, geotiff, call, tmp_path)
         values = probability.read()
         assert np.allclose(values[:, :, 10:].sum(0), 1, atol=1e-4)
         assert np.isnan(values[:, :, :10]).all()
+
+
+def test_polygons_come_with_the_mask(trained, geotiff, call, tmp_path):
+    best = trained[0] / "best_iou.pt"
+    flags = ("--vector", "gpkg", "--min-area", "0.05", "--cog", "--no-prob")
+    result = call("infer", geotiff, "--checkpoint", best, *flags, "--output-dir", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["geo.gpkg", "geo_mask.tif", "geo_overlay.png"]
+    meta, _, _, (values, names, area, probability) = pyogrio.raw.read(tmp_path / "out" / "geo.gpkg")
+    assert list(meta["fields"]) == ["class_val", "class_name", "area", "mean_prob"] and meta["crs"] == "EPSG:25833"
+    assert len(values) and set(names) <= set(CLASSES) and area.min() >= 0.05
+    assert ((probability > 1 / 6) & (probability <= 1)).all()
+    with rasterio.open(tmp_path / "out" / "geo_mask.tif") as dataset:
+        mask = dataset.read(1)
+    ids, counts = np.unique(mask[mask != 255], return_counts=True)
+    for value, count in zip(ids, counts, strict=True):
+        assert area[values == value].sum() == pytest.approx(count * 0.05**2, rel=0.2)
+        assert area[values == value].sum() <= count * 0.05**2 + 1e-6
+    assert pyogrio.read_info(tmp_path / "out" / "geo.gpkg")["layer_metadata"]["checkpoint_sha256"]
+
+
+def test_polygons_of_the_sources_folders(trained, blobs, call, tmp_path):
+    (tmp_path / "input_images").mkdir()
+    Image.fromarray(tifffile.imread(blobs / "Images" / "Image_8.tif")).save(tmp_path / "input_images" / "a.jpg")
+    result = call("infer", "--checkpoint", trained[0] / "best_iou.pt", "--vector", "geojson", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in (tmp_path / "output_images").iterdir()) == ["a.geojson", "a_mask.png"]
+    area = pyogrio.raw.read(tmp_path / "output_images" / "a.geojson")[3][2]
+    assert area.sum() == 96 * 96  # of a picture without georeference in pixels
 
 
 def test_several_checkpoints_and_flips_are_averaged(trained, geotiff, call, tmp_path):

@@ -1,0 +1,163 @@
+"""Training windows per second against bare rasterio reads of the same windows: ``python benchmarks/window_loading.py``.
+
+Both read the same files at the same places, orthophoto and mask, with handles that stay open. The bare reads throw away
+what they read; the data loader joins two files by their georeference, finds nodata, normalizes, and hands over tensors.
+Rounds alternate, in processes of equal number, with a block cache far smaller than the files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["GDAL_CACHEMAX"] = "64"  # MB, in every process
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import rasterio
+import tyro
+from rasterio.windows import Window
+from torch.utils.data import DataLoader
+
+from benchmarks.tables import processor, write_table
+from common.sampling import Key
+from common.scenes.aerial import write_permeability
+from permeability.data import Join, find_files, join_sites, look_at
+from permeability.samples import TrainingWindows, around
+
+Place = tuple[str, str, Window, Window]
+"""Orthophoto, mask, and the window in each."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare the loading of windows with bare reads."""
+
+    data_root: Path | None = None
+    """Folder in the task's layout; default: three generated sheets of 3000 x 4000 pixels."""
+    side: int = 512
+    """Side of the windows, pixels."""
+    windows: int = 200
+    """Windows of one round."""
+    rounds: int = 5
+    """Rounds; the median counts."""
+
+
+def main() -> None:
+    """Measure with 0 and 2 workers."""
+    config = tyro.cli(Config)
+    with tempfile.TemporaryDirectory() as folder:
+        root = config.data_root
+        if root is None:
+            root = Path(folder) / "scenes"
+            write_permeability(root, sheets=(3, 0, 0), height=3000, width=4000)
+        compare(config, root)
+
+
+def compare(config: Config, root: Path) -> None:
+    """Run the rounds and write the table."""
+    sites, _, _ = join_sites(*find_files(root, None, None), Join())
+    found, _ = look_at(sites)
+    data = TrainingWindows(found, [site.id for site in found.sites], crop=config.side, length=config.windows)
+    seeds = np.random.default_rng(0).integers(0, 2**31, config.windows).tolist()
+    keys: list[Key] = list(zip(range(config.windows), seeds, strict=True))
+    # Bare reads want windows inside the files, so both sides get those alone.
+    keys = [key for key in keys if place_of(data, key) is not None]
+    places = [place for key in keys if (place := place_of(data, key)) is not None]
+    rows = []
+    for workers in (0, 2):
+        pairs = [(bare(places, workers), loaded(data, keys, workers)) for _ in range(config.rounds + 1)][1:]
+        ratios = sorted(ours / theirs for theirs, ours in pairs)
+        theirs, ours = (float(np.median(column)) for column in zip(*pairs, strict=True))
+        rows.append(
+            {
+                "workers": workers,
+                "bare rasterio, windows/s": f"{theirs:.1f}",
+                "TrainingWindows, windows/s": f"{ours:.1f}",
+                "ratio (median)": f"{np.median(ratios):.3f}",
+                "ratio (lowest ... highest)": f"{ratios[0]:.3f} ... {ratios[-1]:.3f}",
+            }
+        )
+    what = f"{len(keys)} windows of {config.side} x {config.side} a round, {config.rounds} paired rounds"
+    write_table(Path(__file__), rows, f"{what}; {processor()}.")
+
+
+def place_of(data: TrainingWindows, key: Key) -> Place | None:
+    """Where a sample is read; None where its window lies partly beyond a file."""
+    site, center, _ = data._draw(key)
+    window, (row, col) = around(center, data.crop), site.offset or (0, 0)
+    inside = min(window.row, window.col, window.row - row, window.col - col) >= 0
+    inside &= window.row + data.crop <= site.grid.height and window.col + data.crop <= site.grid.width
+    inside &= window.row - row + data.crop <= site.mask_size[0] and window.col - col + data.crop <= site.mask_size[1]
+    if not inside:
+        return None
+    size = (data.crop, data.crop)
+    photo, mask = Window(window.col, window.row, *size), Window(window.col - col, window.row - row, *size)
+    return str(site.image.path), str(site.mask.path), photo, mask
+
+
+def bare(places: Sequence[Place], workers: int) -> float:
+    """Windows per second of plain reads, in this process or shared by several."""
+    if not workers:
+        return len(places) / read_all(places)
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(read_all, [[], []]))  # started
+        begun = time.perf_counter()
+        list(pool.map(read_all, [places[i::workers] for i in range(workers)]))
+        return len(places) / (time.perf_counter() - begun)
+
+
+def read_all(places: Sequence[Place]) -> float:
+    """Seconds for reading all of them."""
+    files: dict[str, Any] = {path: rasterio.open(path) for place in places for path in place[:2]}
+    begun = time.perf_counter()
+    for photo, mask, where, there in places:
+        files[photo].read([1, 2, 3], window=where)
+        files[mask].read(1, window=there)
+    seconds = time.perf_counter() - begun
+    for file in files.values():
+        file.close()
+    return seconds
+
+
+def loaded(data: TrainingWindows, keys: Sequence[Key], workers: int) -> float:
+    """Windows per second of the data loader, in batches of four."""
+    loader: Any = DataLoader(data, batch_sampler=Batches(keys), num_workers=workers)  # type: ignore[arg-type]
+    batches = iter(loader)
+    if not workers:
+        begun = time.perf_counter()
+        count = sum(len(batch["id"]) for batch in batches)
+        return count / (time.perf_counter() - begun)
+    next(batches)  # the processes are up when the first batch is there
+    begun = time.perf_counter()
+    count = sum(len(batch["id"]) for batch in batches)
+    return count / (time.perf_counter() - begun)
+
+
+class Batches:
+    """Batches of four keys."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.keys = list(keys)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.keys) // 4
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """One batch after another."""
+        for first in range(0, len(self) * 4, 4):
+            yield self.keys[first : first + 4]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Where the windows of an image lie, and how much each counts at a pixel.
+
+The windows form a regular grid, so the blending weights are the product of a row profile and a column profile. They are
+normalized per axis beforehand (a partition of unity: at every pixel the weights of the windows over it sum to one);
+adding up ``weight * prediction`` is then the result, with no weight map to keep and no division at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Blend = Literal["ramp", "hann", "gaussian", "mean"]
+Profile = npt.NDArray[np.float64]
+
+MAX_OVERLAP = 0.9
+OUTER = 3 / 8
+"""Share of the strip in common with a neighbor in which a window hardly counts."""
+FAINT = 1e-6
+"""What it still counts there: nothing that shows, but never nothing at all."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels: rows ``row .. row + height - 1``, columns ``col .. col + width - 1``."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Row and column slice that cut the window out of an array."""
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+
+def plan_axis(size: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of the windows along one axis: the fewest that keep the overlap, evenly spread, none outside.
+
+    Neighbors are at most ``round(tile * (1 - overlap))`` pixels apart. Where the last window would stick out, all
+    strides shrink a little; shifting only that window inwards would give it a much larger overlap than the others.
+    """
+    if size <= tile:
+        return [0]
+    stride = max(1, round(tile * (1.0 - overlap)))
+    gaps = math.ceil((size - tile) / stride)
+    return [index * (size - tile) // gaps for index in range(gaps + 1)]
+
+
+def plan_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
+    """Windows of ``min(tile, height) x min(tile, width)`` pixels that cover an image exactly, row by row.
+
+    Args:
+        height: Rows of the image.
+        width: Columns of the image.
+        tile: Side of a window in pixels.
+        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
+
+    Raises:
+        ValueError: ``tile`` or a side is not positive, or ``overlap`` is outside 0-0.9.
+    """
+    if tile <= 0:
+        raise ValueError(f"--tile-size must be a positive number of pixels, got {tile}")
+    if not 0.0 <= overlap <= MAX_OVERLAP:
+        raise ValueError(f"--overlap must lie between 0 and {MAX_OVERLAP} (a fraction of the tile), got {overlap}")
+    if height <= 0 or width <= 0:
+        raise ValueError(f"an image of {height} x {width} pixels has nothing to predict")
+    size = min(tile, height), min(tile, width)
+    columns = plan_axis(width, tile, overlap)
+    return [Window(row, col, *size) for row in plan_axis(height, tile, overlap) for col in columns]
+
+
+def blend_profile(length: int, blend: Blend, shared: int = 0, ends: tuple[bool, bool] = (False, False)) -> Profile:
+    """Weight of each pixel along one side of a window, before normalization; strictly positive.
+
+    ``ramp`` trusts a window alone where it is at least five eighths of the strip shared with its neighbor away from its
+    border, hardly at all within three eighths, and fades in between. So tiles of a network that sees no farther than
+    that give exactly what the whole image would. ``hann`` (a raised cosine sampled at pixel centers) fades over the
+    whole window, ``gaussian`` has a standard deviation of an eighth of the side, ``mean`` weights all pixels alike.
+
+    Args:
+        length: Pixels of the side.
+        blend: Kind of the profile.
+        shared: Pixels that neighboring windows have in common at least; for ``ramp``.
+        ends: Whether the window's first and last pixel are the image's, where no neighbor knows better; for ``ramp``.
+    """
+    center = np.arange(length) + 0.5
+    if blend == "ramp":
+        before, after = (np.inf if end else 0.0 for end in ends)
+        distance = np.minimum(center + before, length - center + after)
+        share = np.clip((distance / max(shared, 1) - OUTER) / (1 - 2 * OUTER), 0.0, 1.0)
+        return np.asarray(np.maximum(np.sin(np.pi / 2 * share) ** 2, FAINT))
+    if blend == "hann":
+        return np.asarray(np.sin(np.pi * center / length) ** 2)
+    if blend == "gaussian":
+        return np.asarray(np.exp(-0.5 * ((center / length - 0.5) * 8.0) ** 2))
+    if blend == "mean":
+        return np.ones(length)
+    raise ValueError(f"unknown blending {blend!r}; known: {', '.join(get_args(Blend))}")
+
+
+class BlendWeights:
+    """Weights of a grid of windows; at each pixel of the image those of all windows over it sum to one."""
+
+    def __init__(self, windows: Sequence[Window], blend: Blend = "ramp") -> None:
+        self._rows = _normalized_profiles(sorted({w.row for w in windows}), windows[0].height, blend)
+        self._cols = _normalized_profiles(sorted({w.col for w in windows}), windows[0].width, blend)
+        if len(self._rows) * len(self._cols) != len(windows):
+            raise ValueError(f"{len(windows)} windows do not form a full grid, as plan_windows() makes it")
+
+    def __call__(self, window: Window, device: torch.device | str = "cpu") -> Tensor:
+        """Weights (height, width) float32 of one window of the grid."""
+        rows, cols = self._rows[window.row].to(device), self._cols[window.col].to(device)
+        return rows[:, None] * cols[None, :]
+
+
+def _normalized_profiles(starts: list[int], length: int, blend: Blend) -> dict[int, Tensor]:
+    shared = min((before + length - after for before, after in pairwise(starts)), default=0)
+    profiles = {
+        start: blend_profile(length, blend, shared, (start == starts[0], start == starts[-1])) for start in starts
+    }
+    total = np.zeros(starts[-1] + length)
+    for start, profile in profiles.items():
+        total[start : start + length] += profile
+    return {start: torch.from_numpy(profiles[start] / total[start : start + length]).float() for start in starts}
