@@ -94,7 +94,7 @@ def check_packages() -> None:
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"the export needs {', '.join(missing)}: pip install -r requirements-dev.txt")
+        raise ValueError(f"the export needs {', '.join(missing)}: pip install -r requirements.txt")
 
 
 def trace(network: nn.Module, channels: int) -> onnx.ModelProto:

@@ -7,7 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("permeability", "rooftops", "footprints", "potsdam_points", "hela_nuclei")
-PEERS = {"segmentation_models_pytorch", "timm", "torchgeo", "monai", "albumentations", "transformers"}
+PEERS = {
+    "segmentation_models_pytorch",
+    "timm",
+    "torchgeo",
+    "monai",
+    "albumentations",
+    "transformers",
+    "building_footprint_segmentation",
+}
 FILES = sorted(path for package in ("common", *TASKS) for path in (ROOT / package).rglob("*.py"))
 
 

@@ -118,4 +118,4 @@ def test_the_comparison_finds_other_weights(exported):
 
 def test_a_missing_package_is_one_line(call, checkpoint, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else object())
-    call("export", "--checkpoint", checkpoint).mistake("onnxscript", "pip install -r requirements-dev.txt")
+    call("export", "--checkpoint", checkpoint).mistake("onnxscript", "pip install -r requirements.txt")
