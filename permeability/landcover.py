@@ -23,7 +23,7 @@ from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.warp import transform, transform_bounds
 
-from common.rasters import open_raster
+from common.bands import open_raster
 
 POLYGON, MULTIPOLYGON = 3, 6
 """shapely's type ids."""

@@ -23,17 +23,17 @@ import tyro
 import yaml
 from affine import Affine
 
+from common.bands import open_raster
 from common.checkpoint import atomic_path
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
 from common.inputs import find_images, output_stems
 from common.outputs import check_disk
-from common.rasters import GEOTIFF, NODATA, gdal_colors, open_raster
+from common.rasters import GEOTIFF, NODATA, gdal_colors
 from common.splits import PARTS, split_ids
+from permeability.labels import CLASSES, PALETTE
 from permeability.landcover import Bounds, Grid, LandCover
 
-CLASSES = ("No permeable", "Permeable")
-PALETTE = {0: (211, 211, 211), 1: (0, 128, 0)}
 ROWS = 1024
 """Rows of a sheet in memory at once."""
 Rule = Callable[[str], int | None]

@@ -1,0 +1,178 @@
+"""Map permeable ground: ``python permeability/infer.py sheet.tif --vector shp --min-area 20``.
+
+Sheets of any size are streamed; ``--window COL ROW W H`` looks at a part of each. Beside the shared outputs there is a
+figure of every input, photograph and prediction with a legend.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
+
+from common.bands import open_raster
+from common.checkpoint import ModelCard
+from common.cli import PARTIAL, run_command, say
+from common.config import parse_flags
+from common.devices import choose_precision
+from common.inference import InferConfig, Predictor, infer_inputs
+from common.inputs import find_images, output_stems
+from common.outputs import provenance
+from common.plots import predictions
+from common.rasters import GEOTIFF, unreadable
+from common.runs import newest_checkpoint
+from permeability.predict import TASK, TILE, load_network
+
+FIGURE_SIDE = 1400
+"""Pixels of the longer side in figures."""
+ROWS = 512
+"""Rows of a window in memory at once."""
+
+
+@dataclass(frozen=True)
+class Config(InferConfig):
+    """Map permeable and non-permeable ground in images and rasters of any size."""
+
+    overlap: float = 0.5
+    """Share of a tile that the next one covers again."""
+    window: tuple[int, int, int, int] | None = None
+    """COL ROW W H: only this part of each input, in its pixels."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        if self.window is not None and (min(self.window[:2]) < 0 or min(self.window[2:]) < 1):
+            raise ValueError(
+                f"--window {' '.join(map(str, self.window))}: COL and ROW must not be negative, W and H at least 1"
+            )
+
+
+def main() -> int:
+    """Find inputs, load networks, map one input after another."""
+    config = parse_flags(Config)
+    if not config.input:
+        raise ValueError("no INPUT given; pass images or folders of images")
+    paths = find_images(config.input)
+    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
+    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
+    predictor = Predictor.load(
+        checkpoints,
+        load_network,
+        choose_precision(config.device, config.amp),
+        tile=config.tile_size or TILE,
+        overlap=config.overlap,
+        threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+        scale=config.scale,
+    )
+    tags = provenance(checkpoints, predictor.threshold)
+    folder = config.output_dir or Path("outputs") / TASK
+    with tempfile.TemporaryDirectory(prefix="windows-") as parts:
+        if config.window is not None:
+            paths, failed = cut_all(paths, Path(parts), config.window)
+        else:
+            failed = 0
+        code = infer_inputs(config, paths, predictor, folder, tags) if paths else PARTIAL
+        draw_figures(paths, folder, predictor.card)
+    return PARTIAL if failed else code
+
+
+def cut_all(paths: Sequence[Path], folder: Path, window: tuple[int, int, int, int]) -> tuple[list[Path], int]:
+    """Cut the window out of each input; those where that fails are named and counted."""
+    stems = output_stems(paths)
+    parts = []
+    for path in paths:
+        try:
+            parts.append(cut_out(path, folder / f"{stems[path]}.tif", window))
+        except ValueError as error:
+            say(f"failed: {error}")
+    return parts, len(paths) - len(parts)
+
+
+def cut_out(path: Path, target: Path, window: tuple[int, int, int, int]) -> Path:
+    """Copy a window of a raster with its georeference, nodata and colors to a file of its own.
+
+    Args:
+        path: the raster.
+        target: the window's position and size are added to its name.
+        window: column, row, width, height.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: the window does not lie in the raster, or that is damaged.
+    """
+    col, row, width, height = window
+    target = target.with_stem("_".join([target.stem, *map(str, window)]))
+    try:
+        with open_raster(path) as source:
+            if col + width > source.width or row + height > source.height:
+                raise ValueError(
+                    f"--window {col} {row} {width} {height} does not lie in {path}, "
+                    f"which is {source.width} x {source.height} (columns x rows)"
+                )
+            options = GEOTIFF | {"height": height, "width": width, "count": source.count, "dtype": source.dtypes[0]}
+            options |= {
+                "crs": source.crs,
+                "nodata": source.nodata,
+                "transform": source.transform @ Affine.translation(col, row),
+            }
+            if source.transform.is_identity and source.crs is None:
+                del options["transform"]
+            if ColorInterp.palette in source.colorinterp:
+                options["photometric"] = "palette"
+            masked = MaskFlags.per_dataset in source.mask_flag_enums[0] and ColorInterp.alpha not in source.colorinterp
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(target, "w", **options) as result:
+                result.colorinterp = source.colorinterp
+                if ColorInterp.palette in source.colorinterp:
+                    result.write_colormap(1, source.colormap(1))
+                for first in range(0, height, ROWS):
+                    rows = min(ROWS, height - first)
+                    here = Window(col, row + first, width, rows)
+                    result.write(source.read(window=here), window=Window(0, first, width, rows))
+                    if masked:
+                        result.write_mask(source.dataset_mask(window=here), window=Window(0, first, width, rows))
+    except RasterioIOError as error:
+        raise unreadable(path, error) from error
+    return target
+
+
+def draw_figures(paths: Sequence[Path], folder: Path, card: ModelCard) -> None:
+    """Write ``<stem>_figure.png`` for each input that has a mask: photograph and prediction with a legend."""
+    for path, stem in output_stems(paths).items():
+        mask = next((file for suffix in (".tif", ".png") if (file := folder / f"{stem}_mask{suffix}").is_file()), None)
+        if mask is None:
+            continue
+        try:
+            row = (_thinned(path, Resampling.average), _thinned(mask, Resampling.nearest)[0])
+        except RasterioIOError:  # the input failed, and the mask is an older one
+            continue
+        target = folder / f"{stem}_figure.png"
+        predictions([row], target, card.palette, ("photograph", "prediction"), card.classes)
+
+
+def _thinned(path: Path, resampling: Resampling) -> NDArray[np.generic]:
+    """All bands but alpha of a raster, at most as large as figures are."""
+    with open_raster(path) as source:
+        shrink = max(1.0, max(source.shape) / FIGURE_SIDE)
+        size = [max(1, round(side / shrink)) for side in source.shape]
+        bands = [i for i, meaning in enumerate(source.colorinterp, 1) if meaning != ColorInterp.alpha]
+        data: NDArray[np.generic] = source.read(bands[:3], out_shape=(len(bands[:3]), *size), resampling=resampling)
+        return data
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,286 @@
+"""Training windows at random places, and the grid of validation tiles, as tensors for a network.
+
+Places are drawn by area, or around pixels of a class drawn evenly. A window that is neither turned nor scaled is read
+as it is; any other one is cut by one affine map out of the part of the site that it needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.losses import IGNORE
+from common.sampling import Key
+from common.windows import Window
+from permeability.data import SiteSet, Tile
+from permeability.site import Site, to_unit
+
+SOURCE_MEAN, SOURCE_STD = (0.4312, 0.4267, 0.3845), (0.2263, 0.2065, 0.1923)
+"""Of PNOA orthophotos, in 0...1."""
+GREY = (0.299, 0.587, 0.114)
+JITTER = 0.35
+"""A balanced window's center lies within this share of its side from a pixel of the chosen class."""
+LEAST_SPREAD = 0.02
+"""Standard deviations below this (a band without content) are not divided by."""
+
+Classes = NDArray[np.uint8]
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How images become network input: ``(image - mean) / std`` per band, of values in 0...1."""
+
+    mean: tuple[float, ...] = SOURCE_MEAN
+    std: tuple[float, ...] = SOURCE_STD
+
+    def card(self) -> dict[str, list[float]]:
+        """What a checkpoint says about it."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8, or float32 in 0...1 -> the network's input, float32."""
+        full = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (self.mean, self.std))
+        result = images.to(torch.float32, copy=True, memory_format=torch.channels_last)
+        return result.sub_(full * mean).mul_(1 / (full * std))
+
+    def attach(self, model: nn.Module) -> None:
+        """Let a network take images as they are, and normalize them itself, whole batches on its own device.
+
+        Data workers then hand over bytes, a quarter of the traffic. Nothing of it is in the network's state.
+        """
+        model.register_forward_pre_hook(lambda module, inputs: (self(inputs[0]),))
+
+
+def measure(found: SiteSet, ids: Sequence[str], *, crop: int, channels: int, count: int, seed: int) -> Normalization:
+    """Mean and standard deviation per band over random windows, pixels without meaning left out.
+
+    Args:
+        found: the sites.
+        ids: those of training.
+        crop: side of the windows, pixels.
+        channels: bands.
+        count: number of windows.
+        seed: of their places.
+    """
+    windows = TrainingWindows(found, ids, crop=crop, channels=channels, length=count)
+    total, squares, pixels = np.zeros(channels), np.zeros(channels), 0
+    for key in zip(range(count), np.random.default_rng(seed).integers(0, 2**31, count).tolist(), strict=True):
+        image, classes = windows.read(key)
+        known = image[:, classes != IGNORE].astype(np.float64)
+        values = known / 255 if image.dtype == np.uint8 else known
+        total, squares, pixels = total + values.sum(axis=1), squares + (values**2).sum(axis=1), pixels + values.shape[1]
+    if not pixels:
+        return Normalization((0.5,) * channels, (0.25,) * channels)
+    mean = total / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    spread = np.maximum(std, LEAST_SPREAD)
+    return Normalization(tuple(round(v, 5) for v in mean.tolist()), tuple(round(v, 5) for v in spread.tolist()))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How windows are changed; the source's recipe has horizontal flips alone."""
+
+    flips: bool = False
+    """Flip along both axes, not only left to right."""
+    rotate: float = 0.0
+    """Turn by up to so many degrees either way (180 = any angle)."""
+    zoom: float = 0.0
+    """Enlarge or reduce by up to exp(zoom)."""
+    color: float = 0.0
+    """Strength of changes of brightness, contrast, saturation, sharpness and noise, 0...1."""
+
+    @property
+    def resamples(self) -> bool:
+        """Whether pixels are interpolated."""
+        return self.rotate > 0 or self.zoom > 0
+
+
+class TrainingWindows:
+    """Training samples: windows of one size with their classes.
+
+    Args:
+        found: the sites, and where classes are in them.
+        ids: those to be used.
+        crop: side of the windows, pixels.
+        length: samples per epoch; 0 = as many as cover every site once.
+        balance: share of the windows around a pixel of a class drawn evenly; the others are drawn by area.
+        channels: bands of the image.
+        augment: None = windows as they are.
+    """
+
+    def __init__(
+        self, found: SiteSet, ids: Sequence[str], *, crop: int, length: int = 0, balance: float = 0.0,
+        channels: int = 3, augment: Augmentation | None = None,
+    ) -> None:  # fmt: skip
+        self.sites = found.part(ids)
+        self.spots = [found.spots[site.id] for site in self.sites]
+        self.crop, self.balance, self.channels, self.augment = crop, balance, channels, augment
+        areas = np.array([site.window.height * site.window.width for site in self.sites], np.float64)
+        self.length = length or max(1, round(areas.sum() / crop**2))
+        self._by_area = areas / areas.sum()
+        known = np.array([found.counts[site.id][:2] for site in self.sites], np.float64) ** 0.5
+        totals = known.sum(axis=0)
+        self._classes = [index for index in range(2) if totals[index] > 0]
+        self._by_class = known / np.maximum(totals, 1.0)
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return self.length
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The sample of an index; its own seed decides place and augmentation."""
+        site, center, rng = self._draw(key)
+        image, classes = self._cut(site, center, rng)
+        return sample(image, classes, site.id)
+
+    def read(self, key: Key) -> tuple[NDArray[Any], Classes]:
+        """Image and classes of a sample's window as they are in the files."""
+        site, center, _ = self._draw(key)
+        return site.read(around(center, self.crop), self.channels)
+
+    def _draw(self, key: Key) -> tuple[Site, tuple[float, float], np.random.Generator]:
+        """A site, the window's center (row, column) in it, and the generator for what follows."""
+        rng = np.random.default_rng(key[1])
+        if self._classes and rng.random() < self.balance:
+            index = int(rng.choice(self._classes))
+            number = int(rng.choice(len(self.sites), p=self._by_class[:, index]))
+            places = self.spots[number][index]
+            row, col = places[rng.integers(len(places))] + rng.uniform(-JITTER, JITTER, 2) * self.crop
+            return self.sites[number], (float(row), float(col)), rng
+        number = int(rng.choice(len(self.sites), p=self._by_area))
+        area = self.sites[number].window
+        row, col = _middle(area.row, area.height, self.crop, rng), _middle(area.col, area.width, self.crop, rng)
+        return self.sites[number], (row, col), rng
+
+    def _cut(self, site: Site, center: tuple[float, float], rng: np.random.Generator) -> tuple[NDArray[Any], Classes]:
+        augment = self.augment
+        if augment is None:
+            return site.read(around(center, self.crop), self.channels)
+        upright = not augment.resamples
+        if upright:
+            image, classes = site.read(around(center, self.crop), self.channels)
+        else:
+            turn = math.radians(rng.uniform(-augment.rotate, augment.rotate))
+            zoom = math.exp(rng.uniform(-augment.zoom, augment.zoom))
+            image, classes = cut(site, center, turn, zoom, self.crop, self.channels)
+        if rng.random() < 0.5:
+            image, classes = image[..., ::-1], classes[:, ::-1]
+        if augment.flips:
+            image, classes = quarter_turns(image, classes, int(rng.integers(4)))
+        if augment.color > 0:
+            image = change_colors(image, augment.color, rng)
+        return image, classes
+
+
+def around(center: tuple[float, float], side: int) -> Window:
+    """The square window of whole pixels around a place."""
+    return Window(round(center[0] - (side - 1) / 2), round(center[1] - (side - 1) / 2), side, side)
+
+
+def _middle(start: int, size: int, crop: int, rng: np.random.Generator) -> float:
+    """Center of a window that lies inside, or over the middle where it is larger."""
+    return start + (size - 1) / 2 + rng.uniform(-0.5, 0.5) * max(size - crop, 0)
+
+
+def quarter_turns(image: NDArray[Any], classes: Classes, count: int) -> tuple[NDArray[Any], Classes]:
+    """Turn both by so many right angles."""
+    return np.rot90(image, count, axes=(1, 2)), np.rot90(classes, count)
+
+
+def cut(
+    site: Site, center: tuple[float, float], turn: float, zoom: float, side: int, channels: int
+) -> tuple[NDArray[Any], Classes]:
+    """Cut a turned and scaled square out of a site.
+
+    Args:
+        site: where from.
+        center: row and column of its middle, pixels.
+        turn: angle, radians.
+        zoom: above 1 things get larger.
+        side: of the result, pixels.
+        channels: bands.
+
+    Returns:
+        Image (channels, side, side) as the site gives it (bilinear), classes (side, side) (nearest neighbor).
+    """
+    cos, sin = math.cos(turn) * zoom, math.sin(turn) * zoom
+    linear = np.array([[cos, -sin], [sin, cos]])
+    reach = (abs(cos) + abs(sin)) / zoom**2 * side / 2 + 1
+    top, left = math.floor(center[0] - reach), math.floor(center[1] - reach)
+    extent = math.ceil(2 * reach) + 2
+    image, classes = site.read(Window(top, left, extent, extent), channels)
+    middle = np.array([center[1] - left, center[0] - top])
+    matrix: Matrix = np.column_stack([linear, (side - 1) / 2 - linear @ middle])
+    bands = np.ascontiguousarray(np.moveaxis(image, 0, -1))
+    part = cv2.warpAffine(bands, matrix, (side, side), flags=cv2.INTER_LINEAR)
+    target = cv2.warpAffine(
+        np.ascontiguousarray(classes), matrix, (side, side), flags=cv2.INTER_NEAREST, borderValue=[IGNORE]
+    )
+    return np.moveaxis(part.reshape(side, side, -1), -1, 0), np.asarray(target, np.uint8)
+
+
+def change_colors(image: NDArray[Any], strength: float, rng: np.random.Generator) -> NDArray[Any]:
+    """Change brightness, contrast, saturation (of RGB), band gains, sharpness and noise of an image.
+
+    Args:
+        image: (C, H, W) uint8, or float32 in 0...1.
+        strength: 0...1.
+        rng: what is drawn from.
+
+    Returns:
+        (C, H, W) as it came.
+    """
+    bands = np.ascontiguousarray(np.moveaxis(to_unit(image), 0, -1))
+    count = bands.shape[-1]
+    gains = np.exp(rng.normal(0, 0.1 * strength, count) + rng.normal(0, 0.25 * strength))
+    contrast, saturation = math.exp(rng.normal(0, 0.3 * strength)), math.exp(rng.normal(0, 0.5 * strength))
+    mix = np.eye(count)
+    if count == 3:
+        mix = saturation * mix + (1 - saturation) * np.tile(np.array(GREY), (3, 1))
+    linear = (contrast * gains)[:, None] * mix
+    level = bands.mean(axis=(0, 1), dtype=np.float64)
+    offset = gains * level - linear @ level + rng.normal(0, 0.05 * strength)
+    changed = bands @ linear.T.astype(np.float32) + offset.astype(np.float32)
+    if rng.random() < 0.3 * strength:
+        changed = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.3, 1.2)).reshape(changed.shape)
+    if rng.random() < 0.5:
+        changed = changed + rng.standard_normal(changed.shape, np.float32) * np.float32(rng.uniform(0, 0.04 * strength))
+    result = np.moveaxis(np.clip(changed, 0, 1), -1, 0)
+    return np.rint(result * 255).astype(np.uint8) if image.dtype == np.uint8 else np.asarray(result, np.float32)
+
+
+class ValidationTiles:
+    """Validation samples: the tiles of a grid, whose context is ignored."""
+
+    def __init__(self, tiles: Sequence[Tile], channels: int = 3) -> None:
+        self.tiles, self.channels = tiles, channels
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+        return len(self.tiles)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One tile."""
+        tile = self.tiles[index]
+        image, classes = tile.read(self.channels)
+        return sample(image, classes, tile.id)
+
+
+def sample(image: NDArray[Any], classes: Classes, name: str) -> dict[str, Any]:
+    """A sample: image (C, H, W) uint8, or float32 in 0...1, and target (H, W) uint8 (losses take any whole type)."""
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(image)),
+        "target": torch.from_numpy(np.ascontiguousarray(classes)),
+        "id": name,
+    }

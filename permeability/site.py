@@ -1,0 +1,258 @@
+"""A site: ground that an orthophoto and a mask show both, read window by window straight from the two files.
+
+Windows count in pixels of the orthophoto, or of a coarser or finer grid over it (``--resolution``). A mask on the same
+grid is read with an offset; any other one is warped to it while it is read (``--reproject``), by nearest neighbor. What
+lies beyond either file is ignored. Files are opened when they are needed, in every process anew, so that a site can be
+copied to data workers.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.windows
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.vrt import WarpedVRT
+
+from common.losses import IGNORE
+from common.rasters import to_channels
+from common.windows import Window
+from permeability.labels import to_classes
+from permeability.landcover import Grid
+
+MOST_OPEN = 160
+"""Files that a process keeps open."""
+MASK_NODATA = 255
+
+
+@dataclass(frozen=True)
+class Warp:
+    """The grid that a file is warped to while it is read."""
+
+    height: int
+    width: int
+    transform: Affine
+    crs: CRS
+
+    @classmethod
+    def to(cls, grid: Grid) -> Warp:
+        """The grid itself, without its file."""
+        return cls(grid.height, grid.width, grid.transform, grid.crs)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raster file that is read by windows; nothing of it is open in this object.
+
+    Args:
+        path: the file.
+        warp: grid to warp it to; None = its own.
+        is_mask: whether its values are classes (nearest neighbor) or intensities (bilinear).
+    """
+
+    path: Path
+    warp: Warp | None = None
+    is_mask: bool = False
+
+    def read(self, window: Window, channels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """A window that lies inside.
+
+        Args:
+            window: in pixels of its own grid, or of the one that it is warped to.
+            channels: bands to read, from the first on, alpha not counted; fewer if it has fewer.
+
+        Returns:
+            (C, height, width) in the file's own numbers, and (height, width) bool where they mean something; None =
+            everywhere.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        opened = open_source(self, os.getpid())
+        part = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+        try:
+            data = opened.dataset.read(opened.bands[:channels], window=part)
+            valid = None if opened.all_valid else opened.dataset.dataset_mask(window=part) != 0
+        except RasterioIOError as error:
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise ValueError(f"{self.path}: cannot be read: {reason}; repair or replace it") from error
+        if data.dtype.kind == "f" and not self.is_mask:
+            finite = np.isfinite(data).all(axis=0)
+            valid = finite if valid is None else valid & finite
+        return data, valid
+
+    @property
+    def nodata(self) -> float | None:
+        """Declared nodata value, after warping."""
+        found: float | None = open_source(self, os.getpid()).dataset.nodata
+        return found
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file."""
+
+    dataset: Any
+    bands: list[int]
+    """Numbers of the bands without alpha."""
+    all_valid: bool
+    """Whether every pixel means something (of masks the values tell)."""
+
+
+@lru_cache(MOST_OPEN)
+def open_source(source: Source, process: int) -> Opened:
+    """Open a file for this process: handles do not survive a fork, so the process is part of the key.
+
+    Raises:
+        ValueError: it cannot be opened, or has nothing but alpha.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset: Any = rasterio.open(source.path)
+            bands = [i for i, meaning in enumerate(dataset.colorinterp, 1) if meaning != ColorInterp.alpha]
+            if not bands:
+                raise ValueError(f"{source.path}: has an alpha band only")
+            if source.warp is not None:
+                dataset = warped(dataset, source.warp, is_mask=source.is_mask)
+    except RasterioIOError as error:
+        raise ValueError(f"{source.path}: cannot be opened: {error}; repair or replace it") from error
+    all_valid = source.is_mask or all(flags == [MaskFlags.all_valid] for flags in dataset.mask_flag_enums)
+    return Opened(dataset, bands, all_valid)
+
+
+def warped(dataset: Any, warp: Warp, *, is_mask: bool) -> WarpedVRT:  # noqa: ANN401 - rasterio has no types
+    """A view of an open file on another grid."""
+    options = {"crs": warp.crs, "transform": warp.transform, "width": warp.width, "height": warp.height}
+    if not is_mask:
+        return WarpedVRT(dataset, resampling=Resampling.bilinear, **options)
+    declared = dataset.nodata if dataset.nodata not in (None, 0, 1) else MASK_NODATA
+    return WarpedVRT(dataset, resampling=Resampling.nearest, src_nodata=declared, nodata=MASK_NODATA, **options)
+
+
+@dataclass(frozen=True)
+class Site:
+    """An orthophoto and a mask where they show the same ground."""
+
+    id: str
+    grid: Grid
+    """In whose pixels windows count: the orthophoto's, or a coarser or finer one over it."""
+    image: Source
+    mask: Source
+    window: Window
+    """Rectangle of the grid that both reach."""
+    offset: tuple[int, int] | None
+    """Row and column of the mask's first pixel in the grid; None = the mask is warped to the grid."""
+    mask_size: tuple[int, int]
+    """Height and width of the mask on the grid that it is read on."""
+    taken: tuple[Window, ...] = ()
+    """Parts of the grid whose ground belongs to another orthophoto of the same mask: ignored here."""
+    scale: float = 1.0
+    """Side of the orthophoto's own pixels, in pixels of the grid."""
+
+    def read(self, window: Window, channels: int = 3) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Image and classes of any window, also beyond the edge.
+
+        Args:
+            window: in pixels of the grid.
+            channels: bands that the network reads; for three of them a grey image is repeated.
+
+        Returns:
+            (channels, height, width) uint8, or float32 in 0...1 for other number types, 0 where there is nothing; and
+            (height, width) uint8: 0 non-permeable, 1 permeable, 255 ignored.
+
+        Raises:
+            ValueError: a file is damaged, or has too few bands, or a mask's value is no class.
+        """
+        image, valid = self._read_image(window, channels)
+        classes = self.read_classes(window)
+        if valid is not None and not valid.all():
+            classes = np.where(valid, classes, np.uint8(IGNORE))
+        return image, classes
+
+    def _read_image(self, window: Window, channels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        inside = clip(window, self.grid.height, self.grid.width)
+        if inside is None:
+            shape = (window.height, window.width)
+            return np.zeros((channels, *shape), np.uint8), np.zeros(shape, np.bool_)
+        data, valid = self.image.read(inside, channels)
+        if data.dtype != np.uint8 or (len(data) < channels and channels != 3):
+            known = np.ones(data.shape[1:], np.bool_) if valid is None else valid
+            try:
+                data = to_channels(data, known, channels)
+            except ValueError as error:
+                raise ValueError(f"{self.image.path}: {error}") from error
+        elif len(data) < channels:
+            data = np.repeat(data[:1], 3, axis=0)
+        if valid is not None and not valid.all():
+            data = np.where(valid, data, data.dtype.type(0))
+        if inside == window:
+            return data, valid
+        known = np.ones(data.shape[1:], np.bool_) if valid is None else valid
+        return pad(data, inside, window, 0), pad(known[None], inside, window, 0)[0]
+
+    def read_classes(self, window: Window) -> NDArray[np.uint8]:
+        """Classes (height, width) of any window by the mask alone.
+
+        Raises:
+            ValueError: it is damaged, or holds a value that is no class.
+        """
+        row, col = self.offset or (0, 0)
+        own = Window(window.row - row, window.col - col, window.height, window.width)
+        inside = clip(own, *self.mask_size)
+        if inside is None:
+            return np.full((window.height, window.width), IGNORE, np.uint8)
+        values, _ = self.mask.read(inside, 1)
+        try:
+            classes = to_classes(values[0], self.mask.nodata)
+        except ValueError as error:
+            raise ValueError(f"{self.mask.path}: {error}") from error
+        if inside != own:
+            classes = pad(classes[None], inside, own, IGNORE)[0]
+        for other in self.taken:
+            classes = without(classes, other, window)
+        return classes
+
+
+def to_unit(image: NDArray[Any]) -> NDArray[np.float32]:
+    """An image (C, H, W), uint8 or already in 0...1, as float32 in 0...1."""
+    return image.astype(np.float32) * np.float32(1 / 255 if image.dtype == np.uint8 else 1)
+
+
+def clip(window: Window, height: int, width: int) -> Window | None:
+    """The part of a window that lies in a raster of this size; None = none of it."""
+    top, bottom = max(window.row, 0), min(window.row + window.height, height)
+    left, right = max(window.col, 0), min(window.col + window.width, width)
+    if top >= bottom or left >= right:
+        return None
+    return Window(top, left, bottom - top, right - left)
+
+
+def pad(data: NDArray[Any], inside: Window, window: Window, value: int) -> NDArray[Any]:
+    """Bring data of the part ``inside`` of a window to the window's size, with a value around it."""
+    result = np.full((len(data), window.height, window.width), value, data.dtype)
+    row, col = inside.row - window.row, inside.col - window.col
+    result[:, row : row + inside.height, col : col + inside.width] = data
+    return result
+
+
+def without(classes: NDArray[np.uint8], other: Window, window: Window) -> NDArray[np.uint8]:
+    """Classes of a window, ignored where ``other`` covers it."""
+    moved = Window(other.row - window.row, other.col - window.col, other.height, other.width)
+    part = clip(moved, window.height, window.width)
+    if part is None:
+        return classes
+    result = classes.copy()
+    result[part.slices] = IGNORE
+    return result

@@ -1,0 +1,236 @@
+"""Train permeable ground: ``python permeability/train.py --data-root DIR`` (without flags: the demo)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.checkpoint import ModelCard
+from common.cli import run_command, say
+from common.config import TrainConfig
+from common.devices import Precision, choose_precision
+from common.evaluation import foreground_probability
+from common.finish import Example, finish_run
+from common.inference import Predictor
+from common.losses import SegmentationLoss, build_loss
+from common.pairs import require_usable
+from common.plots import History
+from common.runs import RunFolder, load_train_config, open_run
+from common.scenes.aerial import write_permeability
+from common.training import TrainState, fit, seed_everything
+from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
+from permeability.evaluate import CONTEXT, TILE_SIDE, score_tiles
+from permeability.labels import CLASSES, PALETTE
+from permeability.model import SegmentationModel, build_model
+from permeability.predict import TASK, TILE, initialize, load_network
+from permeability.samples import Augmentation, Normalization, TrainingWindows, ValidationTiles, measure
+from permeability.site import to_unit
+
+Rows = list[tuple[str, str]]
+DEMO = Path("data/demo/permeability")
+MEASURED = 200
+"""Training windows whose mean and spread are measured."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Train permeable ground. Without --data-root (or --images and --labels) the demo scenes are used."""
+
+    arch: Literal[
+        "unet", "unetplusplus", "fpn", "deeplabv3", "deeplabv3plus", "linknet", "pspnet", "pan"
+    ] = "deeplabv3plus"  # fmt: skip
+    """Network."""
+    encoder: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
+        "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
+    ] = "mit_b4"  # fmt: skip
+    """Its encoder; unetplusplus and linknet take ResNets alone."""
+    channels: int = 3
+    """Bands that the network reads; other numbers than 3 need --normalization measured."""
+    normalization: Literal["source", "measured"] = "source"
+    """source: mean and spread of PNOA orthophotos; measured: those of random training windows."""
+    reproject: bool = False
+    """Warp masks of another coordinate system or grid to the orthophoto's while reading."""
+    resolution: float = 0.0
+    """Read at this pixel size, in units of the orthophotos' coordinate system (0 = their own)."""
+    crop_size: int = 512
+    """Side of the training windows, pixels."""
+    samples_per_epoch: int = 1024
+    """Training windows per epoch (0 = as many as cover all sites once)."""
+    balance: float = 0.0
+    """Share of the windows placed around a pixel of a class drawn evenly; the others are drawn by area."""
+    val_tiles: int = 0
+    """Validate on this many tiles, spread evenly (0 = on all)."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the term ce."""
+    flips: bool = False
+    """Flips along both axes and quarter turns, not only flips from left to right."""
+    rotate: float = 0.0
+    """Turn windows by up to so many degrees either way (180 = any angle)."""
+    zoom: float = 0.0
+    """Scale windows at random by up to exp(zoom) either way."""
+    color: float = 0.0
+    """Strength of random color changes, 0...1."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        super().__post_init__()
+        if self.crop_size < 32:
+            raise ValueError(f"--crop-size {self.crop_size} must be at least 32")
+        if min(self.samples_per_epoch, self.val_tiles, self.resolution) < 0:
+            raise ValueError("--samples-per-epoch, --val-tiles and --resolution must not be negative")
+        for name, most in (("balance", 1), ("color", 1), ("zoom", 2), ("rotate", 180)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"--{name} {getattr(self, name)} must lie in 0...{most}")
+        if self.channels < 1 or (self.channels != 3 and self.normalization == "source"):
+            raise ValueError(
+                f"--channels {self.channels}: the source's mean and spread are of 3 bands; use --normalization measured"
+            )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained and scored on."""
+
+    found: SiteSet
+    split: dict[str, list[str]]
+    tiles: dict[str, list[Tile]]
+    """Of the validation and the test part."""
+    facts: Rows
+    root: Path | None
+
+
+def main() -> int:
+    """Data, network, training, report."""
+    config = load_train_config(Config, Path(__file__).resolve().parent)
+    run = open_run(TASK, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    precision = choose_precision(config.device, config.amp)
+    loss = build_loss(config.loss, label_smoothing=config.label_smoothing)
+    data = load_data(config)
+    state = train(config, data, run, precision, loss)
+    predictor = Predictor.load([run.path / "best_iou.pt"], load_network, precision, tile=TILE)
+    finish(run, config, predictor, loss, state.history, data)
+    return 0
+
+
+def load_data(config: Config) -> Data:
+    """Join, look at and split the data, and print what they are."""
+    root = config.data_root if config.has_data else demo_scenes()
+    join = Join(config.reproject, config.resolution)
+    sites, problems, notes = join_sites(*find_files(root, config.images, config.labels), join)
+    for note in notes:
+        say(f"note: {note}")
+    found, bad = look_at(sites, config.channels)
+    require_usable(len(found.sites), problems + bad, skip_bad=config.skip_bad)
+    facts = [*audit(found), ("left out", f"{len(notes)} notes, {len(problems + bad)} bad files, listed at the start")]
+    split, how = split_sites(found.sites, config.val_fraction, config.test_fraction, config.seed)
+    facts.append(("split", ", ".join(f"{part} {len(ids)}" for part, ids in split.items()) + f" ({how})"))
+    for name, value in facts:
+        say(f"{name + ':':24}{value}")
+    tiles = {part: list(plan_tiles(found.part(split[part]), TILE_SIDE, CONTEXT)) for part in ("val", "test")}
+    if not tiles["val"]:
+        raise ValueError("the masks of the validation part are ignored everywhere; nothing could be validated")
+    return Data(found, split, {**tiles, "val": thin(tiles["val"], config.val_tiles)}, facts, root)
+
+
+def train(
+    config: Config, data: Data, run: RunFolder, precision: Precision, loss: SegmentationLoss
+) -> TrainState:  # fmt: skip
+    """Train one network; ``best_iou.pt`` and the other files of a run are then in its folder."""
+    seed_everything(config.seed)
+    normalization = choose_normalization(config, data)
+    windows = TrainingWindows(
+        data.found, data.split["train"], crop=config.crop_size, length=config.samples_per_epoch,
+        balance=config.balance, channels=config.channels,
+        augment=Augmentation(config.flips, config.rotate, config.zoom, config.color) if config.augment else None,
+    )  # fmt: skip
+    model, arch_args = new_model(config)
+    normalization.attach(model)
+    root = data.root or config.images or Path()
+    card = ModelCard(
+        TASK, config.arch, arch_args, CLASSES, PALETTE, normalization=dict(normalization.card()),
+        scale=data.found.pixel, split=data.split, data_root=str(root.resolve()),
+    )  # fmt: skip
+    run.create(config)
+    return fit(
+        model, windows, ValidationTiles(data.tiles["val"], config.channels),
+        criterion=lambda logits, batch: loss(logits, batch["target"]), probabilities=foreground_probability, card=card,
+        config=config, run=run, precision=precision, test_images=len(data.tiles["test"]),
+    )  # fmt: skip
+
+
+def choose_normalization(config: Config, data: Data) -> Normalization:
+    """The source's mean and spread, or those of random training windows."""
+    if config.normalization == "source":
+        return Normalization()
+    measured = measure(
+        data.found, data.split["train"], crop=min(config.crop_size, 256), channels=config.channels, count=MEASURED,
+        seed=config.seed,
+    )  # fmt: skip
+    say(f"{'measured:':24}mean {numbers(measured.mean)}, spread {numbers(measured.std)}")
+    return measured
+
+
+def numbers(values: Sequence[float]) -> str:
+    """``0.412 0.424 0.391``."""
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def new_model(config: Config) -> tuple[SegmentationModel, dict[str, Any]]:
+    """The network with its initial weights, and the arguments that build it."""
+    arch_args: dict[str, Any] = {"encoder": config.encoder, "outputs": len(CLASSES), "channels": config.channels}
+    model = build_model(config.arch, **arch_args)
+    initialize(model, config.weights)
+    return model, arch_args
+
+
+def finish(
+    run: RunFolder, config: Config, predictor: Predictor, loss: SegmentationLoss, history: History, data: Data
+) -> None:
+    """Score the best network on the test (else validation) part, and write pictures and report."""
+    name = "test" if data.tiles["test"] else "val"
+    tiles = {tile.id: tile for tile in tiles_at_own_size(config, data, name)}
+    scores = score_tiles(predictor, list(tiles.values()), loss)
+
+    def example(tile_id: str) -> Example:
+        image, classes = tiles[tile_id].read(config.channels)
+        return image, classes, predictor.classify(predictor(to_unit(image)))
+
+    result = {**scores.result(), "n_images": len({tile.site.id for tile in tiles.values()})}
+    finish_run(
+        run, card=predictor.card, config=config, audit=data.facts, history=history, scores=result, detail=scores,
+        part=name, example=example,
+    )  # fmt: skip
+    parts = ", ".join(f"{key} {value:.4f}" for key, value in result["per_class_iou"].items() if value is not None)
+    say(f"{name}: mIoU {result['miou'] or 0:.4f}, pixel accuracy {result['pixel_accuracy'] or 0:.4f}, {parts}")
+
+
+def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:
+    """The tiles of a part in the files' own pixels, also where training reads them at another resolution."""
+    if not config.resolution:
+        return data.tiles[part]
+    files = find_files(data.root, config.images, config.labels)
+    sites, _, _ = join_sites(*files, Join(config.reproject))
+    wanted = {site.id for site in data.found.part(data.split[part])}
+    return list(plan_tiles([site for site in sites if site.id in wanted], TILE_SIDE, CONTEXT))
+
+
+def demo_scenes() -> Path:
+    """Say that this is the demo and generate its scenes once."""
+    print(
+        f"demo: no data given, so generated aerial scenes under {DEMO} are used; pass --data-root for your own",
+        flush=True,
+    )
+    if not DEMO.exists():
+        write_permeability(DEMO, sheets=(4, 1, 1), seed=0, height=512, width=640)
+    return DEMO
+
+
+if __name__ == "__main__":
+    run_command(main)

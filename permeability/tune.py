@@ -1,0 +1,265 @@
+"""Search for the best network and recipe: ``python permeability/tune.py --engine optuna --trials 30 --storage s.json``.
+
+Every trial is a training with its own architecture, encoder, loss, rate and batch, judged by its best validation mIoU.
+The search may be stopped or killed at any moment; the same command goes on with it, a trial that was cut short from its
+beginning. Without data the demo scenes are used.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from common.checkpoint import atomic_path, write_text
+from common.cli import STARTED, NonFiniteLoss, run_command, say
+from common.config import parse_config, parse_flags, read_yaml
+from common.devices import choose_precision
+from common.losses import build_loss
+from common.runs import RUNS, RunFolder
+from common.training import FINISH_SECONDS
+from permeability import train
+from permeability.model import build_model
+from permeability.predict import TASK
+from permeability.search import Choice, Proposal, Space, Storage, Trial, propose, ranked, read_space
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Search for the best network and recipe; writes best.pt and a ranked table."""
+
+    engine: Literal["hyperopt", "optuna"]
+    """Who proposes the trials; optuna also ends hopeless ones early."""
+    trials: int
+    """Trials in the end, those of earlier runs with this storage included."""
+    storage: Path
+    """File that keeps the trials; the same file goes on with the search."""
+    space: Path | None = None
+    """What to search: a list is a choice, {low, high, log} a range, anything else fixed (default: space.yaml, or
+    space_demo.yaml without data)."""
+    config: Path | None = None
+    """Recipe below the space (default: source.yaml, or demo.yaml without data)."""
+    data_root: Path | None = None
+    """Folder with the data. Without any data flag the built-in demo scenes are used."""
+    images: Path | None = None
+    """Folder of orthophotos, in place of --data-root; needs --labels."""
+    labels: Path | None = None
+    """Folder of masks."""
+    minutes_per_trial: float = 0.0
+    """Time budget of one training (0 = all its epochs)."""
+    output_dir: Path | None = None
+    """Where trials, best.pt and the table go; default runs/permeability/tune-<name of the storage>."""
+    seed: int = 0
+    """Seed of the proposals and of every training."""
+    workers: int = 0
+    """Processes that load data."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda or mps."""
+    amp: str = "auto"
+    """Mixed precision: auto, off, bf16 or fp16."""
+    skip_bad: bool = False
+    """Go on without files that are damaged or do not fit."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        if self.trials < 1 or self.minutes_per_trial < 0:
+            raise ValueError("--trials must be at least 1, and --minutes-per-trial must not be negative")
+        if (self.images is None) != (self.labels is None):
+            raise ValueError("--images and --labels belong together; one of them is missing")
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the user named data."""
+        return self.data_root is not None or self.images is not None
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return self.output_dir or RUNS / TASK / f"tune-{self.storage.stem}"
+
+
+class Pruned(Exception):
+    """A trial is not worth going on with."""
+
+
+class TrialRun(RunFolder):
+    """A run folder that tells the engine each epoch's score.
+
+    Args:
+        path: the folder.
+        is_hopeless: told (epoch, mIoU), says whether to end the trial.
+        epochs: those of a whole training; its last one is never pruned.
+    """
+
+    def __init__(self, path: Path, is_hopeless: Callable[[int, float], bool], epochs: int) -> None:
+        super().__init__(path)
+        self._is_hopeless, self._epochs = is_hopeless, epochs
+        self.course: list[float] = []
+
+    def log_epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the history, and end the trial if it is hopeless."""
+        super().log_epoch(history)
+        self.course = [float(row["miou"]) for row in history]
+        if self._is_hopeless(len(history), self.course[-1]) and len(history) < self._epochs:
+            raise Pruned
+
+
+def main() -> int:
+    """Search until there are as many trials as asked for, then print the table."""
+    config = parse_flags(Config)
+    space = read_space(config.space or FOLDER / ("space.yaml" if config.has_data else "space_demo.yaml"))
+    recipe = {**read_yaml(config.config or FOLDER / ("source.yaml" if config.has_data else "demo.yaml")), **space.fixed}
+    check_space(space, recipe, config)
+    settings = {
+        "space": {name: str(kind) for name, kind in space.searched.items()},
+        "recipe": recipe,
+        "data": str((config.data_root or config.images or train.DEMO).resolve()),
+        "minutes per trial": config.minutes_per_trial,
+    }
+    storage = Storage(config.storage, settings)
+    with storage.locked():
+        storage = Storage(config.storage, settings)  # as it is now that nobody else writes it
+        search(config, space, recipe, storage)
+    write_table(storage.trials, config.folder)
+    print((config.folder / "trials.md").read_text(encoding="utf-8"), flush=True)
+    best = storage.best()
+    if best is None:
+        raise ValueError(f"none of the {len(storage.trials)} trials succeeded; such as: {storage.trials[0].note}")
+    say(f"best: trial {best.number}, mIoU {best.value:.4f}, {config.folder / 'best.pt'}")
+    return 0
+
+
+def check_space(space: Space, recipe: Mapping[str, Any], config: Config) -> None:
+    """Try every value of the space alone, so that a mistake is found before the first trial.
+
+    Raises:
+        ValueError: a key or a value means nothing to the training.
+    """
+    for name, kind in space.searched.items():
+        values = kind.values if isinstance(kind, Choice) else (kind.number(kind.low), kind.number(kind.high))
+        for value in values:
+            train_config(config, recipe, {name: value}, config.folder)
+
+
+def train_config(config: Config, recipe: Mapping[str, Any], params: Mapping[str, Any], folder: Path) -> train.Config:
+    """A trial's training: the recipe, the trial's parameters above it, and this command's flags."""
+    values = {**recipe, **{name: str(value) for name, value in params.items()}}
+    flags = [f"--output-dir={folder}"]
+    for name in ("data_root", "images", "labels", "seed", "workers", "device", "amp"):
+        if (value := getattr(config, name)) is not None:
+            flags.append(f"--{name.replace('_', '-')}={value}")
+    if config.minutes_per_trial:  # the training counts from the start of the process, and saves time for a report
+        minutes = (time.monotonic() - STARTED + FINISH_SECONDS) / 60 + config.minutes_per_trial
+        flags.append(f"--max-minutes={minutes:.3f}")
+    if config.skip_bad:
+        flags.append("--skip-bad")
+    return parse_config(train.Config, flags, values, "the space")
+
+
+def search(config: Config, space: Space, recipe: Mapping[str, Any], storage: Storage) -> None:
+    """Run trials until there are enough of them."""
+    if len(storage.trials) >= config.trials:
+        say(f"{config.storage} holds {len(storage.trials)} trials already")
+        return
+    if storage.trials:
+        say(f"going on after {len(storage.trials)} trials of {config.storage}")
+    data = train.load_data(train_config(config, recipe, {}, config.folder))
+    while len(storage.trials) < config.trials:
+        proposals = propose(config.engine, space, storage.trials, config.seed)
+        proposal = next((one for one in proposals if is_possible(config, recipe, one)), None)
+        if proposal is None:
+            say(f"the space has no further trials: all {len(storage.trials)} that were found have been tried")
+            return
+        run_trial(config, recipe, storage, proposal, data)
+        write_table(storage.trials, config.folder)
+
+
+def is_possible(config: Config, recipe: Mapping[str, Any], proposal: Proposal) -> bool:
+    """Whether the network of a proposal exists: not every architecture takes every encoder."""
+    wanted = train_config(config, recipe, proposal.params, config.folder)
+    try:
+        with torch.device("meta"):
+            build_model(wanted.arch, encoder=wanted.encoder, channels=wanted.channels)
+    except ValueError:
+        return False
+    return True
+
+
+def run_trial(
+    config: Config, recipe: Mapping[str, Any], storage: Storage, proposal: Proposal, data: train.Data
+) -> None:
+    """Train once and note how it ended; the best network so far is kept as best.pt."""
+    number = len(storage.trials)
+    folder = config.folder / f"trial_{number:03d}"
+    shutil.rmtree(folder, ignore_errors=True)  # cut short: it starts from its beginning
+    wanted = train_config(config, recipe, proposal.params, folder)
+    listed = ", ".join(f"{name} {value}" for name, value in proposal.params.items())
+    say(f"trial {number} of {config.trials}: {listed}")
+    run = TrialRun(folder, proposal.is_hopeless, wanted.epochs)
+    trial = Trial(number, config.engine, proposal.params, "complete")
+    started = time.monotonic()
+    try:
+        loss = build_loss(wanted.loss, label_smoothing=wanted.label_smoothing)
+        train.train(wanted, data, run, choose_precision(config.device, config.amp), loss)
+    except Pruned:
+        trial.state = "pruned"
+    except (ValueError, NonFiniteLoss, torch.OutOfMemoryError) as error:
+        trial.state, trial.note = "failed", " ".join(str(error).split())[:300]
+    trial.seconds, trial.course = round(time.monotonic() - started, 1), run.course
+    if trial.state != "failed" and run.course:
+        trial.value = max(run.course)
+    best = storage.best()
+    if trial.value is not None and (best is None or ranked([best, trial])[0] is trial):
+        with atomic_path(config.folder / "best.pt") as temporary:
+            shutil.copyfile(folder / "best_iou.pt", temporary)
+    log_hparams(config.folder, trial)
+    storage.add(trial)
+    for checkpoint in folder.glob("*.pt"):
+        checkpoint.unlink()
+    score = "-" if trial.value is None else f"{trial.value:.4f}"
+    say(f"trial {number}: {trial.state}, mIoU {score}, {trial.seconds:.0f} s {trial.note}")
+
+
+def log_hparams(folder: Path, trial: Trial) -> None:
+    """Write a trial's parameters and score where TensorBoard's HParams page finds them."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "hparams")) as writer:
+        writer.add_hparams(
+            {**trial.params, "state": trial.state},
+            {"hparam/miou": trial.value or 0.0, "hparam/seconds": trial.seconds},
+            run_name=f"trial_{trial.number:03d}",
+        )
+
+
+def write_table(trials: Sequence[Trial], folder: Path) -> None:
+    """Write trials.csv and trials.md, best first."""
+    names = list(trials[0].params) if trials else []
+    header = ["rank", "trial", "engine", "state", "miou", "epochs", "seconds", *names]
+    rows = [
+        [rank, trial.number, trial.engine, trial.state, "-" if trial.value is None else f"{trial.value:.4f}",
+         len(trial.course), trial.seconds, *(trial.params[name] for name in names)]
+        for rank, trial in enumerate(ranked(trials), start=1)
+    ]  # fmt: skip
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(folder / "trials.csv", text.getvalue())
+    lines: list[list[Any]] = [header, ["---"] * len(header), *rows]
+    write_text(folder / "trials.md", "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+
+from permeability.search import Choice, Range, Space, Storage, Trial, propose, ranked, read_space
+
+SPACE = Space(
+    {"arch": Choice(("a", "b", "c")), "lr": Range(1e-4, 1e-1, log=True), "width": Range(2, 5, whole=True)},
+    {"epochs": "3"},
+)
+ENGINES = ("optuna", "hyperopt")
+
+
+def score(params):
+    """Best at arch b and lr 1e-2."""
+    return float((params["arch"] == "b") - abs(np.log10(params["lr"]) + 2) / 2)
+
+
+def run(engine, trials, count, seed=0):
+    trials = list(trials)
+    while len(trials) < count:
+        params = next(propose(engine, SPACE, trials, seed)).params
+        trials.append(Trial(len(trials), engine, params, "complete", score(params), [score(params)]))
+    return trials
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_proposed_follows_from_seed_and_past(engine):
+    whole = run(engine, [], 8)
+    assert run(engine, whole[:5], 8) == whole
+    assert [trial.params for trial in run(engine, [], 4, seed=1)] != [trial.params for trial in whole[:4]]
+    for trial in whole:
+        assert trial.params["arch"] in ("a", "b", "c") and 1e-4 <= trial.params["lr"] <= 1e-1
+        assert trial.params["width"] in (2, 3, 4, 5) and isinstance(trial.params["width"], int)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engines_learn_from_the_past(engine):
+    values = [trial.value for trial in run(engine, [], 25)]
+    assert np.mean(values[15:]) > np.mean(values[:5]) + 0.2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_is_proposed_twice_and_a_space_can_be_used_up(engine):
+    space = Space({"arch": Choice(("a", "b")), "width": Range(1, 3, whole=True)}, {})
+    assert space.size() == 6
+    trials = []
+    while (proposal := next(propose(engine, space, trials, 0), None)) is not None:
+        trials.append(Trial(len(trials), engine, proposal.params, "complete", 0.5, [0.5]))
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in trials}) == len(trials) == 6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pruned_and_failed_trials_do_no_harm(engine):
+    past = run(engine, [], 4)
+    past[1].state, past[1].value = "pruned", 0.1
+    past[2].state, past[2].value, past[2].course = "failed", None, []
+    assert next(propose(engine, SPACE, past, 0)).params
+
+
+def test_optuna_prunes_what_is_worse_than_the_median():
+    past = run("optuna", [], 6)
+    for trial in past:
+        trial.course = [0.5, 0.6, 0.7]
+    hopeless, hopeful = (next(propose("optuna", SPACE, past, 0)) for _ in range(2))
+    assert not hopeless.is_hopeless(1, 0.1) and hopeless.is_hopeless(2, 0.2)
+    assert not hopeful.is_hopeless(1, 0.6) and not hopeful.is_hopeless(2, 0.7)
+    few = next(propose("optuna", SPACE, past[:2], 0))
+    assert not few.is_hopeless(1, 0.1) and not few.is_hopeless(2, 0.1)
+    assert not next(propose("hyperopt", SPACE, past, 0)).is_hopeless(2, 0.0)
+
+
+def test_the_storage_is_read_back_and_belongs_to_one_search(tmp_path):
+    path, trials = tmp_path / "deep" / "s.json", run("optuna", [], 2)
+    storage = Storage(path, {"space": "x", "data": "y"})
+    for trial in trials:
+        storage.add(trial)
+    assert Storage(path, {"space": "x", "data": "y"}).trials == trials
+    with pytest.raises(ValueError, match="another data"):
+        Storage(path, {"space": "x", "data": "z"})
+    with storage.locked(), pytest.raises(ValueError, match="in use"), Storage(path, {}).locked():
+        pass
+    with storage.locked():
+        pass
+
+
+def test_ranks():
+    trials = [
+        Trial(0, "optuna", {}, "complete", 0.3),
+        Trial(1, "optuna", {}, "failed"),
+        Trial(2, "optuna", {}, "pruned", 0.6),
+        Trial(3, "optuna", {}, "complete", 0.7),
+    ]
+    assert [trial.number for trial in ranked(trials)] == [3, 0, 2, 1]
+
+
+def test_spaces_are_read_as_text_and_checked(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text("arch: [unet, fpn]\nlr: {low: 1e-4, high: 1e-2, log: true}\nn: {low: 1, high: 4}\nepochs: 5\n")
+    space = read_space(path)
+    assert space.searched == {
+        "arch": Choice(("unet", "fpn")), "lr": Range(1e-4, 1e-2, True), "n": Range(1, 4, whole=True)
+    }  # fmt: skip
+    assert space.fixed == {"epochs": "5"} and space.size() == float("inf")
+    for text in ("lr: {low: 0, high: 1, log: true}", "lr: {low: 2, high: 1}", "lr: {min: 1, max: 2}", "a: []", "- a"):
+        path.write_text(text + "\n")
+        with pytest.raises(ValueError, match=r"space\.yaml"):
+            read_space(path)
+    with pytest.raises(FileNotFoundError, match="--space"):
+        read_space(tmp_path / "no.yaml")
