@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from common.checkpoint import ModelCard
 from common.cli import PARTIAL, say
+from common.devices import choose_precision
 from common.inputs import output_stems
-from common.outputs import check_disk
+from common.outputs import check_disk, provenance
 from common.pixels import overlay, stretch
-from common.predictor import Predictor, Range, confidence_of, normalize, rescale
+from common.predictor import LoadNetwork, Predictor, Range, confidence_of, normalize, rescale
 from common.products import Products, Refine, protect_input, targets, warn_of_range, write_picture, write_vectors
 from common.rasters import (
     NODATA,
@@ -35,6 +36,7 @@ from common.rasters import (
     write_mask,
     write_probability,
 )
+from common.runs import newest_checkpoint
 from common.streaming import is_large, is_streamed, layers_of, pixel_count, stream_file
 
 __all__ = [
@@ -189,6 +191,30 @@ def write_result_vectors(folder: Path, stem: str, result: Result, card: ModelCar
 
 
 # Any image
+
+
+def load_predictor(
+    config: InferConfig, task: str, load_network: LoadNetwork, default_tile: Callable[[ModelCard], int]
+) -> tuple[Predictor, dict[str, str]]:
+    """The network(s) that the flags name, or the newest run's, and the provenance of what they predict.
+
+    Args:
+        config: the command's flags.
+        task: the task's name.
+        load_network: the task's own function from a checkpoint to a network.
+        default_tile: side of the tiles that suits a network, for ``--tile-size 0``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
+    """
+    checkpoints = list(config.checkpoint) or [newest_checkpoint(task)]
+    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
+    predictor = Predictor.load(
+        checkpoints, load_network, choose_precision(config.device, config.amp), overlap=config.overlap,
+        threshold=config.threshold, tta="flips" if config.tta else "none", scale=config.scale,
+    )  # fmt: skip
+    predictor.tile = config.tile_size or default_tile(predictor.card)
+    return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
 
 
 def infer_inputs(

@@ -9,13 +9,10 @@ from pathlib import Path
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import run_command, say
+from common.cli import run_command
 from common.config import parse_flags
-from common.devices import choose_precision
-from common.inference import InferConfig, Predictor, infer_inputs
+from common.inference import InferConfig, infer_inputs, load_predictor
 from common.inputs import find_images
-from common.outputs import provenance
-from common.runs import newest_checkpoint
 from footprints.predict import TASK, TILE, load_network
 from footprints.regularize import regularize_all
 
@@ -39,19 +36,7 @@ def main() -> int:
     if not config.input:
         raise ValueError("no INPUT given; pass images or folders of images")
     paths = find_images(config.input)
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor = Predictor.load(
-        checkpoints,
-        load_network,
-        choose_precision(config.device, config.amp),
-        tile=config.tile_size or TILE,
-        overlap=config.overlap,
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-        scale=config.scale,
-    )
-    tags = provenance(checkpoints, predictor.threshold)
+    predictor, tags = load_predictor(config, TASK, load_network, lambda card: TILE)
     folder = config.output_dir or Path("outputs") / TASK
     refine = regularize_all if config.regularize else None
     return infer_inputs(config, paths, predictor, folder, tags, refine=refine)

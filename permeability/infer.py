@@ -27,13 +27,10 @@ from common.bands import open_raster
 from common.checkpoint import ModelCard
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
-from common.devices import choose_precision
-from common.inference import InferConfig, Predictor, infer_inputs
+from common.inference import InferConfig, infer_inputs, load_predictor
 from common.inputs import find_images, output_stems
-from common.outputs import provenance
 from common.plots import predictions
 from common.rasters import GEOTIFF, unreadable
-from common.runs import newest_checkpoint
 from permeability.predict import TASK, TILE, load_network
 
 FIGURE_SIDE = 1400
@@ -65,19 +62,7 @@ def main() -> int:
     if not config.input:
         raise ValueError("no INPUT given; pass images or folders of images")
     paths = find_images(config.input)
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor = Predictor.load(
-        checkpoints,
-        load_network,
-        choose_precision(config.device, config.amp),
-        tile=config.tile_size or TILE,
-        overlap=config.overlap,
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-        scale=config.scale,
-    )
-    tags = provenance(checkpoints, predictor.threshold)
+    predictor, tags = load_predictor(config, TASK, load_network, lambda card: TILE)
     folder = config.output_dir or Path("outputs") / TASK
     with tempfile.TemporaryDirectory(prefix="windows-") as parts:
         if config.window is not None:

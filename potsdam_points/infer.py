@@ -11,9 +11,8 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 import numpy as np
 
-from common.cli import run_command, say
+from common.cli import run_command
 from common.config import parse_flags
-from common.devices import choose_precision
 from common.inference import (
     InferConfig,
     Predictor,
@@ -21,14 +20,13 @@ from common.inference import (
     infer_files,
     infer_inputs,
     is_large,
+    load_predictor,
     protect_input,
     write_picture,
     write_result_vectors,
 )
 from common.inputs import find_images
-from common.outputs import provenance
 from common.rasters import NODATA, write_mask
-from common.runs import newest_checkpoint
 from potsdam_points.labels import decode
 from potsdam_points.predict import TASK, default_tile, load_network
 
@@ -48,19 +46,7 @@ def main() -> int:
             f"no INPUT given and there is no folder {INPUT}/; pass images or folders, or make that folder"
         )
     paths = find_images(config.input or (INPUT,))
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor = Predictor.load(
-        checkpoints,
-        load_network,
-        choose_precision(config.device, config.amp),
-        overlap=config.overlap,
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-        scale=config.scale,
-    )
-    predictor.tile = config.tile_size or default_tile(predictor.card)
-    tags = provenance(checkpoints, None)
+    predictor, tags = load_predictor(config, TASK, load_network, default_tile)
     folder = config.output_dir or (Path("outputs") / TASK if config.input else OUTPUT)
 
     if config.input:

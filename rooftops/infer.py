@@ -9,13 +9,10 @@ from pathlib import Path
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import run_command, say
+from common.cli import run_command
 from common.config import parse_flags
-from common.devices import choose_precision
-from common.inference import InferConfig, Predictor, infer_inputs
+from common.inference import InferConfig, infer_inputs, load_predictor
 from common.inputs import find_images
-from common.outputs import provenance
-from common.runs import newest_checkpoint
 from rooftops.predict import TASK, default_tile, load_network
 
 
@@ -30,19 +27,7 @@ def main() -> int:
     if not config.input:
         raise ValueError("no INPUT given; name pictures, or folders of them")
     paths = find_images(config.input)
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor = Predictor.load(
-        checkpoints,
-        load_network,
-        choose_precision(config.device, config.amp),
-        overlap=config.overlap,
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-        scale=config.scale,
-    )
-    predictor.tile = config.tile_size or default_tile(predictor.card, config.scale)
-    tags = provenance(checkpoints, predictor.threshold if predictor.binary else None)
+    predictor, tags = load_predictor(config, TASK, load_network, lambda card: default_tile(card, config.scale))
     return infer_inputs(config, paths, predictor, config.output_dir or Path("outputs") / TASK, tags)
 
 

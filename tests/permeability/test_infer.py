@@ -114,13 +114,14 @@ def test_mistakes_are_told(infer, easy, call, tmp_path):
 
 
 def test_tiles_overlap_by_half(trained, easy, call, tmp_path, monkeypatch):
-    seen = {}
     from permeability import infer
 
-    original = infer.Predictor.load
+    seen = []
+    original = infer.infer_inputs
     monkeypatch.setattr(
-        infer.Predictor, "load", lambda *args, **options: seen.update(options) or original(*args, **options)
+        infer, "infer_inputs", lambda *args, **options: seen.append(args[2]) or original(*args, **options)
     )
     call("infer", easy / "INSUMOS/ORTOFOTOS/sheet4.tif", "--checkpoint", trained[0] / "best_iou.pt")
-    assert (seen["tile"], seen["overlap"]) == (512, 0.5)
-    assert seen["threshold"] is None and load_checkpoint(trained[0] / "best_iou.pt")[0].threshold > 0
+    (predictor,) = seen
+    assert (predictor.tile, predictor.overlap) == (512, 0.5)
+    assert predictor.threshold == load_checkpoint(trained[0] / "best_iou.pt")[0].threshold > 0
