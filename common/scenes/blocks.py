@@ -14,13 +14,12 @@ from common.scenes.materials import (
     PITCHED,
     carriageway,
     lawn,
-    marking,
     painted,
     paving,
     soil,
     tint,
 )
-from common.scenes.plots import DETAIL, GROUND, LOW, YARD, Plot, container, playground
+from common.scenes.plots import DETAIL, GROUND, LOW, YARD, Plot, container, parking_lot, playground
 
 
 def perimeter(plot: Plot) -> None:
@@ -92,26 +91,6 @@ def slabs(plot: Plot) -> None:
     for _ in range(rng.randrange(1, 5)):
         plot.put("box", LOW, painted(rng, CLUTTER), *plot.anywhere(2), rng.uniform(1.2, 5), 1.3, 1.4)
     plot.trees(rng.randrange(4, 22), 1.2, 4.8)
-
-
-def parking_lot(plot: Plot, u0: float, v0: float, u1: float, v1: float) -> None:
-    """Rows of stalls along v = ``v0`` and ``v1`` with a lane between, partly taken."""
-    rng, paint, taken = plot.rng, marking(plot.rng), plot.rng.uniform(0.2, 0.9)
-    plot.patch(YARD, carriageway(rng), u0, v0, u1, v1)
-    lines = rng.random() < 0.7
-    row = v0
-    while row + 5 <= v1 + 0.1:
-        for stall in range(int((u1 - u0 - 1) / 2.6)):
-            u = u0 + 0.5 + 2.6 * stall
-            if lines:
-                plot.line(DETAIL, paint, [(u, row + 0.3), (u, row + 4.7)], 0.12)
-            if rng.random() < taken:
-                plot.car(
-                    u + 1.3,
-                    row + 2.5 + rng.uniform(-0.3, 0.3),
-                    rng.choice((-1, 1)) * math.pi / 2 + rng.uniform(-0.05, 0.05),
-                )
-        row += 11 if int((row - v0) / 5) % 3 == 0 else 5
 
 
 def halls(plot: Plot) -> None:
