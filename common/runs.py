@@ -7,7 +7,7 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,22 @@ def open_run(task: str, *, output_dir: Path | None, resume: str | None, demo: bo
         stamp = time.strftime("%Y%m%d-%H%M%S")
         output_dir = _free(RUNS / task / (f"demo-{stamp}" if demo else stamp))
     return RunFolder(output_dir)
+
+
+def demo_data(folder: Path, kind: str, write: Callable[[Path], None]) -> Path:
+    """Say that this is the demo, and generate its data at the first use.
+
+    Args:
+        folder: where they lie.
+        kind: what is generated, such as ``nuclei``.
+        write: writes them into a folder that does not exist yet.
+    """
+    print(
+        f"demo: no data given, so generated {kind} under {folder} are used; pass --data-root for your own", flush=True
+    )
+    if not folder.exists():
+        write(folder)
+    return folder
 
 
 def find_resume(task: str, *, output_dir: Path | None, resume: str | None, demo: bool) -> Path | None:

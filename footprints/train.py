@@ -22,7 +22,7 @@ from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
 from common.pairs import require_usable
 from common.plots import History, roc
-from common.runs import RunFolder, load_train_config, open_run
+from common.runs import RunFolder, demo_data, load_train_config, open_run
 from common.scenes.aerial import write_footprints
 from common.training import fit, seed_everything
 from footprints.data import SceneSet, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
@@ -184,14 +184,10 @@ def draw_roc(run: RunFolder, scores: SplitScores, result: dict[str, Any]) -> Non
 
 
 def demo_scenes() -> Path:
-    """Say that this is the demo and generate its scenes once."""
-    print(
-        f"demo: no data given, so generated aerial scenes under {DEMO} are used; pass --data-root for your own",
-        flush=True,
+    """The folder of the generated scenes, written at the first use."""
+    return demo_data(
+        DEMO, "aerial scenes", lambda folder: write_footprints(folder, counts=(96, 12, 12), seed=0, size=256, gsd=0.6)
     )
-    if not DEMO.exists():
-        write_footprints(DEMO, counts=(96, 12, 12), seed=0, size=256, gsd=0.6)
-    return DEMO
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from common.devices import Precision, choose_precision
 from common.evaluation import binary_probability
 from common.finish import Example, finish_run
 from common.pairs import require_usable
-from common.runs import RunFolder, load_train_config, open_run
+from common.runs import RunFolder, demo_data, load_train_config, open_run
 from common.scenes.hela import write_challenge
 from common.splits import split_ids
 from common.training import fit, seed_everything
@@ -121,10 +121,9 @@ def main() -> int:
 
 def demo_scenes() -> Path:
     """The folder of the generated scenes, written at the first use."""
-    print(f"demo: no data given, so generated nuclei under {DEMO} are used; pass --data-root for your own", flush=True)
-    if not DEMO.exists():
-        write_challenge(DEMO, sequences=2, frames=12, height=256, width=320, seed=0)
-    return DEMO
+    return demo_data(
+        DEMO, "nuclei", lambda folder: write_challenge(folder, sequences=2, frames=12, height=256, width=320, seed=0)
+    )
 
 
 def finish(

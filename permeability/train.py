@@ -21,7 +21,7 @@ from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
 from common.pairs import require_usable
 from common.plots import History
-from common.runs import RunFolder, load_train_config, open_run
+from common.runs import RunFolder, demo_data, load_train_config, open_run
 from common.scenes.aerial import write_permeability
 from common.training import TrainState, fit, seed_everything
 from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
@@ -222,14 +222,12 @@ def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:
 
 
 def demo_scenes() -> Path:
-    """Say that this is the demo and generate its scenes once."""
-    print(
-        f"demo: no data given, so generated aerial scenes under {DEMO} are used; pass --data-root for your own",
-        flush=True,
+    """The folder of the generated scenes, written at the first use."""
+    return demo_data(
+        DEMO,
+        "aerial scenes",
+        lambda folder: write_permeability(folder, sheets=(4, 1, 1), seed=0, height=512, width=640),
     )
-    if not DEMO.exists():
-        write_permeability(DEMO, sheets=(4, 1, 1), seed=0, height=512, width=640)
-    return DEMO
 
 
 if __name__ == "__main__":

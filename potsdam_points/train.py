@@ -25,7 +25,7 @@ from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
 from common.pairs import require_usable
 from common.plots import History, predictions
-from common.runs import RunFolder, load_train_config, open_run
+from common.runs import RunFolder, demo_data, load_train_config, open_run
 from common.scenes.aerial import write_potsdam
 from common.scoring import score_samples
 from common.training import fit, seed_everything
@@ -220,14 +220,8 @@ def finish(
 
 
 def demo_scenes() -> Path:
-    """Say that this is the demo and generate its scenes once."""
-    print(
-        f"demo: no data given, so generated aerial scenes under {DEMO} are used; pass --data-root for your own",
-        flush=True,
-    )
-    if not DEMO.exists():
-        write_potsdam(DEMO, count=64, seed=0, size=300)
-    return DEMO
+    """The folder of the generated scenes, written at the first use."""
+    return demo_data(DEMO, "aerial scenes", lambda folder: write_potsdam(folder, count=64, seed=0, size=300))
 
 
 def with_points(patch: LoadedPatch, config: Config) -> LoadedPatch:
