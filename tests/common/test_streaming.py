@@ -283,7 +283,7 @@ def test_files_can_grow_beyond_four_gigabytes(tmp_path, monkeypatch):
     assert [o["bigtiff"] for o in seen if "bigtiff" in o] == ["IF_SAFER"] * 2
 
 
-def testprobabilities_and_overlay_can_be_left_out(tmp_path):
+def test_probabilities_and_overlay_can_be_left_out(tmp_path):
     source = save(tmp_path / "a.tif", picture())
     stream_file(source, predictor(), tmp_path / "out", "a", products(prob=False, overlay=False))
     assert names(tmp_path / "out") == ["a_mask.tif"]
@@ -385,7 +385,7 @@ def test_another_input_or_option_does_not_go_on_with_a_foreign_spool(tmp_path):
     assert one != spool_folder(tmp_path, "a", source, {"tile": 32})
 
 
-def test_options_that_changeprobabilities_are_part_of_the_spools_name(tmp_path):
+def test_options_that_change_probabilities_are_part_of_the_spools_name(tmp_path):
     base = predictor().settings()
     for other in (
         predictor(tile=64), predictor(overlap=0.5), predictor(tta="flips"), predictor(scale=0.5),
