@@ -189,6 +189,21 @@ def flag_value(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
+def load_yaml(flag: str, path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """What a YAML file holds, every scalar as text.
+
+    Raises:
+        FileNotFoundError: there is no such file; names the flag it was given with.
+        ValueError: it is not YAML.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{flag} {path} does not exist")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
 def read_yaml(path: Path) -> dict[str, str | list[str]]:
     """Read a flat YAML mapping with every scalar as text.
 
@@ -196,12 +211,7 @@ def read_yaml(path: Path) -> dict[str, str | list[str]]:
         FileNotFoundError: there is no such file.
         ValueError: it is not a YAML mapping.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--config {path} does not exist")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = load_yaml("--config", path)
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -36,8 +36,10 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: An input does not exist.
-        ValueError: There is no image at all.
+        ValueError: Nothing is named, or there is no image at all.
     """
+    if not inputs:
+        raise ValueError("no INPUT given; pass images or folders of images")
     found: dict[Path, Path] = {}
     for path in inputs:
         if not path.exists():
@@ -45,7 +47,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
         for image in _images_of_folder(path) if path.is_dir() else [path]:
             found.setdefault(image.resolve(), image)
     if not found:
-        places = ", ".join(str(path) for path in inputs) or "no inputs"
+        places = ", ".join(str(path) for path in inputs)
         known = " ".join(extension.lstrip(".") for extension in IMAGE_EXTENSIONS)
         raise ValueError(f"{places}: no images found; name files, or folders that directly hold images ({known})")
     return list(found.values())

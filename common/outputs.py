@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,12 +24,16 @@ def provenance(checkpoints: Sequence[Path], threshold: float | None) -> dict[str
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Compare ``needed`` bytes with the free space where ``folder`` is (to be).
+    """Compare ``needed`` bytes with the free space where ``folder`` is (to be), and see that one may write there.
 
     Raises:
-        ValueError: too little is free; names both figures.
+        ValueError: too little is free, naming both figures; or nothing can be written there.
     """
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"--output-dir {folder}: {existing} is a file, not a folder; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-dir {folder}: {existing} may not be written to; choose another folder")
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ValueError(

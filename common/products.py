@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from common.bands import open_raster, read_bands
 from common.checkpoint import ModelCard, atomic_path
 from common.cli import say
-from common.geotiff import Frame, write_mask_raster, write_probability_raster
+from common.geotiff import Frame, publish, write_mask_raster, write_probability_raster
 from common.pixels import overlay, stretch
 from common.polygons import ReadRows, polygonize
 from common.predictor import Range
@@ -93,6 +93,7 @@ def write_vectors(
     card: ModelCard,
     products: Products,
     place: tuple[CRS | None, Affine | None],
+    workshop: Path | None = None,
 ) -> None:
     """Outline the classes of a raster and write the polygons.
 
@@ -105,6 +106,7 @@ def write_vectors(
         card: class names.
         products: smallest area, simplification, provenance.
         place: coordinate system and transform of the raster.
+        workshop: folder in which the file is made; None = that of ``path``.
     """
     crs, transform = place
     polygons = polygonize(read, size, polygon_classes(card), transform or Affine.identity())
@@ -112,13 +114,15 @@ def write_vectors(
     if products.refine is not None:
         outlines = products.refine(polygons.geometry, transform or Affine.identity(), crs)
         polygons = replace(polygons, geometry=outlines)
-    write_polygons(path, polygons, card.classes, crs, products.tags)
+    write_polygons(path, polygons, card.classes, crs, products.tags, workshop)
 
 
 def write_from_spool(
     spool: Spool, source: Path, folder: Path, stem: str, card: ModelCard, products: Products, value_range: Range | None
 ) -> None:
-    """Make all products of a raster whose rows are all in the spool; what an earlier attempt finished is kept.
+    """Make all products of a raster whose rows are all in the spool.
+
+    They are made in the spool's folder, so what a killed run began goes when its successor removes the spool.
 
     Args:
         spool: complete.
@@ -136,14 +140,20 @@ def write_from_spool(
         write_probability_raster(spool, folder / f"{stem}_prob.tif", frame, cog=products.cog)
     if products.overlay:
         picture, mask = _thinned(spool, source, value_range)
-        write_picture(folder / f"{stem}_overlay.png", overlay(stretch(picture), mask, card.palette))
+        made = spool.folder / "overlay.png"
+        write_picture(made, overlay(stretch(picture), mask, card.palette))
+        publish(made, folder / f"{stem}_overlay.png")
     if products.vector != "none":
 
         def read(first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
             return spool.read("mask", first, last)[0], spool.confidence(first, last)
 
-        place = (frame.crs, frame.transform)
-        write_vectors(folder / f"{stem}.{products.vector}", read, (spool.height, spool.width), card, products, place)
+        path, size, place = (
+            folder / f"{stem}.{products.vector}",
+            (spool.height, spool.width),
+            (frame.crs, frame.transform),
+        )
+        write_vectors(path, read, size, card, products, place, spool.folder)
 
 
 def _thinned(spool: Spool, source: Path, value_range: Range | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -175,6 +175,11 @@ def _checked_range(data: Array, value_range: tuple[float, float] | None) -> tupl
     return low, high
 
 
+def to_unit(image: Array) -> npt.NDArray[np.float32]:
+    """An image (C, H, W), uint8 or already in 0-1, as float32 in 0-1."""
+    return image.astype(np.float32) * np.float32(1 / 255 if image.dtype == np.uint8 else 1)
+
+
 def scale_to_unit(
     data: Array, valid: npt.NDArray[np.bool_], value_range: tuple[float, float] | None = None
 ) -> npt.NDArray[np.float32]:

@@ -87,7 +87,6 @@ def write_report(
     calibration: Bins | None = None,
     roc: Sequence[tuple[float, float]] | None = None,
     examples: Mapping[str, Sequence[Example]] | None = None,
-    example_caption: str = "Left to right: input, truth, prediction.",
     palette: Palette | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
@@ -106,7 +105,6 @@ def write_report(
         roc: (false positive rate, true positive rate) points.
         examples: (id, score, (H, W, 3) uint8 picture) by heading, such as "best" and "worst"; ``plots.strip`` makes the
             pictures.
-        example_caption: what the parts of a picture are.
         palette: RGB by class index, for the swatches beside class names.
         files: what the run folder holds, meaning by file name.
 
@@ -114,14 +112,9 @@ def write_report(
         ValueError: the confusion matrix does not fit the class names.
     """
     scores = scores or {}
-    names = _class_names(scores)
-    charts = plots.curve_figures(history)
-    judged = (
-        [("Reliability", plots.reliability_figure(calibration))]
-        if calibration and any(c for *_, c in calibration)
-        else []
-    )
-    judged += [("ROC curve", plots.roc_figure(roc, scores.get("auc")))] if roc else []
+    judged = [("ROC curve", plots.roc_figure(roc, scores.get("auc")))] if roc else []
+    if calibration and any(count for *_, count in calibration):
+        judged.insert(0, ("Reliability", plots.reliability_figure(calibration)))
     rows, columns = _audit_table(audit)
     page = _template().render(
         title=title,
@@ -132,14 +125,13 @@ def write_report(
         audit=[line for line in audit if isinstance(line, str)],
         audit_columns=columns,
         audit_rows=rows,
-        curves=[_svg(figure, name, f"c{i}") for i, (name, figure) in enumerate(charts)],
+        curves=[_svg(figure, name, f"c{i}") for i, (name, figure) in enumerate(plots.curve_figures(history))],
         classes=class_table(scores, palette),
         absent=scores.get("absent_classes") or [],
-        names=names,
+        names=_class_names(scores),
         confusion=confusion_rows(scores.get("confusion_matrix")),
         calibration=[_svg(figure, name, f"p{i}") for i, (name, figure) in enumerate(judged)],
         examples=_pictures(examples or {}),
-        example_caption=example_caption,
         config={key: _text(value) for key, value in _flatten(config).items()},
         files=files or {},
     )

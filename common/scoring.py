@@ -15,11 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.checkpoint import ModelCard
+from common.devices import choose_precision
 from common.evaluation import SplitScores, check_root
-from common.inference import Predictor
+from common.predictor import LoadNetwork, Predictor
 
 Sample = tuple[str, NDArray[np.float32], NDArray[np.uint8]]
 """Id, image (3, H, W) in 0...1, truth (H, W) with 255 = ignored."""
+TILE_SIDE, CONTEXT = 1024, 64
+"""Scenes larger than memory are scored in tiles of this side, predicted with so much of their surroundings."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,27 @@ class EvaluateConfig:
     def root(self) -> str:
         """Where the data lie, as checkpoints store it."""
         return str((self.data_root or self.images or Path()).resolve())
+
+
+def load_predictor(
+    config: EvaluateConfig, load_network: LoadNetwork, default_tile: Callable[[ModelCard], int]
+) -> Predictor:
+    """The network(s) that the flags name.
+
+    Args:
+        config: the command's flags.
+        load_network: the task's own function from a checkpoint to a network.
+        default_tile: side of the tiles that suits a network.
+
+    Raises:
+        FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
+    """
+    predictor = Predictor.load(
+        config.checkpoint, load_network, choose_precision(config.device, config.amp), threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+    )  # fmt: skip
+    predictor.tile = default_tile(predictor.card)
+    return predictor
 
 
 def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:

@@ -220,15 +220,12 @@ def predict_rows(
     num_outputs: int,
     tile: int,
     overlap: float = 0.5,
-    batch_size: int = 4,
     blend: Blend = "ramp",
-    tta: Tta = "none",
     stride: int = 32,
     device: torch.device | str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    ahead: int = 0,
     first_row: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,  # noqa: ANN401 - those of `predict_windows`
 ) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
     """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
 
@@ -238,20 +235,18 @@ def predict_rows(
     Args:
         read: Gives the pixels (C, height, width) float of a window, in order; None = nothing to predict there (0).
         size: Height and width of the image.
-        predict: See `predict_array`, as all that follow.
+        predict: Maps (N, C, h, w) to what is averaged, as a rule probabilities (N, num_outputs, h, w). Under
+            ``amp_dtype`` take the sigmoid or softmax of ``logits.float()``: bfloat16 probabilities have two digits.
         num_outputs: Channels of the prediction.
-        tile: Side of a window.
-        overlap: Least fraction of a window shared with its neighbor.
-        batch_size: Windows predicted at once.
+        tile: Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding.
+        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
         blend: See `blend_profile`.
-        tta: See `predict_symmetric`.
         stride: Total downsampling of the network.
         device: Where ``predict`` runs.
-        amp_dtype: Mixed precision.
-        ahead: Batches that a thread reads while the network works.
         first_row: Where to begin: the row after a band handed out before. The bands from there on are the same, bit for
             bit, as those of a run from the top.
         progress: Called after every window with the number of windows done and their total.
+        options: Those of `predict_windows`.
 
     Yields:
         The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the image from
@@ -269,17 +264,7 @@ def predict_rows(
         raise ValueError(f"row {first_row} is not the end of a band; those are {edges[1:]}")
     wanted = [window for window in windows if window.row + window.height > first_row]
     bands = [band for band in pairwise(edges) if band[0] >= (wanted[0].row if wanted else height)]
-    predictions = predict_windows(
-        read,
-        wanted,
-        predict,
-        batch_size=batch_size,
-        tta=tta,
-        stride=stride,
-        device=device,
-        amp_dtype=amp_dtype,
-        ahead=ahead,
-    )
+    predictions = predict_windows(read, wanted, predict, stride=stride, device=device, **options)
     order = {window: number for number, window in enumerate(windows, start=1)}
     with closing(predictions):
         for window, output in predictions:
@@ -306,15 +291,7 @@ def predict_array(
     predict: Predictor,
     *,
     num_outputs: int,
-    tile: int,
-    overlap: float = 0.5,
-    batch_size: int = 4,
-    blend: Blend = "ramp",
-    tta: Tta = "none",
-    stride: int = 32,
-    device: torch.device | str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    **options: Any,  # noqa: ANN401 - those of `predict_rows`
 ) -> npt.NDArray[np.float32]:
     """Predict an image in memory tile by tile and blend the tiles.
 
@@ -322,18 +299,9 @@ def predict_array(
 
     Args:
         image: (C, H, W) float, already normalized, without NaN.
-        predict: Maps (N, C, h, w) to what is averaged, as a rule probabilities (N, num_outputs, h, w). Under
-            ``amp_dtype`` take the sigmoid or softmax of ``logits.float()``: bfloat16 probabilities have two digits.
+        predict: See `predict_rows`.
         num_outputs: Channels of the prediction.
-        tile: Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding.
-        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
-        batch_size: Windows predicted at once; halved when memory runs out.
-        blend: See `blend_profile`.
-        tta: See `predict_symmetric`.
-        stride: Total downsampling of the network.
-        device: Where ``predict`` runs.
-        amp_dtype: Mixed precision; None = full precision.
-        progress: Called after every window with the number of windows done and their total.
+        options: Those of `predict_rows`.
 
     Returns:
         (num_outputs, H, W) float32.
@@ -353,21 +321,7 @@ def predict_array(
         return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
 
     result = np.empty((num_outputs, height, width), np.float32)
-    for row, band in predict_rows(
-        read,
-        (height, width),
-        predict,
-        num_outputs=num_outputs,
-        tile=tile,
-        overlap=overlap,
-        batch_size=batch_size,
-        blend=blend,
-        tta=tta,
-        stride=stride,
-        device=device,
-        amp_dtype=amp_dtype,
-        progress=progress,
-    ):
+    for row, band in predict_rows(read, (height, width), predict, num_outputs=num_outputs, **options):
         result[:, row : row + band.shape[1]] = band
     _check_finite(result, image)
     return result

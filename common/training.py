@@ -209,19 +209,10 @@ def _leave_signals_to_parent(worker: int) -> None:
 
 
 def fit(
-    model: nn.Module,
-    train_data: SegmentationData,
-    val_data: SegmentationData,
-    *,
-    criterion: Criterion,
-    probabilities: Probabilities,
-    card: ModelCard,
-    config: TrainConfig,
-    run: RunFolder,
-    precision: Precision,
-    test_images: int = 0,
-    on_start: Callable[[TrainState], None] | None = None,
-) -> TrainState:
+    model: nn.Module, train_data: SegmentationData, val_data: SegmentationData, *, criterion: Criterion,
+    probabilities: Probabilities, card: ModelCard, config: TrainConfig, run: RunFolder, precision: Precision,
+    test_images: int = 0, on_start: Callable[[TrainState], None] | None = None,
+) -> TrainState:  # fmt: skip
     """Train ``model``: the whole of ``--epochs`` or ``--max-minutes``, resumable after every epoch and after a signal.
 
     Writes ``best_iou.pt``, ``best_loss.pt``, ``last.pt``, ``metrics.csv`` and TensorBoard events into ``run``. However
@@ -245,17 +236,13 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
     card = replace(card, config=config_values(config))
-    model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = _new_state(model, config, precision)
-    if run.resume_from is not None:
-        run.restore(state, card.task)
+    state = _begin(model, config, run, precision, card.task)
     if on_start is not None:
         on_start(state)
     sampler = EpochBatches(len(train_data), config.batch_size, config.seed)
     val_seconds = print_estimate(state, train_data, val_data, len(sampler), config, precision)
-    total_steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
-    test_share = test_images / len(val_data)
-    clock = Clock(total_steps, _deadline(config, val_seconds, test_share), start_progress=state.progress)
+    steps, test_share = config.epochs * math.ceil(len(sampler) / config.grad_accum), test_images / len(val_data)
+    clock = Clock(steps, _deadline(config, val_seconds, test_share), start_progress=state.progress)
     loader = _loader(train_data, config.workers, batch_sampler=sampler)
     forward = cast(nn.Module, torch.compile(model)) if config.compile else model
     with ExitStack() as stack:
@@ -280,8 +267,7 @@ def fit(
                 break
             samples = (state.batch - first) * sampler.batch_size
             _end_epoch(state, scores, run, card, trained - started, samples, precision)
-            measured = _deadline(config, time.monotonic() - trained, test_share)
-            clock.deadline = min(clock.deadline, measured)
+            clock.deadline = min(clock.deadline, _deadline(config, time.monotonic() - trained, test_share))
     if stop.signum is not None:
         last = run.path / "last.pt"
         raise Interrupted(stop.signum, f"stopped by signal {stop.signum} and saved; go on with --resume {last}")
@@ -295,14 +281,19 @@ def _deadline(config: TrainConfig, val_seconds: float, test_share: float) -> flo
     return STARTED + 60 * config.max_minutes - FINISH_SECONDS - 1.5 * val_seconds * (1 + test_share)
 
 
-def _new_state(model: nn.Module, config: TrainConfig, precision: Precision) -> TrainState:
+def _begin(model: nn.Module, config: TrainConfig, run: RunFolder, precision: Precision, task: str) -> TrainState:
+    """The state before the first step, or where the run to be resumed ended."""
+    model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = Schedule(
         config.scheduler, config.epochs, config.warmup_steps, config.lr_factor, config.lr_step, config.lr_patience,
         config.lr_min / config.lr,
     )  # fmt: skip
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler)
-    return TrainState(model, optimizer, schedule, scaler, MovingAverage(model, config.ema) if config.ema else None)
+    state = TrainState(model, optimizer, schedule, scaler, MovingAverage(model, config.ema) if config.ema else None)
+    if run.resume_from is not None:
+        run.restore(state, task)
+    return state
 
 
 def _is_done(state: TrainState, config: TrainConfig, clock: Clock) -> bool:
@@ -313,14 +304,9 @@ def _is_done(state: TrainState, config: TrainConfig, clock: Clock) -> bool:
 
 
 def _end_epoch(
-    state: TrainState,
-    scores: SplitScores,
-    run: RunFolder,
-    card: ModelCard,
-    seconds: float,
-    samples: int,
+    state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, seconds: float, samples: int,
     precision: Precision,
-) -> None:
+) -> None:  # fmt: skip
     """Book an epoch: its row in the history, the best checkpoints, then ``last.pt``.
 
     In that order a kill in between repeats the epoch, and with it what was written.

@@ -105,6 +105,7 @@ def write_polygons(
     class_names: Sequence[str],
     crs: CRS | None,
     tags: Mapping[str, str] | None = None,
+    workshop: Path | None = None,
 ) -> list[Path]:
     """Write polygons with the fields ``class_val, class_name, area, mean_prob``; ``area`` is that of the geometry.
 
@@ -117,6 +118,7 @@ def write_polygons(
         class_names: by class index.
         crs: coordinate system of the geometry.
         tags: provenance: the layer's metadata in a GeoPackage, the description in GeoJSON; a shapefile has no place.
+        workshop: folder on the same disk in which the files are made; None = that of ``path``.
 
     Returns:
         The files written, sidecars left out.
@@ -127,7 +129,7 @@ def write_polygons(
     parts = _shapefile_parts(polygons) if kind == "shp" else [polygons]
     names = [path.name if number == 0 else f"{path.stem}_{number + 1}.shp" for number in range(len(parts))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=workshop or path.parent) as folder:
         for name, part in zip(names, parts, strict=True):
             _write(Path(folder) / name, kind, part, class_names, crs, dict(tags or {}))
             made = sorted(

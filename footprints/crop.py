@@ -30,14 +30,13 @@ from tqdm import tqdm
 from common.checkpoint import atomic_path
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
+from common.grids import window_grid
 from common.losses import IGNORE
 from common.outputs import check_disk
 from common.pairs import Pair, require_usable
 from common.splits import PARTS
 from footprints.data import find_pairs
-from footprints.grids import window_grid
-from footprints.scene import LabelReader, WindowReader, to_classes
-from footprints.vectors import is_vector
+from footprints.scene import LabelReader, WindowReader, is_vector, to_classes
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 ELONGATED = 2.5
@@ -296,7 +295,7 @@ def read_crop(source: Source, block: Block) -> Crop:
             label, nodata = classes[None], IGNORE
     profile = _profile(source, block)
     dataset = source.image.open()
-    kept = {"nodata": source.image.nodata, "colorinterp": dataset.colorinterp}
+    kept: dict[str, Any] = {"nodata": source.image.nodata, "colorinterp": source.image.meanings}
     if source.image.is_palette:
         kept["colormap"] = dataset.colormap(1)
     if MaskFlags.per_dataset in dataset.mask_flag_enums[0] and MaskFlags.alpha not in dataset.mask_flag_enums[0]:

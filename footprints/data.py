@@ -16,14 +16,13 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from common.grids import bounds
 from common.pairs import Pair, join, list_images, natural_key, same_stem
 from common.rasters import TIFF_EXTENSIONS
 from common.splits import PARTS, split_ids
 from common.windows import Window
-from footprints.grids import bounds
 from footprints.predict import CLASSES
-from footprints.scene import STRIP, RasterScene, Scene, WindowReader, label_values, load_scene
-from footprints.vectors import is_vector
+from footprints.scene import STRIP, RasterScene, Scene, WindowReader, is_vector, label_values, load_scene
 
 MEMORY = 2 << 30
 """Scenes beyond this many bytes together are read by windows instead of being kept."""

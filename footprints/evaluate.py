@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,14 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
-from common.devices import choose_precision
 from common.evaluation import SplitScores, print_scores
 from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
 from common.pairs import require_usable
-from common.scoring import EvaluateConfig, Sample, ids_of_split, score_samples
+from common.rasters import to_unit
+from common.scoring import CONTEXT, TILE_SIDE, EvaluateConfig, ids_of_split, load_predictor, score_samples
 from footprints.data import Tile, find_pairs, load_scenes, plan_tiles, read_tile
 from footprints.predict import TASK, TILE, load_network
-from footprints.scene import to_unit
-
-TILE_SIDE, CONTEXT = 1024, 64
-"""Scenes are scored in tiles of this side, predicted with so much of their surroundings."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +30,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = Predictor.load(
-        config.checkpoint,
-        load_network,
-        choose_precision(config.device, config.amp),
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-        tile=TILE,
-    )
+    predictor = load_predictor(config, load_network, lambda card: TILE)
     wanted = ids_of_split(predictor.card, config)
     pairs, unpaired = find_pairs(config.data_root, images=config.images, labels=config.labels)
     for note in unpaired:
@@ -56,13 +45,9 @@ def main() -> int:
 
 def score_tiles(predictor: Predictor, tiles: Sequence[Tile], loss: SegmentationLoss) -> SplitScores:
     """Predict and score tiles one by one; every pixel counts once."""
-
-    def samples() -> Iterator[Sample]:
-        for tile in tiles:
-            image, classes = read_tile(tile)
-            yield tile.id, to_unit(image), classes
-
-    return score_samples(predictor, samples(), loss)
+    read = ((tile.id, read_tile(tile)) for tile in tiles)
+    samples = ((name, to_unit(image), classes) for name, (image, classes) in read)
+    return score_samples(predictor, samples, loss)
 
 
 if __name__ == "__main__":

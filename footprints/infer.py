@@ -33,8 +33,6 @@ class Config(InferConfig):
 def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
-    if not config.input:
-        raise ValueError("no INPUT given; pass images or folders of images")
     paths = find_images(config.input)
     predictor, tags = load_predictor(config, TASK, load_network, lambda card: TILE)
     folder = config.output_dir or Path("outputs") / TASK

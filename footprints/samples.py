@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.augmentation import blur_and_noise, color_map
+from common.rasters import to_unit
 from common.sampling import Key
 from footprints.data import SceneSet, Tile, read_tile
-from footprints.scene import Scene, to_unit
+from footprints.scene import Scene
 
 MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
-GREY = (0.299, 0.587, 0.114)
 
 Pixels = NDArray[np.float32]
 Matrix = NDArray[np.float64]
@@ -163,16 +164,9 @@ def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> P
     saturation = math.exp(rng.normal(0, 0.5 * strength))
     gains = np.exp(rng.normal(0, 0.1 * strength, 3) + rng.normal(0, 0.25 * strength))
     contrast = math.exp(rng.normal(0, 0.3 * strength))
-    grey = np.tile(np.array(GREY), (3, 1))
-    linear = (contrast * gains)[:, None] * (saturation * np.eye(3) + (1 - saturation) * grey)
-    level = image.mean(axis=(0, 1), dtype=np.float64)
-    offset = gains * level - linear @ level + rng.normal(0, 0.05 * strength)
-    changed = cv2.transform(image, np.column_stack([linear, offset]))
-    if rng.random() < 0.3 * strength:
-        changed = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.3, 1.2))
-    if rng.random() < 0.5:
-        changed = changed + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, 0.04 * strength))
-    return np.asarray(np.clip(changed, 0, 1), np.float32)
+    linear, offset = color_map(image, gains, contrast, saturation)
+    changed = cv2.transform(image, np.column_stack([linear, offset + rng.normal(0, 0.05 * strength)]))
+    return blur_and_noise(changed, strength, rng)
 
 
 class FootprintTiles:

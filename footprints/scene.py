@@ -25,17 +25,18 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
+from common.grids import Grid, apply
 from common.losses import IGNORE
+from common.outlines import Outlines, PolygonLayer
 from common.pairs import Pair
 from common.rasters import TIFF_EXTENSIONS, Raster, read_label, read_raster, scale_to_unit
-from footprints.grids import apply
-from footprints.vectors import Outlines, is_vector
 
 Image = NDArray[np.uint8] | NDArray[np.float32]
 Classes = NDArray[np.uint8]
 HALF_PIXEL = 0.5
 MOST_OPEN = 64
 """Files that a process keeps open."""
+VECTOR_EXTENSIONS = (".gpkg", ".shp", ".geojson", ".json", ".fgb")
 STRIP = 4 << 20
 """Pixels looked at at a time."""
 
@@ -56,12 +57,16 @@ class Frame:
 
 
 @lru_cache(MOST_OPEN)
-def _opened(path: Path, version: int, process: int) -> Any:  # noqa: ANN401 - rasterio has no types
-    """An open dataset of this process (handles do not survive a fork) and of this version of the file."""
+def _opened(path: Path, version: int, process: int) -> tuple[Any, tuple[ColorInterp, ...]]:
+    """An open dataset of this process (handles do not survive a fork) and of this version of the file, and its bands.
+
+    What the bands mean is asked at once: later rasterio would take the error of another file for an answer.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(path)
+            dataset = rasterio.open(path)
+            return dataset, tuple(dataset.colorinterp)
     except RasterioIOError as error:
         raise ValueError(f"{path}: cannot be read as an image: {error}; remove or replace it") from error
 
@@ -78,18 +83,20 @@ class WindowReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        dataset = self.open()
+        dataset, self.meanings = self._entry()
         placed = dataset.crs is not None or not dataset.transform.is_identity
         self.frame = Frame(dataset.height, dataset.width, dataset.transform if placed else None, dataset.crs)
         self.nodata: float | None = dataset.nodata
-        meanings = dataset.colorinterp
-        self.bands = [i for i, meaning in enumerate(meanings, start=1) if meaning != ColorInterp.alpha]
+        self.bands = [i for i, meaning in enumerate(self.meanings, start=1) if meaning != ColorInterp.alpha]
         if not self.bands:
             raise ValueError(f"{path}: has an alpha band only")
-        self.is_palette = len(self.bands) == 1 and meanings[self.bands[0] - 1] == ColorInterp.palette
+        self.is_palette = len(self.bands) == 1 and self.meanings[self.bands[0] - 1] == ColorInterp.palette
 
     def open(self) -> Any:  # noqa: ANN401 - rasterio has no types
         """The open dataset of this process."""
+        return self._entry()[0]
+
+    def _entry(self) -> tuple[Any, tuple[ColorInterp, ...]]:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file; check the path")
         return _opened(self.path, self.path.stat().st_mtime_ns, os.getpid())
@@ -189,7 +196,7 @@ class LabelReader:
         self._outlines: Outlines | None = None
         self._raster: WindowReader | None = None
         if is_vector(path):
-            self._outlines = Outlines(path, frame.height, frame.width, frame.transform, frame.crs, str(image))
+            self._outlines = read_outlines(path, frame, image)
         else:
             self._raster = WindowReader(path)
             check_grid(image, frame, path, self._raster.frame)
@@ -197,10 +204,34 @@ class LabelReader:
     def read(self, row: int, col: int, height: int, width: int) -> Classes:
         """(height, width): 1 building, 0 not, 255 ignored."""
         if self._outlines is not None:
-            return self._outlines.burn(row, col, height, width)
+            return self._outlines.burn((row, col, height, width))
         assert self._raster is not None
         values, valid = self._raster.read(row, col, height, width)
         return to_classes(values, valid, self._raster.nodata)
+
+
+def is_vector(path: Path) -> bool:
+    """Tell a vector file by its name."""
+    return path.suffix.lower() in VECTOR_EXTENSIONS
+
+
+def read_outlines(path: Path, frame: Frame, image: Path) -> Outlines:
+    """The building outlines of a vector file over an image; where one of them names no coordinate system, the other's.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has no polygons, or lies somewhere else than the image.
+    """
+    if frame.transform is None:
+        raise ValueError(
+            f"{image}: has no georeference, so the outlines of {path} have no place on it; "
+            "georeference it, or give its labels as a raster of its size"
+        )
+    layer = PolygonLayer(path)
+    grid = Grid(image, frame.height, frame.width, frame.transform, frame.crs or CRS())
+    if not layer.meets(grid):
+        raise ValueError(f"{path}: its outlines do not meet {image}: {layer.places(grid)}")
+    return layer.over(grid)
 
 
 def to_image(data: NDArray[Any], valid: NDArray[np.bool_]) -> Image:
@@ -209,11 +240,6 @@ def to_image(data: NDArray[Any], valid: NDArray[np.bool_]) -> Image:
     if bands.dtype == np.uint8:
         return np.asarray(np.where(valid, bands, np.uint8(0)), np.uint8)
     return scale_to_unit(bands, valid)
-
-
-def to_unit(image: Image) -> NDArray[np.float32]:
-    """An image (3, H, W) as float32 0...1."""
-    return image.astype(np.float32) * np.float32(1 / 255) if image.dtype == np.uint8 else image.astype(np.float32)
 
 
 def to_classes(values: NDArray[Any], valid: NDArray[np.bool_], nodata: float | None) -> Classes:

@@ -22,15 +22,16 @@ from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
 from common.pairs import require_usable
 from common.plots import History, roc
+from common.rasters import to_unit
 from common.runs import RunFolder, demo_data, load_train_config, open_run
 from common.scenes.aerial import write_footprints
+from common.scoring import CONTEXT, TILE_SIDE
 from common.training import fit, seed_everything
 from footprints.data import SceneSet, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
-from footprints.evaluate import CONTEXT, TILE_SIDE, score_tiles
+from footprints.evaluate import score_tiles
 from footprints.model import build_model
 from footprints.predict import CLASSES, PALETTE, TASK, TILE, initialize, load_network
 from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, FootprintTiles
-from footprints.scene import to_unit
 
 Rows = list[tuple[str, str]]
 DEMO = Path("data/demo/footprints")

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
+from common.grids import Grid
 from common.inputs import find_images
 from common.pairs import natural_key
 from common.splits import PARTS, split_ids
 from common.windows import Window
-from permeability.joining import Outlines, Shared, share
+from permeability.joining import GroundIndex, Shared, share
 from permeability.labels import CLASSES
-from permeability.landcover import Grid
 from permeability.site import Site
 
 IMAGES, MASKS = Path("INSUMOS/ORTOFOTOS"), Path("DATA/OUTPUT/MASCARAS")
@@ -102,7 +102,7 @@ def join_sites(photos: Sequence[Path], masks: Sequence[Mask], how: Join) -> tupl
     """
     problems: list[str] = []
     grids = open_grids(photos, problems)
-    outlines = Outlines(grids)
+    ground = GroundIndex(grids)
     sites: list[Site] = []
     lonely: list[tuple[Mask, Grid]] = []
     used: set[Path] = set()
@@ -110,14 +110,17 @@ def join_sites(photos: Sequence[Path], masks: Sequence[Mask], how: Join) -> tupl
         grid = next(iter(open_grids([mask.path], problems)), None)
         if grid is None:
             continue
-        found, wrong = join_mask(mask, grid, [grids[i] for i in outlines.over(grid)], how)
+        found, wrong = join_mask(mask, grid, [grids[i] for i in ground.over(grid)], how)
         if not found and not wrong:
             lonely.append((mask, grid))
         sites += found
         problems += wrong
         used |= {site.image.path for site in found}
     if not sites and lonely and grids:
-        raise ValueError(elsewhere(lonely[0][1], grids[0], len(lonely)))
+        raise ValueError(
+            f"no orthophoto shows the ground of any of {len(lonely)} mask(s): {lonely[0][1]}, {grids[0]}; "
+            "check the coordinate system of both"
+        )
     notes = [f"{mask.path}: no orthophoto shows its ground, left out" for mask, _ in lonely]
     idle = [grid.path for grid in grids if grid.path not in used]
     if idle and not problems:
@@ -161,19 +164,6 @@ def join_mask(mask: Mask, grid: Grid, photos: Sequence[Grid], how: Join) -> tupl
         name = mask.id if len(shared) == 1 else f"{mask.id}@{stem}"
         sites.append(part.site(name, earlier=[other.photo for other in shared[:number]]))
     return sites, [] if sites else problems
-
-
-def elsewhere(mask: Grid, photo: Grid, count: int) -> str:
-    """What to say of masks that lie somewhere else than all orthophotos."""
-
-    def place(grid: Grid) -> str:
-        left, bottom, right, top = grid.bounds
-        return f"x {left:.7g} ... {right:.7g}, y {bottom:.7g} ... {top:.7g} in {str(grid.crs.to_string())[:60]}"
-
-    return (
-        f"no orthophoto shows the ground of any of {count} mask(s): {mask.path} lies at {place(mask)}, "
-        f"{photo.path} at {place(photo)}; check the coordinate system of both"
-    )
 
 
 # Looking

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,14 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
-from common.devices import choose_precision
 from common.evaluation import SplitScores, print_scores
 from common.inference import Predictor
 from common.losses import SegmentationLoss, build_loss
 from common.pairs import require_usable
-from common.scoring import EvaluateConfig, Sample, ids_of_split, score_samples
+from common.rasters import to_unit
+from common.scoring import CONTEXT, TILE_SIDE, EvaluateConfig, ids_of_split, load_predictor, score_samples
 from permeability.data import Join, Tile, find_files, join_sites, look_at, plan_tiles
 from permeability.predict import TASK, TILE, load_network, prediction_loss
-from permeability.site import to_unit
-
-TILE_SIDE, CONTEXT = 1024, 64
-"""Sites are scored in tiles of this side, predicted with so much of their surroundings."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +33,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = Predictor.load(
-        config.checkpoint,
-        load_network,
-        choose_precision(config.device, config.amp),
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-        tile=TILE,
-    )
+    predictor = load_predictor(config, load_network, lambda card: TILE)
     wanted = ids_of_split(predictor.card, config)
     how = Join(config.reproject or bool(predictor.card.config.get("reproject", False)))
     sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), how)
@@ -61,13 +50,9 @@ def main() -> int:
 
 def score_tiles(predictor: Predictor, tiles: Sequence[Tile], loss: SegmentationLoss) -> SplitScores:
     """Predict and score tiles one by one; every pixel counts once."""
-
-    def samples() -> Iterator[Sample]:
-        for tile in tiles:
-            image, classes = tile.read(predictor.channels)
-            yield tile.id, to_unit(image), classes
-
-    return score_samples(predictor, samples(), lambda logits, target: prediction_loss(loss, predictor, logits, target))
+    read = ((tile.id, tile.read(predictor.channels)) for tile in tiles)
+    samples = ((name, to_unit(image), classes) for name, (image, classes) in read)
+    return score_samples(predictor, samples, lambda logits, target: prediction_loss(loss, predictor, logits, target))
 
 
 if __name__ == "__main__":

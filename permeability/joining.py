@@ -10,12 +10,13 @@ import numpy as np
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform
 
+from common.grids import Grid
 from common.windows import Window
-from permeability.landcover import Grid
 from permeability.site import Site, Source, Warp, clip
 
 OFF_GRID = 0.1
@@ -44,9 +45,11 @@ def outline(grid: Grid, crs: CRS) -> Points:
         return np.column_stack(transform(grid.crs, crs, xs, ys))
     except CRSError as error:
         raise ValueError(f"{grid.path}: {grid.crs} cannot be converted to {crs}: {error}") from error
+    except CPLE_BaseError:  # no place on Earth, such as meters that are taken for degrees
+        return np.full((len(xs), 2), np.inf)
 
 
-class Outlines:
+class GroundIndex:
     """An index of the ground that rasters show.
 
     Args:

@@ -20,19 +20,18 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 import numpy as np
 import rasterio
 import tyro
-import yaml
-from affine import Affine
 
 from common.bands import open_raster
 from common.checkpoint import atomic_path
 from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
+from common.config import load_yaml, parse_flags
+from common.grids import Grid, window_grid
 from common.inputs import find_images, output_stems
+from common.outlines import PolygonLayer
 from common.outputs import check_disk
 from common.rasters import GEOTIFF, NODATA, gdal_colors
 from common.splits import PARTS, split_ids
 from permeability.labels import CLASSES, PALETTE
-from permeability.landcover import Bounds, Grid, LandCover
 
 ROWS = 1024
 """Rows of a sheet in memory at once."""
@@ -91,7 +90,7 @@ def main() -> int:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ValueError(f"--out {config.out} is not empty; masks need a new folder, so delete it or choose another")
     rule = make_rule(config)
-    cover = LandCover(config.vector, config.layer, config.field)
+    cover = open_cover(config)
     grids, problems = open_grids(find_images([config.ortho]))
     covered = find_covered(cover, grids, rule, keep_empty=config.background != NODATA)
     plan = plan_masks(covered, config)
@@ -110,6 +109,21 @@ def main() -> int:
     return PARTIAL if problems else 0
 
 
+def open_cover(config: Config) -> PolygonLayer:
+    """The land-cover polygons.
+
+    Raises:
+        FileNotFoundError, ValueError: see `PolygonLayer`; or the file names no coordinate system.
+    """
+    cover = PolygonLayer(config.vector, config.layer, config.field)
+    if not cover.crs:
+        raise ValueError(
+            f"{config.vector}: names no coordinate system (a shapefile has it in a .prj file); assign the right one, "
+            "for example with ogr2ogr -a_srs EPSG:25830"
+        )
+    return cover
+
+
 def make_rule(config: Config) -> Rule:
     """How a polygon's class follows from its field."""
     if config.map is None:
@@ -124,12 +138,7 @@ def read_map(path: Path) -> dict[str, int]:
         FileNotFoundError: there is no such file.
         ValueError: it is no mapping, or to something else than 0, 1 and 255.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--map {path} does not exist")
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # every scalar stays text
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--map {path} is not valid YAML: {error}") from error
+    found = load_yaml("--map", path)
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"--map {path} holds no mapping; write one 'value: class' line for each value of the field")
     for value, name in found.items():
@@ -159,7 +168,7 @@ def open_grids(paths: Sequence[Path]) -> tuple[list[Grid], list[str]]:
     return grids, problems
 
 
-def find_covered(cover: LandCover, grids: Sequence[Grid], rule: Rule, *, keep_empty: bool) -> list[Grid]:
+def find_covered(cover: PolygonLayer, grids: Sequence[Grid], rule: Rule, *, keep_empty: bool) -> list[Grid]:
     """The sheets that the vector file covers; the others are named and left out.
 
     Args:
@@ -185,7 +194,9 @@ def find_covered(cover: LandCover, grids: Sequence[Grid], rule: Rule, *, keep_em
         if len(values) or keep_empty:
             covered.append(grid)
     if not found:
-        raise ValueError(elsewhere(cover, grids[0], len(grids)))
+        raise ValueError(
+            f"{cover.path} has no polygon over any of {len(grids)} orthophoto(s): {cover.places(grids[0])}"
+        )
     if unknown:
         listed = ", ".join(f"'{value}' ({count} polygons)" for value, count in sorted(unknown.items()))
         raise ValueError(
@@ -193,25 +204,6 @@ def find_covered(cover: LandCover, grids: Sequence[Grid], rule: Rule, *, keep_em
             "add a line for each, with 255 to ignore it"
         )
     return covered
-
-
-def elsewhere(cover: LandCover, grid: Grid, count: int) -> str:
-    """What to say of a vector file that lies somewhere else."""
-    return (
-        f"{cover.path} has no polygon over any of {count} orthophoto(s): it lies at {as_text(cover.bounds)} "
-        f"({name(cover)}), {grid.path} at {as_text(cover.bounds_of(grid))} there ({as_text(grid.bounds)} in "
-        f"{name(grid)}); check the coordinate system of both"
-    )
-
-
-def as_text(bounds: Bounds) -> str:
-    """Bounds for a message."""
-    return f"x {bounds[0]:.7g} ... {bounds[2]:.7g}, y {bounds[1]:.7g} ... {bounds[3]:.7g}"
-
-
-def name(place: LandCover | Grid) -> str:
-    """The coordinate system for a message."""
-    return str(place.crs.to_string())[:60]
 
 
 def plan_masks(grids: Sequence[Grid], config: Config) -> list[tuple[Grid, str, Window]]:
@@ -247,7 +239,9 @@ def blocks(grid: Grid, config: Config) -> list[tuple[str, Window]]:
     return result
 
 
-def write_mask(target: Path, cover: LandCover, grid: Grid, window: Window, rule: Rule, background: int) -> Counter[int]:
+def write_mask(
+    target: Path, cover: PolygonLayer, grid: Grid, window: Window, rule: Rule, background: int
+) -> Counter[int]:
     """Write one mask, band by band; nodata and transparent pixels of the sheet are ignored in it.
 
     Returns:
@@ -257,7 +251,7 @@ def write_mask(target: Path, cover: LandCover, grid: Grid, window: Window, rule:
     classes = np.array([rule(value) for value in polygons.values], np.uint8)
     first, column, height, width = window
     options = GEOTIFF | {"dtype": "uint8", "count": 1, "nodata": NODATA, "photometric": "palette", "crs": grid.crs}
-    options |= {"height": height, "width": width, "transform": grid.transform @ Affine.translation(column, first)}
+    options |= {"height": height, "width": width, "transform": window_grid(grid.transform, first, column)}
     counts = Counter[int]()
     with (
         atomic_path(target) as temporary,
@@ -268,7 +262,7 @@ def write_mask(target: Path, cover: LandCover, grid: Grid, window: Window, rule:
         mask.update_tags(source=cover.path.name, layer=cover.layer, field=cover.field or "")
         for row in range(first, first + height, ROWS):
             rows = min(ROWS, first + height - row)
-            band = polygons.burn(classes, (row, column, rows, width), background)
+            band = polygons.burn((row, column, rows, width), classes, background)
             span = ((row, row + rows), (column, column + width))
             band[ortho.dataset_mask(window=span) == 0] = NODATA
             mask.write(band, 1, window=((row - first, row - first + rows), (0, width)))

@@ -1,4 +1,4 @@
-"""Eight segmentation networks, each an encoder, a decoder and a convolution to the logits.
+"""Eight segmentation networks, each an encoder, a decoder and a convolution to the logits; and a small U-Net.
 
 Weights of segmentation-models-pytorch load as they are, and `recognize` says which network they belong to.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.networks import build_network
+from common.unet import UNetSmall, recognize_unet_small
 from permeability.context import DeepLabV3Decoder, DeepLabV3PlusDecoder, PANDecoder, PSPDecoder
 from permeability.decoders import FPNDecoder, LinknetDecoder, UNetDecoder, UNetPlusPlusDecoder, resize
 from permeability.encoders import Encoder, build_encoder, check, encoder_widths, recognize_encoder
@@ -208,21 +209,21 @@ ARCHITECTURES: dict[str, Callable[..., SegmentationModel]] = {
     "pspnet": pspnet,
     "pan": pan,
 }
+"""Those that take an encoder."""
 
 
-def build_model(arch: str, **arch_args: Any) -> SegmentationModel:  # noqa: ANN401
+def build_model(arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401
     """Build a network by name.
 
     Args:
-        arch: one of ``ARCHITECTURES``.
-        arch_args: ``encoder``, ``outputs`` (logits), ``channels`` (of the image), and what the network has besides.
+        arch: one of ``ARCHITECTURES``, or ``unet_small``.
+        arch_args: ``encoder`` (not of unet_small), ``outputs`` (logits), ``channels`` (of the image), and what the
+            network has besides.
 
     Raises:
         ValueError: a name, an argument or the combination is not possible.
     """
-    model = build_network(ARCHITECTURES, arch, arch_args)
-    assert isinstance(model, SegmentationModel)
-    return model
+    return build_network({**ARCHITECTURES, "unet_small": UNetSmall}, arch, arch_args)
 
 
 ONLY_IN = {
@@ -243,6 +244,8 @@ def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
 
     Output stride and dilations leave no trace in the weights; they are taken to be the defaults.
     """
+    if (small := recognize_unet_small(state)) is not None:
+        return "unet_small", small
     keys = {re.sub(r"^decoder\.0\.(convs|project)\.", r"decoder.aspp.\1.", key): key for key in state}
     arch = next((arch for arch, key in ONLY_IN.items() if key in keys), None)
     found = recognize_encoder(state, "encoder.")

@@ -17,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common.augmentation import blur_and_noise, color_map
 from common.losses import IGNORE
+from common.rasters import to_unit
 from common.sampling import Key
 from common.windows import Window
 from permeability.data import SiteSet, Tile
-from permeability.site import Site, to_unit
+from permeability.site import Site
 
 SOURCE_MEAN, SOURCE_STD = (0.4312, 0.4267, 0.3845), (0.2263, 0.2065, 0.1923)
 """Of PNOA orthophotos, in 0...1."""
-GREY = (0.299, 0.587, 0.114)
 JITTER = 0.35
 """A balanced window's center lies within this share of its side from a pixel of the chosen class."""
 LEAST_SPREAD = 0.02
@@ -245,19 +246,11 @@ def change_colors(image: NDArray[Any], strength: float, rng: np.random.Generator
     count = bands.shape[-1]
     gains = np.exp(rng.normal(0, 0.1 * strength, count) + rng.normal(0, 0.25 * strength))
     contrast, saturation = math.exp(rng.normal(0, 0.3 * strength)), math.exp(rng.normal(0, 0.5 * strength))
-    mix = np.eye(count)
-    if count == 3:
-        mix = saturation * mix + (1 - saturation) * np.tile(np.array(GREY), (3, 1))
-    linear = (contrast * gains)[:, None] * mix
-    level = bands.mean(axis=(0, 1), dtype=np.float64)
-    offset = gains * level - linear @ level + rng.normal(0, 0.05 * strength)
+    linear, offset = color_map(bands, gains, contrast, saturation)
+    offset = offset + rng.normal(0, 0.05 * strength)
     changed = bands @ linear.T.astype(np.float32) + offset.astype(np.float32)
-    if rng.random() < 0.3 * strength:
-        changed = cv2.GaussianBlur(changed, (0, 0), rng.uniform(0.3, 1.2)).reshape(changed.shape)
-    if rng.random() < 0.5:
-        changed = changed + rng.standard_normal(changed.shape, np.float32) * np.float32(rng.uniform(0, 0.04 * strength))
-    result = np.moveaxis(np.clip(changed, 0, 1), -1, 0)
-    return np.rint(result * 255).astype(np.uint8) if image.dtype == np.uint8 else np.asarray(result, np.float32)
+    result = np.moveaxis(blur_and_noise(changed, strength, rng), -1, 0)
+    return np.rint(result * 255).astype(np.uint8) if image.dtype == np.uint8 else result
 
 
 class ValidationTiles:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import yaml
 
 from common.checkpoint import write_text
+from common.config import load_yaml
 
 State = Literal["complete", "pruned", "failed"]
 Params = dict[str, str | float | int]
@@ -75,12 +75,7 @@ def read_space(path: Path) -> Space:
         FileNotFoundError: there is no such file.
         ValueError: it is no space; names the key.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"--space {path} does not exist")
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--space {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    found = load_yaml("--space", path)
     if not isinstance(found, dict):
         raise ValueError(
             f"--space {path} holds no mapping; write 'key: [a, b]' or 'key: {{low: 1e-4, high: 1e-2}}' lines"

@@ -25,11 +25,11 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.vrt import WarpedVRT
 
+from common.grids import Grid
 from common.losses import IGNORE
 from common.rasters import to_channels
 from common.windows import Window
 from permeability.labels import to_classes
-from permeability.landcover import Grid
 
 MOST_OPEN = 160
 """Files that a process keeps open."""
@@ -223,11 +223,6 @@ class Site:
         for other in self.taken:
             classes = without(classes, other, window)
         return classes
-
-
-def to_unit(image: NDArray[Any]) -> NDArray[np.float32]:
-    """An image (C, H, W), uint8 or already in 0...1, as float32 in 0...1."""
-    return image.astype(np.float32) * np.float32(1 / 255 if image.dtype == np.uint8 else 1)
 
 
 def clip(window: Window, height: int, width: int) -> Window | None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +121,8 @@ class TrialRun(RunFolder):
 def main() -> int:
     """Search until there are as many trials as asked for, then print the table."""
     config = parse_flags(Config)
+    if find_spec(config.engine) is None:
+        raise ValueError(f"--engine {config.engine}: that library is not installed; pip install {config.engine}")
     space = read_space(config.space or FOLDER / ("space.yaml" if config.has_data else "space_demo.yaml"))
     recipe = {**read_yaml(config.config or FOLDER / ("source.yaml" if config.has_data else "demo.yaml")), **space.fixed}
     check_space(space, recipe, config)
@@ -136,6 +139,8 @@ def main() -> int:
     write_table(storage.trials, config.folder)
     print((config.folder / "trials.md").read_text(encoding="utf-8"), flush=True)
     best = storage.best()
+    if not storage.trials:
+        raise ValueError("the space holds no network that exists; not every architecture takes every encoder")
     if best is None:
         raise ValueError(f"none of the {len(storage.trials)} trials succeeded; such as: {storage.trials[0].note}")
     say(f"best: trial {best.number}, mIoU {best.value:.4f}, {config.folder / 'best.pt'}")
@@ -151,7 +156,8 @@ def check_space(space: Space, recipe: Mapping[str, Any], config: Config) -> None
     for name, kind in space.searched.items():
         values = kind.values if isinstance(kind, Choice) else (kind.number(kind.low), kind.number(kind.high))
         for value in values:
-            train_config(config, recipe, {name: value}, config.folder)
+            wanted = train_config(config, recipe, {name: value}, config.folder)
+            build_loss(wanted.loss, label_smoothing=wanted.label_smoothing)
 
 
 def train_config(config: Config, recipe: Mapping[str, Any], params: Mapping[str, Any], folder: Path) -> train.Config:
@@ -192,7 +198,7 @@ def is_possible(config: Config, recipe: Mapping[str, Any], proposal: Proposal) -
     wanted = train_config(config, recipe, proposal.params, config.folder)
     try:
         with torch.device("meta"):
-            build_model(wanted.arch, encoder=wanted.encoder, channels=wanted.channels)
+            build_model(wanted.arch, **train.network_args(wanted))
     except ValueError:
         return False
     return True

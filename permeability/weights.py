@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from common import networks
 from common.backbones import adapt_stem, imagenet_state, load_encoder
 from common.checkpoint import StateDict, atomic_path, load_matching, read_weights
 from common.cli import say
@@ -42,7 +43,7 @@ PARTS = {
 """Parts of a block: their names on Hugging Face and the original ones."""
 
 
-def initialize(model: SegmentationModel, weights: str) -> None:
+def initialize(model: nn.Module, weights: str) -> None:
     """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder's), or the path of a file.
 
     A file may hold a whole network (tensors of another shape, such as a head for other classes, keep their random
@@ -52,6 +53,9 @@ def initialize(model: SegmentationModel, weights: str) -> None:
         ValueError: the download failed, or the file does not fit.
         FileNotFoundError: the file does not exist.
     """
+    if not isinstance(model, SegmentationModel):
+        networks.initialize(model, weights, None, arch="unet")
+        return
     encoder = model.encoder
     if weights == "imagenet":
         published = segformer_state if encoder.name in MIX_TRANSFORMER_DEPTHS else imagenet_state

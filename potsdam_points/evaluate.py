@@ -11,12 +11,10 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
-from common.devices import choose_precision
 from common.evaluation import print_scores
-from common.inference import Predictor
 from common.losses import build_loss
 from common.pairs import require_usable
-from common.scoring import EvaluateConfig, ids_of_split, score_samples
+from common.scoring import EvaluateConfig, ids_of_split, load_predictor, score_samples
 from potsdam_points.criterion import at_points
 from potsdam_points.data import Unknown, find_patches, load_patches
 from potsdam_points.labels import Coding
@@ -45,14 +43,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = Predictor.load(
-        config.checkpoint,
-        load_network,
-        choose_precision(config.device, config.amp),
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-    )
-    predictor.tile = default_tile(predictor.card)
+    predictor = load_predictor(config, load_network, default_tile)
     wanted = ids_of_split(predictor.card, config)
     patches, unpaired = find_patches(
         config.data_root, images=config.images, labels=config.labels, points_file=config.points_file

@@ -11,12 +11,10 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.cli import PARTIAL, run_command, say
 from common.config import parse_flags
-from common.devices import choose_precision
 from common.evaluation import print_scores
-from common.inference import Predictor
 from common.losses import build_loss
 from common.pairs import require_usable
-from common.scoring import EvaluateConfig, ids_of_split, score_samples
+from common.scoring import EvaluateConfig, ids_of_split, load_predictor, score_samples
 from rooftops.data import find_pairs, load_pictures
 from rooftops.labels import Coding, read_coding
 from rooftops.predict import TASK, default_tile, load_network, picture_loss
@@ -33,14 +31,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = Predictor.load(
-        config.checkpoint,
-        load_network,
-        choose_precision(config.device, config.amp),
-        threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-    )
-    predictor.tile = default_tile(predictor.card)
+    predictor = load_predictor(config, load_network, default_tile)
     coding = read_coding(config.classes)
     check_classes(coding, predictor.card.classes)
     wanted = ids_of_split(predictor.card, config)

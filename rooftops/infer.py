@@ -24,8 +24,6 @@ class Config(InferConfig):
 def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
-    if not config.input:
-        raise ValueError("no INPUT given; name pictures, or folders of them")
     paths = find_images(config.input)
     predictor, tags = load_predictor(config, TASK, load_network, lambda card: default_tile(card, config.scale))
     return infer_inputs(config, paths, predictor, config.output_dir or Path("outputs") / TASK, tags)

@@ -8,8 +8,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
+from common.checkpoint import load_checkpoint
 from common.cli import exit_code
+from common.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,3 +75,44 @@ def command_fixtures(task):
         return caller
 
     return started, command, call
+
+
+def training_fixtures(data, small, *flags):
+    """The fixtures ``small`` and ``trained`` of a task's tests, for its conftest.
+
+    Args:
+        data: name of the fixture that gives the folder to train on.
+        small: flags of a training that takes seconds.
+        flags: more of them for ``trained``.
+    """
+
+    @pytest.fixture(scope="session", name="small")
+    def small_fixture():
+        """Flags of a training that takes seconds."""
+        return small
+
+    @pytest.fixture(scope="session")
+    def trained(request, tmp_path_factory, command):
+        """A run folder: a small network trained for some seconds; and what the training printed."""
+        folder = tmp_path_factory.mktemp("runs")
+        place = ("--data-root", request.getfixturevalue(data), "--output-dir", folder / "run")
+        result = command("train", *small, *flags, *place, cwd=folder)
+        assert result.code == 0, result.err
+        return folder / "run", result
+
+    return small_fixture, trained
+
+
+def check_resume(call, monkeypatch, folder, *flags):
+    """A training that is stopped after an epoch and goes on must end with the weights of one that was not stopped."""
+
+    def stop(run, history):
+        raise KeyboardInterrupt
+
+    assert call("train", *flags, "--output-dir", folder / "whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log_epoch", stop)
+        assert call("train", *flags, "--output-dir", folder / "parts").code == 130
+    assert call("train", *flags, "--output-dir", folder / "parts", "--resume", "auto").code == 0
+    one, two = (load_checkpoint(folder / name / "last.pt")[1] for name in ("whole", "parts"))
+    assert all(torch.equal(one[key], two[key]) for key in one)

@@ -7,12 +7,8 @@ set appears when it is complete: it is written under a temporary name beside its
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +16,7 @@ import rasterio
 import tifffile
 from numpy.typing import NDArray
 
+from common.checkpoint import atomic_folder
 from common.scenes.aerial_world import BLOCK, AerialWorld, Image, Labels
 from common.scenes.canvas import BUILDING, CAR, CLUTTER, IMPERVIOUS, LOW_VEGETATION, TREE, UNDEFINED
 
@@ -89,23 +86,6 @@ def _seed_of(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
-@contextmanager
-def _new_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``root`` at the end, and is removed after an error."""
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise ValueError(f"{root} is not empty; generated scenes need a new folder, so delete it or choose another")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders that only the owner can enter
-        temporary.replace(root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _check(counts: Sequence[int], size: int) -> None:
     """Refuse numbers of which no data set can be made."""
     if min(counts) < 0 or sum(counts) < 1 or size < 16:
@@ -129,7 +109,7 @@ def write_potsdam(root: Path, count: int, seed: int = 0, size: int = 300, gsd: f
     colors = np.zeros((256, 3), dtype=np.uint8)
     for label, color in PALETTE.items():
         colors[label] = color
-    with _new_folder(root) as folder:
+    with atomic_folder(root) as folder:
         for name in ("Images", "Labels"):
             (folder / name).mkdir()
         for number in range(count):
@@ -144,7 +124,7 @@ def write_rooftops(root: Path, count: int, seed: int = 0, size: int = 256, gsd: 
     Arguments and errors are those of ``write_potsdam``.
     """
     _check([count], size)
-    with _new_folder(root) as folder:
+    with atomic_folder(root) as folder:
         images, labels = folder / "images" / "images", folder / "label" / "label"
         for path in (images, labels):
             path.mkdir(parents=True)
@@ -194,7 +174,7 @@ def write_footprints(
         ValueError: ``root`` holds something already, or a number makes no sense.
     """
     _check(counts, size)
-    with _new_folder(root) as folder:
+    with atomic_folder(root) as folder:
         number = 0
         for part, count in zip(PARTS, counts, strict=True):
             for kind in ("images", "labels"):
@@ -243,7 +223,7 @@ def write_permeability(
     """
     _check(sheets, min(height, width))
     rng = random.Random(f"sheets/{seed}")
-    with _new_folder(root) as folder:
+    with atomic_folder(root) as folder:
         photos = folder / "INSUMOS" / "ORTOFOTOS"
         photos.mkdir(parents=True)
         parts = [part for part, count in zip(PARTS, sheets, strict=True) for _ in range(count)]

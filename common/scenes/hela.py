@@ -10,9 +10,6 @@ renders each one in its bounding box and notes its pixels, and ``_expose`` turns
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from common.checkpoint import atomic_folder
 from common.scenes.nuclei import TEXTURE_SIZE, Colony, Floats, Nucleus, look_of
 
 Labels = NDArray[np.uint16]
@@ -263,23 +261,12 @@ def write_challenge(
     Raises:
         ValueError: ``root`` holds something already, or a number makes no sense.
     """
-    if root.is_file() or (root.is_dir() and any(root.iterdir())):
-        raise ValueError(f"{root} is not empty; generated scenes need a new folder, so delete it or choose another")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
+    with atomic_folder(root) as folder:
         for number in range(1, sequences + 1):
             density = 2 * number / (sequences + 1)
             rng = np.random.default_rng((seed, number))
-            _write_sequence(
-                temporary, f"{number:02d}", *render_sequence(rng, frames, height, width, round(density * nuclei))
-            )
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders that only the owner can enter
-        temporary.replace(root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            rendered = render_sequence(rng, frames, height, width, round(density * nuclei))
+            _write_sequence(folder, f"{number:02d}", *rendered)
 
 
 def _write_sequence(root: Path, name: str, images: NDArray[np.uint16], labels: Labels, tracks: list[Track]) -> None:

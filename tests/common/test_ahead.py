@@ -33,15 +33,24 @@ def test_a_thread_prepares_no_more_than_the_depth():
 
 
 @pytest.mark.parametrize("depth", [0, 2])
-def test_errors_are_raised_where_items_are_used(depth):
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
+def test_errors_are_raised_where_items_are_used(depth, kind):
     def items():
         yield 1
-        raise ValueError("damaged")
+        raise kind("damaged")
 
     ahead = read_ahead(items(), depth)
     assert next(ahead) == 1
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(kind, match="damaged"):
         next(ahead)
+
+
+def test_items_are_made_in_a_thread_only_if_there_is_something_to_prepare():
+    def items():
+        yield threading.current_thread().name
+
+    assert list(read_ahead(items(), 0)) == [threading.current_thread().name]
+    assert list(read_ahead(items(), 1)) == ["read-ahead"]
 
 
 def test_closing_ends_the_thread_and_the_items():

@@ -34,7 +34,7 @@ def test_missing_and_empty_inputs_name_the_path(tmp_path):
     with pytest.raises(ValueError, match=r"empty: no images found; name files.*png") as caught:
         find_images([empty])
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="no images found"):
+    with pytest.raises(ValueError, match="no INPUT given"):
         find_images([])
 
 

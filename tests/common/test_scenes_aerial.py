@@ -1,4 +1,5 @@
 import hashlib
+import tempfile
 
 import cv2
 import numpy as np
@@ -340,8 +341,8 @@ def test_no_half_written_folder_and_nothing_is_overwritten(tmp_path, monkeypatch
             write(root)
     assert names(tmp_path / "data") == ["demo"] and not list(root.iterdir())
     made = []
-    mkdtemp = aerial.tempfile.mkdtemp
-    monkeypatch.setattr(aerial.tempfile, "mkdtemp", lambda **where: made.append(mkdtemp(**where)) or made[-1])
+    mkdtemp = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **where: made.append(mkdtemp(**where)) or made[-1])
     replace = aerial.Path.replace
     moved = []
     monkeypatch.setattr(aerial.Path, "replace", lambda old, new: moved.append((str(old), new)) or replace(old, new))

@@ -14,6 +14,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import shapely
 import tifffile
 import torch
 import torch.nn.functional as F
@@ -21,16 +22,18 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rasterio.features import rasterize
 from torch import nn
 
 from common.checkpoint import ModelCard
 from common.devices import Precision
 from common.inference import to_rgb
+from common.pixels import overlay, stretch
 from common.predictor import Predictor
-from common.products import Products
+from common.products import Products, targets
 from common.rasters import read_raster
 from common.spool import Layer, Spool, spool_folder
-from common.streaming import is_large, is_streamed, layers_of, predict_raster, stream_file
+from common.streaming import is_large, is_streamed, layers_of, open_spool, predict_raster, stream_file
 
 CRS, TRANSFORM = "EPSG:25830", Affine(0.25, 0, 430000, 0, -0.25, 4580000)
 COLORS = {0: (10, 10, 10), 1: (250, 0, 0), 2: (0, 250, 0)}
@@ -128,6 +131,28 @@ def test_streamed_equals_predicted_in_memory(
     np.testing.assert_allclose(probability[:, raster.valid], expected[:, raster.valid], atol=1e-5)
     sure = ~raster.valid | (np.abs(expected - 0.5).min(0) > 1e-4 if classes == 2 else True)
     assert (spool.read("mask", 0, height)[0] == mask)[sure].mean() > 0.999
+
+
+@pytest.mark.parametrize("told", ["by the flag", "by the network"])
+def test_values_are_read_in_the_range_they_have(tmp_path, told, capsys):
+    dark = (picture().astype(np.uint16) * 8) + 40
+    source, model = save(tmp_path / "a.tif", dark), predictor()
+    if told == "by the network":
+        model.card.normalization["range"] = [40, 2080]
+    flag = (40.0, 2080.0) if told == "by the flag" else None
+    stream_file(source, model, tmp_path / "out", "a", products(), input_range=flag)
+    assert "warning" not in capsys.readouterr().err
+    with rasterio.open(tmp_path / "out" / "a_prob.tif") as prob:
+        np.testing.assert_allclose(prob.read(), model((dark - 40).astype(np.float32) / 2040), atol=1e-5)
+    with rasterio.open(tmp_path / "out" / "a_mask.tif") as mask:
+        picture8 = stretch(np.round((dark - 40) / 2040 * 255).astype(np.uint8))
+        shown = np.asarray(Image.open(tmp_path / "out" / "a_overlay.png"))
+        assert np.abs(shown - overlay(picture8, mask.read(1), COLORS).astype(int)).max() <= 2
+    model.card.normalization.clear()
+    stream_file(source, model, tmp_path / "type", "a", products())
+    assert "warning" in capsys.readouterr().err
+    with rasterio.open(tmp_path / "type" / "a_prob.tif") as prob:
+        np.testing.assert_allclose(prob.read(), model(dark.astype(np.float32) / 65535), atol=1e-5)
 
 
 @pytest.mark.parametrize("bands", [1, 2, 3, 5])
@@ -244,6 +269,38 @@ def test_results_take_over_the_frame_and_say_where_they_come_from(tmp_path):
     assert size_of(tmp_path / "out" / "a_overlay.png") == (600, 300)
 
 
+def test_overviews_hold_classes_and_mean_probabilities(tmp_path):
+    source, model = save(tmp_path / "a.tif", picture(300, 600)), predictor(3, tile=256)
+    stream_file(source, model, tmp_path / "out", "a", products())
+    with rasterio.open(tmp_path / "out" / "a_mask.tif") as file:
+        whole = file.read(1)
+    with rasterio.open(tmp_path / "out" / "a_mask.tif", overview_level=0) as file:
+        small = file.read(1)
+    blocks = whole.reshape(150, 2, 300, 2).swapaxes(1, 2).reshape(150, 300, 4)
+    votes = np.stack([(blocks == value).sum(axis=-1) for value in range(3)])
+    assert (np.take_along_axis(votes, small[None].astype(int), 0)[0] == votes.max(axis=0)).mean() > 0.99
+    with rasterio.open(tmp_path / "out" / "a_prob.tif") as file:
+        whole = file.read()
+    with rasterio.open(tmp_path / "out" / "a_prob.tif", overview_level=0) as file:
+        np.testing.assert_allclose(file.read(), whole.reshape(3, 150, 2, 300, 2).mean(axis=(2, 4)), atol=1e-5)
+
+
+def test_polygons_know_their_probability_and_where_they_come_from(tmp_path):
+    bands = picture(64, 72)
+    bands[:, :20] = 0
+    source, options = save(tmp_path / "a.tif", bands, nodata=0), products(vector="gpkg", min_area=1.0)
+    stream_file(source, predictor(3), tmp_path / "out", "a", options)
+    assert {path.name for path in targets(tmp_path / "out", "a", options, ".tif")} == set(names(tmp_path / "out"))
+    assert pyogrio.read_info(tmp_path / "out" / "a.gpkg")["layer_metadata"]["checkpoint_sha256"] == "abc"
+    _, _, geometry, (kind, _, area, mean) = pyogrio.raw.read(tmp_path / "out" / "a.gpkg")
+    with rasterio.open(tmp_path / "out" / "a_prob.tif") as file:
+        prob = file.read()
+    assert area.min() >= 1 and len(area) > 5 and set(kind) == {0, 1, 2}
+    for shape, value, expected in zip(shapely.from_wkb(geometry), kind, mean, strict=True):
+        inside = rasterize([shape], (64, 72), transform=TRANSFORM).astype(bool)
+        assert prob[value][inside].mean() == pytest.approx(expected, abs=2e-5)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_cog_files_are_laid_out_as_the_format_wants(tmp_path, classes):
     source = save(tmp_path / "a.tif", picture(700, 1100), nodata=0)
@@ -309,7 +366,9 @@ def test_what_cannot_be_read_in_parts_is_not_streamed(tmp_path, monkeypatch):
     Image.fromarray(np.moveaxis(picture(), 0, -1)).save(tmp_path / "turned.jpg", exif=turned)
     tifffile.imwrite(tmp_path / "stack.tif", np.zeros((3, 20, 20), np.uint8), photometric="minisblack", metadata=None)
     (tmp_path / "text.tif").write_text("no picture")
-    assert not any(is_streamed(tmp_path / name) for name in ("turned.jpg", "stack.tif", "text.tif", "none.tif"))
+    save(tmp_path / "radar.tif", picture(8, 8, 1).astype(np.complex64))
+    strange = ("turned.jpg", "stack.tif", "text.tif", "none.tif", "radar.tif")
+    assert not any(is_streamed(tmp_path / name) for name in strange)
     save(tmp_path / "chip.tif", picture(8, 8))
     assert is_streamed(tmp_path / "chip.tif") and is_large(tmp_path / "chip.tif")
 
@@ -376,13 +435,57 @@ def test_a_run_interrupted_while_files_are_made_ends_in_the_same_bytes(tmp_path,
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("place", ["pyogrio.raw.write", "PIL.Image.Image.save"])
+def test_what_a_kill_leaves_of_a_product_goes_with_the_spool(tmp_path, monkeypatch, place):
+    """A killed process removes nothing: neither temporary folders nor files that are half done."""
+    source, model = save(tmp_path / "a.tif", picture(60, 50)), predictor(3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tempfile.TemporaryDirectory.cleanup", lambda self: self._finalizer.detach())
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        patch.setattr(place, lambda *_, **__: interrupt_after(0)(0))
+        stream_file(source, model, tmp_path / "out", "a", products(vector="gpkg"))
+    left = [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    assert len(left) == 1 and left[0].endswith(".partial")
+    stream_file(source, model, tmp_path / "out", "a", products(vector="gpkg"))
+    assert len(results(tmp_path / "out")) == 4
+
+
 def test_another_input_or_option_does_not_go_on_with_a_foreign_spool(tmp_path):
     source = save(tmp_path / "a.tif", picture())
     one = spool_folder(tmp_path, "a", source, {"tile": 32})
     assert one == spool_folder(tmp_path, "a", source, {"tile": 32})
     assert one != spool_folder(tmp_path, "a", source, {"tile": 64})
+    other = tmp_path / "b.tif"
+    other.write_bytes(source.read_bytes())
     os.utime(source, (1, 1))
-    assert one != spool_folder(tmp_path, "a", source, {"tile": 32})
+    os.utime(other, (1, 1))
+    changed = spool_folder(tmp_path, "a", source, {"tile": 32})
+    assert one != changed != spool_folder(tmp_path, "a", other, {"tile": 32})
+    source.write_bytes(source.read_bytes() + b" ")
+    os.utime(source, (1, 1))
+    assert changed != spool_folder(tmp_path, "a", source, {"tile": 32})
+
+
+def test_whatever_changes_the_rows_makes_another_spool(tmp_path):
+    source = save(tmp_path / "a.tif", picture())
+
+    def spool(model=None, value_range=None, **options):
+        return open_spool(
+            source, model or predictor(), tmp_path, "a", products(**options), (90, 110), value_range
+        ).folder  # fmt: skip
+
+    others = [spool(predictor(threshold=0.4)), spool(value_range=(0, 9)), spool(prob=False), spool(vector="gpkg"),
+              spool(tags={"checkpoint_sha256": "other"})]  # fmt: skip
+    assert len({spool(), *others}) == 6
+    assert spool() == spool(min_area=3.0, overlay=False, cog=True, tags={"checkpoint_sha256": "abc", "date": "x"})
+
+
+def test_a_continued_run_counts_the_pixels_that_were_finished_before(tmp_path):
+    source, model, counted = save(tmp_path / "a.tif", picture(200, 150)), predictor(tile=40), []
+    with pytest.raises(KeyboardInterrupt):
+        stream_file(source, model, tmp_path / "out", "a", products(), progress=interrupt_after(150 * 100))
+    stream_file(source, model, tmp_path / "out", "a", products(), progress=counted.append)
+    assert sum(counted) == 200 * 150 and counted[0] >= 150 * 100
 
 
 def test_options_that_change_probabilities_are_part_of_the_spools_name(tmp_path):

@@ -55,6 +55,12 @@ def test_the_whole_earth_has_its_known_area():
     assert areas(world, CRS.from_epsg(4326))[0] == pytest.approx(510_065_621_724_089, rel=1e-9)  # WGS 84
 
 
+def test_areas_are_those_on_the_systems_own_ellipsoid():
+    moon = CRS.from_string("+proj=longlat +R=1737400 +no_defs")
+    world = np.array([shapely.box(-180, -90, 180, 90)], object)
+    assert areas(world, moon)[0] == pytest.approx(4 * np.pi * 1737400**2, rel=1e-9)
+
+
 def test_projected_areas_are_planar_and_in_square_metres():
     box = np.array([shapely.box(0, 0, 10, 10)], object)
     assert areas(box, UTM)[0] == 100
@@ -78,6 +84,20 @@ def test_small_polygons_are_left_out():
     kept = select(polygons, UTM, min_area=300)
     assert len(kept) == 3 and areas(kept.geometry, UTM).min() == 300
     assert list(kept.class_val) == [2, 0, 1] and kept.mean_prob[0] == polygons.mean_prob[2]
+
+
+def test_the_smallest_area_is_in_square_metres_in_degrees_too():
+    degrees = some(2, side=1e-4, origin=(2.0, 41.0))  # about 8 m x 11 m, and twice that
+    assert len(select(degrees, CRS.from_epsg(4326), min_area=50)) == 2
+    assert len(select(degrees, CRS.from_epsg(4326), min_area=120)) == 1
+
+
+def test_tolerance_is_in_metres_in_feet_too():
+    wave = shapely.Polygon([*((i, 1.0 * (i % 2)) for i in range(20)), (19, 50), (0, 50)])
+    polygons = Polygons(np.array([wave], object), np.array([1], np.int32), np.array([0.25]))
+    metres, feet = (select(polygons, crs, simplify=0.5) for crs in (UTM, CRS.from_epsg(2263)))
+    assert shapely.get_num_coordinates(metres.geometry[0]) == 23 > shapely.get_num_coordinates(feet.geometry[0])
+    assert list(feet.mean_prob) == [0.25] and list(feet.class_val) == [1]
 
 
 def test_simplified_neighbors_keep_their_common_edges():
@@ -191,6 +211,20 @@ def test_more_than_a_shapefile_holds_goes_on_in_the_next_one(tmp_path, monkeypat
     assert shapely.equals(np.concatenate([part[1] for part in parts]), some(5).geometry).all()
     assert all(part[0]["crs"] == "EPSG:25830" for part in parts)
     assert len(write_polygons(tmp_path / "a.gpkg", some(5), NAMES, UTM)) == 1
+
+
+def test_field_names_fit_a_shapefile_and_any_class_name_its_table(tmp_path):
+    assert max(map(len, vectors.FIELDS)) <= 10
+    long = "é" * 100
+    write_polygons(tmp_path / "a.shp", some(1), [long], UTM)
+    assert read(tmp_path / "a.shp")[2]["class_name"].tolist() == [long]
+
+
+def test_the_file_people_look_for_comes_last_in_a_folder_that_is_made(tmp_path, monkeypatch):
+    moved, real = [], vectors.shutil.move
+    monkeypatch.setattr(vectors.shutil, "move", lambda one, other: moved.append(other.suffix) or real(one, other))
+    write_polygons(tmp_path / "new" / "a.shp", some(2), NAMES, UTM)
+    assert moved[-1] == ".shp" and len(moved) == 5
 
 
 def test_an_unknown_format_is_refused(tmp_path):

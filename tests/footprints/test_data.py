@@ -66,6 +66,8 @@ def test_flat_folders_vector_files_and_one_file_for_all(town, tmp_path):
     write_outline(tmp_path / "side" / "a.gpkg", (500_002, 4_999_990, 500_009, 4_999_996))
     pairs, notes = find_pairs(tmp_path / "side")
     assert ids(pairs) == ["a"] and pairs[0].label.suffix == ".gpkg" and "b.tif: no label" in notes[0]
+    (tmp_path / "side" / ".a-x1.gpkg").touch()  # what a program that was killed left behind
+    assert find_pairs(tmp_path / "side") == (pairs, notes)
     pairs, _ = find_pairs(None, images=tmp_path / "side", labels=tmp_path / "side" / "a.gpkg")
     assert ids(pairs) == ["a", "b"] and {pair.label.name for pair in pairs} == {"a.gpkg"}
 
@@ -106,10 +108,36 @@ def test_nodata_and_alpha_of_image_and_label_are_ignored(tmp_path):
     for memory in (1 << 30, 0):
         found, _ = load_scenes(find_pairs(tmp_path)[0], memory)
         classes = {s.id: s.read(0, 0, 50, 70)[1] for s in found.scenes}
+        assert (next(s for s in found.scenes if s.id == "nodata").read(0, 0, 50, 70)[0][:, :, :9] == 0).all()
         expected = np.where(np.arange(70) < 9, 255, mask // 255)
         assert (classes["nodata"] == expected).all()
         assert (classes["alpha"][:5] == 255).all() and (classes["alpha"][5:] == mask[5:] // 255).all()
         assert (classes["label"][40:] == 255).all() and (classes["label"][:40] == mask[:40] // 255).all()
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0])
+def test_bands_beside_the_colors_are_no_colors_and_no_labels(tmp_path, memory):
+    image, mask = roofs(50, 70)
+    write_raster(tmp_path / "images" / "nan.tif", np.where(np.arange(50)[:, None, None] < 5, np.nan, image / 255))
+    write_raster(tmp_path / "labels" / "nan.tif", np.dstack([mask, np.full((50, 70), 255, np.uint8)]), alpha="YES")
+    write_raster(tmp_path / "images" / "two.tif", np.dstack([image[..., 0], image[..., 0] * 0]), nodata=image[9, 9, 0])
+    write_raster(tmp_path / "labels" / "two.tif", mask)
+    found, problems = load_scenes(find_pairs(tmp_path)[0], memory)
+    assert problems == []
+    nan, two = ({s.id: s.read(0, 0, 50, 70) for s in found.scenes}[name] for name in ("nan", "two"))
+    assert (nan[1][:5] == 255).all() and (nan[1][5:] == mask[5:] // 255).all()
+    assert (nan[0][:, :5] == 0).all() and np.allclose(nan[0][:, 5:], np.moveaxis(image[5:], -1, 0) / 255, atol=1e-6)
+    known = two[1] != 255
+    assert (two[0][:, known] == image[..., 0][known]).all() and (two[0][:, ~known] == 0).all() and known.mean() > 0.9
+
+
+def test_a_palette_raster_beyond_the_memory_is_refused(tmp_path):
+    image, mask = roofs(50, 70)
+    path = write_raster(tmp_path / "images" / "a.tif", image[..., 0])
+    with rasterio.open(path, "r+") as file:
+        file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
+    write_raster(tmp_path / "labels" / "a.tif", mask)
+    assert "has a palette" in load_scenes(find_pairs(tmp_path)[0], 0)[1][0]
 
 
 def test_a_label_whose_nodata_is_0_means_background():
@@ -158,6 +186,19 @@ def test_bad_files_are_named(tmp_path):
         assert "30 x 60" in text and "EPSG:32634" in text and "2.0 pixels beside" in text and "text.tif" in text
 
 
+def test_a_damaged_raster_does_not_spoil_the_ones_that_are_open(tmp_path):
+    """GDAL remembers a failure, and rasterio raises it from the next question about an open file."""
+    image, mask = roofs(300, 420)
+    for name in ("a", "b"):
+        write_raster(tmp_path / "images" / f"{name}.tif", image)
+        write_raster(tmp_path / "labels" / f"{name}.tif", mask)
+    damaged = tmp_path / "images" / "a.tif"
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    for memory in (1 << 30, 0, 0):
+        found, problems = load_scenes(find_pairs(tmp_path)[0], memory)
+        assert [s.id for s in found.scenes] == ["b"] and len(problems) == 1 and "a.tif" in problems[0]
+
+
 def test_a_shift_of_less_than_half_a_pixel_is_rounding(tmp_path):
     image, mask = roofs(40, 60)
     write_raster(tmp_path / "images" / "a.tif", image)
@@ -184,7 +225,7 @@ def test_the_audit_names_the_label_values(tmp_path):
     save(tmp_path / "images" / "a.png", image)
     save(tmp_path / "labels" / "a.png", mask)
     write_raster(tmp_path / "images" / "b.tif", image)
-    write_raster(tmp_path / "labels" / "b.tif", mask // 255 * 7)
+    write_raster(tmp_path / "labels" / "b.tif", np.dstack([mask * 0, mask // 255 * 7, mask * 0]))
     found, _ = load_scenes(find_pairs(tmp_path)[0])
     count = int((mask > 0).sum())
     assert dict(audit(found))["label values"] == f"0 ({2 * (2400 - count)}), 7 ({count}), 255 ({count})"
@@ -192,6 +233,30 @@ def test_the_audit_names_the_label_values(tmp_path):
     write_raster(tmp_path / "labels" / "b.tif", noisy)
     found, _ = load_scenes(find_pairs(tmp_path)[0])
     assert "more; all above 0 count as building" in dict(audit(found))["label values"]
+
+
+def test_scenes_are_kept_while_the_memory_lasts(tmp_path):
+    image, mask = roofs(40, 60)
+    for name in ("a", "b", "c"):
+        write_raster(tmp_path / "images" / f"{name}.tif", image)
+        write_raster(tmp_path / "labels" / f"{name}.tif", mask)
+    found, _ = load_scenes(find_pairs(tmp_path)[0], memory=2 * 2400 * 4)
+    assert [type(scene) for scene in found.scenes] == [ArrayScene, ArrayScene, RasterScene]
+
+
+def test_the_audit_of_strips_is_that_of_the_whole(tmp_path, monkeypatch):
+    image, mask = roofs(90, 70)
+    mask[80:] = 99
+    write_raster(tmp_path / "images" / "a.tif", image)
+    write_raster(tmp_path / "labels" / "a.tif", mask, nodata=99)
+    whole, _ = load_scenes(find_pairs(tmp_path)[0])
+    monkeypatch.setattr("footprints.data.STRIP", 1000)
+    monkeypatch.setattr("footprints.scene.STRIP", 1000)
+    strips, _ = load_scenes(find_pairs(tmp_path)[0])
+    assert dict(audit(strips)) == dict(audit(whole)) and strips.values == whole.values
+    assert dict(audit(strips))["ignored"].startswith("700 (")
+    rows, cols = strips.spots["a"].T
+    assert (mask[rows, cols] == 255).all() and len(np.unique(rows * 70 + cols)) == (mask == 255).sum()
 
 
 def test_few_files_are_open_at_a_time(tmp_path):
@@ -213,6 +278,8 @@ def test_labels_with_one_class_teach_nothing(tmp_path):
     found, _ = load_scenes(find_pairs(tmp_path)[0])
     with pytest.raises(ValueError, match="all 2 images hold nothing but background"):
         audit(found)
+    write_raster(tmp_path / "labels" / "b.tif", mask)
+    assert dict(audit(load_scenes(find_pairs(tmp_path)[0])[0]))["without any building"] == "1 images"
 
 
 def test_images_of_the_same_ground_stay_together():
@@ -222,7 +289,7 @@ def test_images_of_the_same_ground_stay_together():
 
     scenes = [
         scene("a", 0, 10), scene("b", 8, 10), scene("c", 16, 10), scene("touches", 26, 10),
-        scene("coarse", 100, 50, 10, pixel=4), scene("inside", 110, 40), scene("other", 0, 10, crs="EPSG:32634"),
+        scene("coarse", 100, 50, 10, pixel=20), scene("inside", 110, 40), scene("other", 0, 10, crs="EPSG:32634"),
         ArrayScene("nowhere", np.zeros((3, 5, 5), np.uint8), np.zeros((5, 5), np.uint8)),
     ]  # fmt: skip
     groups = sorted(sorted(group) for group in same_ground(scenes))
@@ -233,6 +300,21 @@ def test_images_of_the_same_ground_stay_together():
         assert sorted(name for part in split.values() for name in part) == sorted(s.id for s in scenes)
         for group in groups:
             assert sum(bool(set(group) & set(part)) for part in split.values()) == 1
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_a_random_split_has_the_wanted_shares_and_depends_on_the_seed(places):
+    def scene(number):
+        frame = Frame(5, 5, Affine(1, 0, number // 2 * 100, 0, -1, 0), "EPSG:32633") if places else None
+        return ArrayScene(f"{number}", np.zeros((3, 5, 5), np.uint8), np.zeros((5, 5), np.uint8), frame)
+
+    scenes = [scene(number) for number in range(40)]
+    splits = [split_scenes(scenes, 0.1, 0.3, seed)[0] for seed in (0, 0, 1)]
+    assert {part: len(ids) for part, ids in splits[0].items()} == {"train": 24, "val": 4, "test": 12}
+    assert splits[0] == splits[1] != splits[2]
+    how = split_scenes(scenes, 0.1, 0.3, 0)[1]
+    assert how == ("at random by 20 places, images of the same ground together" if places else "at random")
+    assert ("though they overlap" in split_scenes(scenes[:2], 0.1, 0.3, 0)[1]) == places
 
 
 def test_one_raster_cannot_be_split(town):
@@ -256,6 +338,20 @@ def test_tiles_count_every_pixel_once(height, width, side, context):
         assert (own[own != 255] == classes[rows, cols][own != 255]).all()
     assert (seen == 1).all()
     assert len({tile.id for tile in tiles}) == len(tiles)
+
+
+def test_tiles_see_their_surroundings_on_all_sides():
+    def tiles(size):
+        scene = ArrayScene("s", np.zeros((3, size, size), np.uint8), np.zeros((size, size), np.uint8))
+        return list(plan_tiles([scene], 50, 8))
+
+    assert len(tiles(66)) == 1 and len(tiles(67)) == 4
+    for tile in tiles(150):
+        for first, length, start, extent in (
+            (tile.core.row, tile.core.height, tile.window.row, tile.window.height),
+            (tile.core.col, tile.core.width, tile.window.col, tile.window.width),
+        ):
+            assert (start, start + extent) == (max(0, first - 8), min(150, first + length + 8))
 
 
 def test_mistakes_are_told(tmp_path, scene):

@@ -75,11 +75,14 @@ def test_one_bad_input_does_not_stop_the_others(trained, call, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(image).save(tmp_path / "in" / "kleine Häuser.png")
     write_raster(tmp_path / "in" / "deep.tif", image.astype(np.uint16) * 257)
-    (tmp_path / "in" / "text.png").write_text("no picture")
+    for name in ("text.png", "text.tif"):
+        (tmp_path / "in" / name).write_text("no picture")
     result = call(
         "infer", tmp_path / "in", "--checkpoint", trained[0] / "best_iou.pt", "--output-dir", tmp_path / "out"
     )
-    result.mistake("text.png", code=1)
+    assert result.code == 1
+    failed = [line for line in result.err.splitlines() if line.startswith("failed:")]
+    assert len(failed) == 2 and "text.png" in failed[0] and "text.tif" in failed[1]
     assert {path.name for path in (tmp_path / "out").glob("*_mask*")} == {"kleine Häuser_mask.png", "deep_mask.tif"}
 
 
@@ -91,3 +94,7 @@ def test_mistakes_are_told(trained, town, call, tmp_path):
     call("infer", image).mistake("footprints/train.py")
     call("infer", image, "--checkpoint", checkpoint, "--regularize").mistake("--regularize", "--vector")
     call("infer", image, "--checkpoint", checkpoint, "--threshold", 1.5).mistake("--threshold 1.5")
+    call("infer", image, "--checkpoint", checkpoint, "--min-area", -1).mistake("--min-area -1")
+    call("infer", image, "--checkpoint", checkpoint, "--simplify", -1).mistake("--simplify -1")
+    (tmp_path / "file").touch()
+    call("infer", image, "--checkpoint", checkpoint, "--output-dir", tmp_path / "file").mistake("--output-dir", "file")

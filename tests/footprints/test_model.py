@@ -56,7 +56,6 @@ def test_parameter_counts():
         return sum(p.numel() for p in build_model(*args, **kwargs).parameters()) / 1e6
 
     assert millions("refinenet", encoder="resnet50") == pytest.approx(59.496, rel=1e-4)
-    assert millions("unet_small") == pytest.approx(0.596, rel=1e-3)
 
 
 @pytest.mark.parametrize(("arch", "arch_args"), NETWORKS)
@@ -74,25 +73,6 @@ def test_every_weight_gets_a_gradient_in_a_batch_of_one(arch, arch_args):
     left = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     unused = "refine_block_4.multi_resolution_fusion.convolution_layer_lower_inputs"
     assert left == ([f"{unused}.weight", f"{unused}.bias"] if arch == "refinenet" else [])
-
-
-@pytest.mark.parametrize(("arch", "arch_args"), NETWORKS[1:])
-def test_logits_lie_where_the_image_is(arch, arch_args):
-    """A mirrored picture gives mirrored logits once the filters are symmetric: no half-pixel shift, no wrong crop."""
-    torch.manual_seed(0)
-    network = build_model(arch, **arch_args).eval()
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.stride == (1, 1):
-            module.weight.data = (module.weight.data + module.weight.data.flip(-1)) / 2
-        elif isinstance(module, nn.Conv2d):  # a 3-wide stride-2 filter is not centered on its block of two: use 1 + 1
-            weight = torch.zeros_like(module.weight.data)
-            middle = weight.shape[-1] // 2
-            weight[..., middle - (weight.shape[-1] % 2 == 0) : middle + 1 + weight.shape[-1] % 2] = 0.1
-            weight[..., 0] = 0
-            module.weight.data = weight if weight.shape[-1] == 3 else (weight + weight.flip(-1)) / 2
-    image = torch.rand(1, 3, 32, 64)
-    with torch.inference_mode():
-        torch.testing.assert_close(network(image.flip(-1)), network(image).flip(-1), atol=1e-5, rtol=1e-4)
 
 
 def test_state_dicts_are_recognized():

@@ -42,6 +42,14 @@ def test_a_crop_without_changes_is_the_window_itself():
     assert (classes == scene.classes[20:84, 30:94]).all()
 
 
+def test_beyond_the_edges_scenes_are_mirrored():
+    scene = scene_of()
+    image, classes = cut(scene, identity(-10, -12), 64)
+    assert (classes == np.pad(scene.classes, ((10, 0), (12, 0)), mode="reflect")[:64, :64]).all()
+    expected = np.pad(scene.image, ((0, 0), (10, 0), (12, 0)), mode="reflect")[:, :64, :64]
+    assert np.allclose(image, np.moveaxis(expected, 0, -1) / 255, atol=1e-6)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**31), st.integers(5, 130), st.integers(5, 130), st.integers(16, 90))
 def test_image_and_classes_move_together(seed, height, width, crop):
@@ -141,6 +149,37 @@ def test_colors_change_but_stay_colors():
         assert changed.dtype == np.float32 and changed.shape == image.shape
         assert changed.min() >= 0 and changed.max() <= 1 and not np.allclose(changed, image)
     assert np.allclose(change_colors(image, 0.0, np.random.default_rng(1)), image, atol=1e-5)
+
+
+def test_turns_zooms_and_flips_go_both_ways():
+    crops = FootprintCrops(set_of(scene_of()), ["s"], crop=32, augment=Augmentation(15, 0.3))
+    linear = np.array([crops._matrix((10.0, 20.0), np.random.default_rng(seed))[:, :2] for seed in range(200)])
+    flips = np.sign(linear[:, [0, 1], [0, 1]])  # turns are small
+    upright = linear * flips[:, None, :]
+    turns = np.degrees(np.arctan2(upright[:, 1, 0], upright[:, 0, 0]))
+    zooms = np.log(np.hypot(upright[:, 0, 0], upright[:, 1, 0]))
+    for values, most in ((turns, 15), (zooms, 0.3)):
+        assert -most - 1e-9 <= values.min() < -0.9 * most and 0.9 * most < values.max() <= most + 1e-9
+    assert len(np.unique(flips, axis=0)) == 4
+
+
+def test_crops_lie_anywhere_in_the_scene_and_not_beyond():
+    crops = FootprintCrops(set_of(scene_of()), ["s"], crop=48)
+    centers = np.array([crops._place(0, np.random.default_rng(seed))[1] for seed in range(200)])
+    corners = centers - 23.5
+    assert (corners.min(axis=0) >= 0).all() and (corners.min(axis=0) < 5).all()
+    assert (corners.max(axis=0) <= (72, 102)).all() and (corners.max(axis=0) > (67, 97)).all()
+
+
+def test_colors_change_as_strongly_as_is_asked_for():
+    found = set_of(scene_of())
+
+    def image(color):
+        crops = FootprintCrops(found, ["s"], crop=64, augment=Augmentation(0, 0, color))
+        return torch.stack([crops[(0, seed)]["image"] for seed in range(8)])
+
+    weak, strong = (float((image(color) - image(0.0)).abs().mean()) for color in (0.1, 1.0))
+    assert 0.002 < weak < 0.4 * strong
 
 
 def test_float_images_are_not_divided_by_255():

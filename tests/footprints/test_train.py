@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import torch
 
 import footprints
 from common.checkpoint import load_checkpoint
-from common.runs import RunFolder
+from footprints.samples import NORMALIZATIONS, Augmentation
+from tests.commands import check_resume
 from tests.footprints.towns import roofs, write_raster
 
 FILES = (
@@ -54,6 +54,39 @@ def test_evaluate_prints_one_json_object_from_one_confusion_matrix(trained, call
     assert {**scores, "task": 0} == {**json.loads((run / "test_metrics.json").read_text()), "task": 0}
 
 
+def test_validation_in_training_is_evaluation_of_the_val_part(trained, call):
+    run, crops, _ = trained
+    result = call("evaluate", "--checkpoint", run / "best_iou.pt", "--data-root", crops, "--split", "val")
+    scores = json.loads(result.out.splitlines()[-1])
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert scores["miou"] == pytest.approx(max(float(row["miou"]) for row in rows), abs=1e-3)
+    assert scores["n_images"] == len(list((crops / "val" / "images").iterdir()))
+
+
+def test_flags_of_evaluation_are_heard(trained, call):
+    run, crops, _ = trained
+
+    def scores(*flags):
+        return json.loads(
+            call("evaluate", "--checkpoint", run / "best_iou.pt", "--data-root", crops, *flags).out.splitlines()[-1]
+        )
+
+    plain, low, flips = scores(), scores("--threshold", 0.01), scores("--tta")
+    assert low["threshold"] == 0.01 and low["recall"] >= plain["recall"] and low["precision"] < plain["precision"]
+    assert flips["loss"] != plain["loss"] and flips["loss"] == pytest.approx(plain["loss"], abs=0.1)
+
+
+def test_evaluation_goes_on_without_bad_files(trained, town, call, tmp_path):
+    for kind in ("images", "labels"):
+        (tmp_path / "d" / kind).mkdir(parents=True)
+        (tmp_path / "d" / kind / "town.tif").symlink_to(town / kind / "town.tif")
+        (tmp_path / "d" / kind / "text.tif").write_text("no picture")
+    flags = ("--checkpoint", trained[0] / "best_iou.pt", "--data-root", tmp_path / "d", "--split", "all")
+    result = call("evaluate", *flags)
+    assert result.code == 1 and "text.tif: cannot be read" in result.err
+    assert json.loads(result.out.splitlines()[-1])["n_images"] == 1
+
+
 def test_whole_rasters_are_scored_by_tiles_with_the_same_result(trained, town, call, monkeypatch):
     flags = ("--checkpoint", trained[0] / "best_iou.pt", "--data-root", town, "--split", "all")
     whole = json.loads(call("evaluate", *flags).out.splitlines()[-1])
@@ -92,30 +125,43 @@ def test_bad_pairs_stop_training_unless_told(call, small, tmp_path):
     assert "train 1, val 1, test 1" in result.err
 
 
+def test_flags_of_training_reach_the_crops(call, scene, small, monkeypatch):
+    seen = {}
+
+    def crops(found, ids, **options):
+        seen.update(options, ids=sorted(ids))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("footprints.train.FootprintCrops", crops)
+    flags = (
+        "--data-root", scene, *small, "--samples-per-epoch", 7, "--balance", 0.3, "--rotate", 90, "--zoom", 0.1,
+        "--color", 0.4,
+    )  # fmt: skip
+    call("train", *flags).mistake("enough")
+    assert (seen["crop"], seen["length"], seen["balance"]) == (64, 7, 0.3)
+    assert seen["normalization"] == NORMALIZATIONS["aerial"] and seen["augment"] == Augmentation(90, 0.1, 0.4)
+    assert seen["ids"] == sorted(f"train/{path.stem}" for path in (scene / "train" / "images").iterdir())
+    call("train", *flags, "--no-augment").mistake("enough")
+    assert seen["augment"] is None
+
+
 def test_mistakes_before_the_first_step(call, scene, town, tmp_path):
     call("train", "--data-root", tmp_path / "no").mistake("--data-root", "no")
     call("train", "--data-root", scene, "--loss", "ce+dice").mistake("--loss ce+dice", "several logits")
     call("train", "--data-root", scene, "--crop-size", 20).mistake("--crop-size 20")
     call("train", "--data-root", scene, "--rotate", 270).mistake("--rotate 270")
     call("train", "--data-root", scene, "--balance", 2).mistake("--balance 2")
+    call("train", "--data-root", scene, "--zoom", 3).mistake("--zoom 3")
+    call("train", "--data-root", scene, "--color", -0.1).mistake("--color -0.1")
+    call("train", "--data-root", scene, "--loss", "dice+0.5*partial_ce").mistake("several logits")
     call("train", "--data-root", town).mistake("footprints/crop.py")
     (tmp_path / "x.yaml").write_text("crop_sise: 64\n")
     call("train", "--data-root", scene, "--config", tmp_path / "x.yaml").mistake("crop_sise", "crop_size")
 
 
-def stop(run, history):
-    raise KeyboardInterrupt
-
-
 def test_a_stopped_run_goes_on_to_the_same_weights(call, scene, small, tmp_path, monkeypatch):
     flags = ["--data-root", scene, *small, "--epochs", 2, "--samples-per-epoch", 16, "--ema", 0.9, "--color", 0.3]
-    assert call("train", *flags, "--output-dir", tmp_path / "whole").code == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log_epoch", stop)
-        assert call("train", *flags, "--output-dir", tmp_path / "parts").code == 130
-    assert call("train", *flags, "--output-dir", tmp_path / "parts", "--resume", "auto").code == 0
-    one, two = (load_checkpoint(tmp_path / name / "last.pt")[1] for name in ("whole", "parts"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    check_resume(call, monkeypatch, tmp_path, *flags)
 
 
 @pytest.mark.parametrize("recipe", ["source", "best", "demo"])

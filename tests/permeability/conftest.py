@@ -1,7 +1,7 @@
 import pytest
 
 from common.scenes.aerial import write_permeability
-from tests.commands import command_fixtures
+from tests.commands import command_fixtures, training_fixtures
 from tests.permeability.sheets import write_pair
 
 started, command, call = command_fixtures("permeability")
@@ -29,20 +29,7 @@ SMALL = (
     "--lr", "2e-3", "--loss", "ce+dice", "--scheduler", "constant", "--grad-accum", "1", "--label-smoothing", "0",
 )  # fmt: skip
 
-
-@pytest.fixture(scope="session")
-def small():
-    """Flags of a training that takes seconds."""
-    return SMALL
-
-
-@pytest.fixture(scope="session")
-def trained(easy, tmp_path_factory, command):
-    """A run folder: a small network trained for some seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    result = command(
-        "train", "--data-root", easy, *SMALL, "--epochs", "4", "--samples-per-epoch", "40", "--balance", "0.5",
-        "--flips", "--rotate", "20", "--zoom", "0.2", "--color", "0.2", "--output-dir", folder / "run", cwd=folder,
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    return folder / "run", result
+small, trained = training_fixtures(
+    "easy", SMALL, "--epochs", "4", "--samples-per-epoch", "40", "--balance", "0.5", "--flips",
+    "--rotate", "20", "--zoom", "0.2", "--color", "0.2",
+)  # fmt: skip

@@ -4,6 +4,8 @@ import numpy as np
 import rasterio
 from affine import Affine
 
+from permeability.data import Join, Mask, join_sites
+
 LEFT, TOP = 440_000.0, 4_470_000.0
 CRS = "EPSG:25830"
 
@@ -37,3 +39,18 @@ def write_pair(root, name, part, number, size=(112, 128)):
     left = LEFT + 1000 * number
     write_raster(root / "INSUMOS" / "ORTOFOTOS" / f"{name}.tif", image, left=left)
     write_raster(root / "DATA" / "OUTPUT" / "MASCARAS" / part / f"suelo{number}.tif", mask, left=left, nodata=255)
+
+
+def join(photos, masks, **how):
+    return join_sites(photos, [mask if isinstance(mask, Mask) else Mask(mask) for mask in masks], Join(**how))
+
+
+def one(tmp_path, mask, *, image=None, how=None, photo_options=None, **options):
+    """The only site of a sheet of 60 x 80 and a mask."""
+    image = patches(60, 80)[0] if image is None else image
+    photo = write_raster(tmp_path / "photo.tif", image, **(photo_options or {}))
+    path = write_raster(tmp_path / "mask.tif", mask, **options)
+    sites, problems, _ = join([photo], [path], **(how or {}))
+    assert not problems, problems
+    (site,) = sites
+    return site, image

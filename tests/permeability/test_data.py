@@ -1,6 +1,9 @@
 import multiprocessing
 import pickle
+import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,25 +14,20 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
 from common.windows import Window
-from permeability.data import Join, Mask, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
+from permeability import data
+from permeability.data import (
+    Join,
+    audit,
+    find_files,
+    join_sites,
+    look_at,
+    plan_tiles,
+    split_sites,
+    thin,
+)
 from permeability.labels import to_classes
 from permeability.site import open_source
-from tests.permeability.sheets import CRS, LEFT, TOP, patches, write_pair, write_raster
-
-
-def join(photos, masks, **how):
-    return join_sites(photos, [mask if isinstance(mask, Mask) else Mask(mask) for mask in masks], Join(**how))
-
-
-def one(tmp_path, mask, *, image=None, how=None, photo_options=None, **options):
-    """The only site of a sheet of 60 x 80 and a mask."""
-    image = patches(60, 80)[0] if image is None else image
-    photo = write_raster(tmp_path / "photo.tif", image, **(photo_options or {}))
-    path = write_raster(tmp_path / "mask.tif", mask, **options)
-    sites, problems, _ = join([photo], [path], **(how or {}))
-    assert not problems, problems
-    (site,) = sites
-    return site, image
+from tests.permeability.sheets import CRS, LEFT, TOP, join, one, patches, write_pair, write_raster
 
 
 def test_files_join_by_place_and_not_by_name(tmp_path):
@@ -295,3 +293,96 @@ def test_folders_are_checked(tmp_path, easy):
         find_files(tmp_path, None, None)
     photos, masks = find_files(None, easy / "INSUMOS" / "ORTOFOTOS", easy / "DATA" / "OUTPUT" / "MASCARAS" / "train")
     assert len(photos) == 5 and [mask.id for mask in masks] == ["suelo0", "suelo1", "suelo2"]
+
+
+def test_every_value_of_a_mask_that_is_no_class_is_listed():
+    values = np.array([[0, 1, 255, 2, 2, 3, 9]])
+    with pytest.raises(ValueError, match=r"2 \(2 pixels\), 3 \(1 pixels\), 9 \(1 pixels\); a mask has 1 = permeable"):
+        to_classes(values, None)
+    assert to_classes(values[:, :3], 1).tolist() == [[0, 1, 255]], "1 as nodata is the class"
+    assert to_classes(values[:, :3], 255).tolist() == [[0, 1, 255]]
+
+
+def test_a_survey_in_strips_is_the_same(tmp_path, monkeypatch):
+    mask = patches(50, 60, seed=1)[1]
+    mask[3:9, 4:20] = 255
+    site, _ = one(tmp_path, mask, left=LEFT + 5, top=TOP - 4)
+    assert (site.window.row, site.window.col) == (8, 10)
+    whole = site.read_classes(Window(0, 0, 60, 80))
+    monkeypatch.setattr(data, "STRIP", 60 * 7)
+    monkeypatch.setattr(data, "KNOWN_SPOTS", 60)
+    counts, spots = data.survey(site)
+    assert counts.tolist() == [np.sum(mask == 0), np.sum(mask == 1), np.sum(mask == 255)]
+    for index, places in enumerate(spots):
+        assert len(places) == 60 and (whole[places[:, 0], places[:, 1]] == index).all()
+        assert places[:, 0].max() > 45 and places[:, 0].min() < 25, "from everywhere"
+
+
+def test_a_mask_with_two_sites_is_one_problem(tmp_path):
+    site, _ = one(tmp_path, np.full((60, 80), 9, np.uint8))
+    found, problems = look_at([site, replace(site, id="again")])
+    assert not found.sites and len(problems) == 1 and "9 (4800 pixels)" in problems[0]
+
+
+def test_an_audit_counts(tmp_path):
+    mask = np.ones((60, 80), np.uint8)
+    mask[:, :20], mask[:15, 40:] = 0, 255
+    site, _ = one(tmp_path, mask)
+    facts = dict(audit(look_at([site])[0]))
+    assert facts["mask pixels"] == "No permeable 1200 (28.57%), Permeable 3000 (71.43%)"
+    assert facts["ignored"].startswith("600 (12.50%)") and facts["labeled ground"].startswith("1050 square")
+    assert facts["pixel size"] == "0.5 (1)" and facts["size (rows x columns)"] == "60 x 80 (1)"
+
+
+@pytest.mark.parametrize(("value", "name"), [(0, "No permeable"), (1, "Permeable"), (255, "ignored pixels")])
+def test_masks_of_one_class_are_refused(tmp_path, value, name):
+    site, _ = one(tmp_path, np.full((60, 80), value, np.uint8))
+    with pytest.raises(ValueError, match=f"1 sites hold nothing but {name}:"):
+        audit(look_at([site])[0])
+
+
+def named_sites(*names):
+    return [SimpleNamespace(id=name) for name in names]
+
+
+def test_the_sites_of_one_mask_stay_together():
+    sites = named_sites(*(f"mask{number}@{sheet}" for number in range(10) for sheet in "ab"))
+    for seed in range(5):
+        parts, how = split_sites(sites, 0.2, 0.3, seed)
+        masks = {part: {name.split("@")[0] for name in ids} for part, ids in parts.items()}
+        assert {part: len(some) for part, some in masks.items()} == {"train": 5, "val": 2, "test": 3}
+        assert {part: len(ids) for part, ids in parts.items()} == {"train": 10, "val": 4, "test": 6}
+        assert how == "at random by mask"
+
+
+def test_splits_follow_seed_and_shares():
+    sites = named_sites(*(f"train/{number}" for number in range(20)), "test/a", "test/b")
+    splits = [split_sites(sites, 0.3, 0.5, seed)[0] for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+    assert len(splits[0]["val"]) == 6 and len(splits[0]["train"]) == 14 and splits[0]["test"] == ["test/a", "test/b"]
+    loose = named_sites(*(f"{name}{number}" for name in ("train", "val", "test") for number in range(4)))
+    assert split_sites(loose, 0.25, 0.25, 0)[1] == "at random by mask", "names mean nothing, folders do"
+
+
+def test_an_empty_folder_of_a_part_is_none(easy, tmp_path):
+    shutil.copytree(easy / "DATA" / "OUTPUT" / "MASCARAS", tmp_path / "masks")
+    for path in (tmp_path / "masks" / "val").iterdir():
+        path.unlink()
+    _, masks = find_files(None, easy / "INSUMOS" / "ORTOFOTOS", tmp_path / "masks")
+    assert {mask.part for mask in masks} == {"train", "test"} and len(masks) == 4
+
+
+def test_tiles_have_context_and_a_largest_side_and_are_not_empty(tmp_path):
+    mask = np.ones((60, 80), np.uint8)
+    mask[:30, 40:] = 255
+    site, _ = one(tmp_path, mask)
+    tiles = list(plan_tiles([site], 40, 8))
+    assert [tile.core for tile in tiles] == [Window(0, 0, 30, 40), Window(30, 0, 30, 40), Window(30, 40, 30, 40)]
+    assert [tile.window for tile in tiles] == [Window(0, 0, 38, 48), Window(22, 0, 38, 48), Window(22, 32, 38, 48)]
+    assert [tile.id for tile in tiles] == ["mask_0_0", "mask_30_0", "mask_30_40"]
+    assert [tile.core for tile in plan_tiles([site], 60, 8)] == [Window(0, 0, 60, 40), Window(0, 40, 60, 40)]
+
+
+@pytest.mark.parametrize(("count", "kept"), [(5, [0, 2, 4, 6, 8]), (3, [0, 3, 6]), (10, list(range(10))), (1, [0])])
+def test_thinned_tiles_are_spread_evenly(count, kept):
+    assert thin(list(range(10)), count) == kept

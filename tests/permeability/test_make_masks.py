@@ -183,6 +183,14 @@ def test_polygons_all_around_but_not_over_the_sheet_are_an_error(land, call):
     call("make_masks", *flags(land, *by_map(land), vector="around.gpkg")).mistake("no polygon over any")
 
 
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+def test_a_shapefile_without_coordinate_system_is_refused(land, call):
+    write_cover(land / "nowhere.shp", [box(0, 0, 20, 60)], ["meadow"])
+    (land / "nowhere.prj").unlink()
+    result = call("make_masks", *flags(land, *by_map(land), vector="nowhere.shp"))
+    result.mistake("nowhere.shp: names no coordinate system", ".prj")
+
+
 def test_values_that_the_map_does_not_say_are_listed(land, call):
     (land / "map.yaml").write_text("meadow: 1\n")
     result = call("make_masks", *flags(land, *by_map(land)))

@@ -254,3 +254,14 @@ def test_a_network_that_only_resembles_ours_does_not_load():
     arch, arguments = recognize(state)
     with pytest.raises(RuntimeError, match="attention1"):
         build_model(arch, **arguments).load_state_dict(state)
+
+
+def test_the_small_network_is_built_and_recognized_by_name():
+    network = build_model("unet_small", outputs=2, channels=4, widths=[8, 16], stem=2).eval()
+    with torch.inference_mode():
+        assert network(torch.rand(1, 4, 33, 50)).shape == (1, 2, 33, 50)
+    assert recognize(network.state_dict()) == (
+        "unet_small", {"outputs": 2, "channels": 4, "widths": [8, 16], "stem": 2}
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="encoder"):
+        build_model("unet_small", encoder="resnet18")

@@ -1,8 +1,11 @@
 import csv
 import json
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,10 @@ import yaml
 
 from common.checkpoint import load_checkpoint
 from common.config import read_yaml
+from common.runs import load_train_config
+from permeability import train
+from permeability.model import build_model
+from permeability.samples import Augmentation, Normalization
 from tests.permeability.sheets import write_raster
 
 FOLDER = Path(__file__).resolve().parents[2] / "permeability"
@@ -136,3 +143,188 @@ def test_both_names_of_the_sources_recipe_are_the_same():
     expected = {"lr": 6e-5, "weight_decay": 1e-5, "batch_size": 3, "grad_accum": 2, "epochs": 250, "crop_size": 512,
                 "samples_per_epoch": 1024, "lr_factor": 0.3, "lr_patience": 10, "label_smoothing": 0.05}  # fmt: skip
     assert {key: float(recipe[key]) for key in expected} == expected
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Seven sheets in train, two in val and one in test; green is brightest in training, red in test."""
+    root = tmp_path_factory.mktemp("folders") / "data"
+    for number, part in enumerate(["train"] * 7 + ["val"] * 2 + ["test"]):
+        mask = np.zeros((96, 96), np.uint8)
+        mask[:, : 10 + 5 * number] = 1
+        image = np.full((3, 96, 96), {"train": 50, "val": 100, "test": 200}[part], np.uint8)
+        image[:, ::2] += 20
+        name, left = f"{number}.tif", 1000.0 * number
+        write_raster(root / "INSUMOS" / "ORTOFOTOS" / name, image, left=left)
+        write_raster(root / "DATA" / "OUTPUT" / "MASCARAS" / part / name, mask, left=left, nodata=255)
+    return root
+
+
+@pytest.fixture
+def configure(folders, small, tmp_path):
+    """The configuration of a training on those sheets."""
+
+    def configured(*more, root=folders, images=None):
+        where = ["--data-root", root] if images is None else ["--images", images[0], "--labels", images[1]]
+        words = [*where, *small, "--device", "cpu", "--output-dir", tmp_path / "run", *more]
+        return load_train_config(train.Config, FOLDER, [str(word) for word in words])
+
+    return configured
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """What a training would hand to the training loop, without the loop."""
+
+    def run(config, data=None):
+        data = train.load_data(config) if data is None else data
+        monkeypatch.setattr(train, "fit", lambda model, windows, tiles, **rest: (model, windows, tiles, rest))
+        precision = train.choose_precision(config.device, config.amp)
+        loss = train.build_loss(config.loss, label_smoothing=config.label_smoothing)
+        folder = train.RunFolder(config.output_dir)
+        return data, *train.train(config, data, folder, precision, loss)
+
+    return run
+
+
+def test_the_loop_gets_the_training_part_the_validation_part_and_the_flags(configure, fitted):
+    flags = ("--balance", 0.25, "--flips", "--rotate", 11, "--zoom", 0.22, "--color", 0.33, "--samples-per-epoch", 7)
+    data, model, windows, tiles, rest = fitted(configure(*flags, "--seed", 3))
+    assert {site.id for site in windows.sites} == {f"train/{number}" for number in range(7)}
+    assert {tile.site.id for tile in tiles.tiles} == {"val/7", "val/8"}
+    assert (len(windows), windows.crop, windows.balance, windows.channels) == (7, 64, 0.25, 3)
+    assert windows.augment == Augmentation(flips=True, rotate=11, zoom=0.22, color=0.33)
+    card, split = rest["card"], data.split
+    assert card.split == split and rest["test_images"] == 1 and card.scale == 1
+    assert card.normalization["mean"] == pytest.approx([60 / 255] * 3, abs=1e-3), "of the training part alone"
+    assert card.normalization["std"] == pytest.approx([10 / 255] * 3, abs=1e-3)
+    image = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    again = build_model(card.arch, **card.arch_args).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        expected = again(Normalization(**card.normalization)(image))
+        assert torch.equal(model.eval()(image), expected), "the network normalizes by itself"
+
+
+def test_augmentation_can_be_switched_off_and_zero_samples_cover_the_sites(configure, fitted):
+    _, _, windows, _, _ = fitted(configure("--no-augment", "--flips", "--samples-per-epoch", 0))
+    assert windows.augment is None and len(windows) == round(7 * 96**2 / 64**2)
+
+
+def test_the_start_follows_the_seed(configure, fitted):
+    config = configure("--normalization", "source")
+    data = train.load_data(config)
+    first, second, other = (
+        fitted(replace(config, seed=seed), data)[1].state_dict()["decoder.p5.weight"] for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_the_start_can_be_a_file(configure, fitted, tmp_path):
+    torch.manual_seed(9)
+    network = build_model("fpn", encoder="resnet18")
+    torch.save(network.state_dict(), tmp_path / "start.pth")
+    _, model, *_ = fitted(configure("--weights", tmp_path / "start.pth"))
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in network.state_dict().items())
+
+
+def test_validation_can_be_thinned_and_test_not(folders, configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "TILE_SIDE", 48)
+    assert {part: len(tiles) for part, tiles in train.load_data(configure()).tiles.items()} == {"val": 8, "test": 4}
+    thinned = train.load_data(configure("--val-tiles", 3))
+    assert {part: len(tiles) for part, tiles in thinned.tiles.items()} == {"val": 3, "test": 4}
+    assert {tile.site.id for tile in thinned.tiles["val"]} == {"val/7", "val/8"}
+
+
+def test_masks_without_folders_are_split_by_the_flags(folders, configure, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in (folders / "DATA" / "OUTPUT" / "MASCARAS").rglob("*.tif"):
+        shutil.copy(path, masks / path.name)
+    images = (folders / "INSUMOS" / "ORTOFOTOS", masks)
+    flags = ("--val-fraction", 0.2, "--test-fraction", 0.3)
+    splits = [train.load_data(configure(*flags, "--seed", seed, images=images)).split for seed in (0, 0, 1)]
+    assert {part: len(ids) for part, ids in splits[0].items()} == {"train": 5, "val": 2, "test": 3}
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_masks_on_another_grid_need_a_flag_at_any_resolution(folders, configure, tmp_path):
+    root = tmp_path / "shifted"
+    shutil.copytree(folders, root)
+    path = root / "DATA" / "OUTPUT" / "MASCARAS" / "test" / "9.tif"
+    write_raster(path, np.tile(np.arange(96) > 40, (96, 1)).astype(np.uint8), left=9000.2, nodata=255)
+    with pytest.raises(ValueError, match=r"1 bad file.*--reproject"):
+        train.load_data(configure(root=root))
+    assert not train.load_data(configure("--skip-bad", root=root)).split["test"]
+    for more in ((), ("--resolution", 1.0)):
+        config = configure("--reproject", *more, root=root)
+        data = train.load_data(config)
+        assert data.split["test"] == ["test/9"]
+        assert [tile.id for tile in train.tiles_at_own_size(config, data, "test")] == ["test/9"]
+
+
+def test_a_validation_part_that_is_ignored_everywhere_is_told(folders, configure, tmp_path):
+    root = tmp_path / "empty"
+    shutil.copytree(folders, root)
+    for number in (7, 8):
+        path = root / "DATA" / "OUTPUT" / "MASCARAS" / "val" / f"{number}.tif"
+        write_raster(path, np.full((96, 96), 255, np.uint8), left=1000.0 * number, nodata=255)
+    with pytest.raises(ValueError, match="validation part are ignored everywhere"):
+        train.load_data(configure(root=root))
+
+
+def test_without_a_test_part_the_validation_part_is_scored(folders, configure, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(train, "TILE_SIDE", 48)
+    monkeypatch.setattr(train, "score_tiles", lambda predictor, tiles, loss: seen.append(tiles) or FakeScores())
+    monkeypatch.setattr(train, "finish_run", lambda run, **rest: seen.append(rest))
+    config = configure()
+    data = train.load_data(config)
+    predictor = SimpleNamespace(card=None)
+    train.finish(None, config, predictor, None, None, data)
+    train.finish(None, config, predictor, None, None, replace(data, tiles=data.tiles | {"test": []}))
+    assert [len(seen[0]), len(seen[2])] == [4, 8] and [seen[1]["part"], seen[3]["part"]] == ["test", "val"]
+    assert [seen[1]["scores"]["n_images"], seen[3]["scores"]["n_images"]] == [1, 2], "sheets, not tiles"
+
+
+def test_the_loss_is_that_of_the_flags(folders, call, monkeypatch, tmp_path, small):
+    seen = []
+
+    def stop(config, data, run, precision, loss):
+        seen.append(loss)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(train, "train", stop)
+    flags = (*small, "--loss", "ce+focal", "--label-smoothing", 0.3, "--output-dir", tmp_path / "run")
+    call("train", "--data-root", folders, *flags).mistake("seen enough")
+    logits, target = torch.randn(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)
+    expected = train.build_loss("ce+focal", label_smoothing=0.3)(logits, target)
+    assert torch.isclose(seen[0](logits, target), expected)
+
+
+class FakeScores:
+    def result(self):
+        return {"miou": 0.5, "pixel_accuracy": 0.5, "per_class_iou": {"Permeable": None}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--rotate", 181), ("--rotate 181", "0...180")),
+        (("--color", -0.1), ("--color -0.1", "0...1")),
+        (("--zoom", 3), ("--zoom 3", "0...2")),
+        (("--val-tiles", -1), ("--val-tiles", "negative")),
+        (("--channels", 0), ("--channels 0",)),
+        (("--crop-size", 31), ("--crop-size 31", "at least 32")),
+    ],
+)
+def test_values_out_of_range_are_told(configure, flags, words):
+    with pytest.raises(ValueError) as error:
+        configure(*flags)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_limits_themselves_are_allowed(configure):
+    config = configure("--rotate", 180, "--color", 1, "--zoom", 2, "--balance", 1, "--crop-size", 32, "--val-tiles", 0)
+    assert (config.rotate, config.color, config.zoom, config.balance, config.crop_size) == (180, 1, 2, 1, 32)

@@ -1,11 +1,20 @@
 import csv
 import json
+import shutil
 import signal
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from common.checkpoint import load_checkpoint
+from common.cli import STARTED, NonFiniteLoss, exit_code
+from common.losses import build_loss
+from common.training import FINISH_SECONDS
+from permeability import tune
+from permeability.search import Storage
 
 SPACE = """
 arch: [fpn, unetplusplus, pspnet]
@@ -35,8 +44,8 @@ def flags(easy, space, engine, trials, folder):
     )  # fmt: skip
 
 
-def stored(folder):
-    return json.loads((folder / "search.json").read_text())["trials"]
+def stored(folder, name="search"):
+    return json.loads((folder / f"{name}.json").read_text())["trials"]
 
 
 def test_a_search_killed_in_the_middle_goes_on_and_no_trial_is_done_twice(easy, space, started, call, tmp_path):
@@ -92,3 +101,231 @@ def test_mistakes_are_told(easy, space, call, tmp_path):
     (tmp_path / "search.json").write_text("{}")
     space.write_text(SPACE)
     call("tune", *command).mistake("search.json", "another file")
+
+
+class FakeTraining:
+    """In place of a training: each trial has the course, or ends with the error, that its learning rate stands for."""
+
+    def __init__(self, courses):
+        self.courses, self.seen = courses, []
+
+    def __call__(self, wanted, data, run, precision, loss):
+        self.seen.append((wanted, data, precision, loss))
+        course = self.courses[len(self.seen) - 1]
+        if isinstance(course, Exception):
+            raise course
+        assert not run.path.exists(), "a trial that was cut short begins anew"
+        run.create(wanted)
+        (run.path / "best_iou.pt").write_text(f"best of training {len(self.seen)}")
+        history = []
+        for epoch, miou in enumerate(course, start=1):
+            history.append({"epoch": epoch, "miou": miou})
+            run.log_epoch(history)
+        run.close()
+
+
+@pytest.fixture
+def search(tmp_path, monkeypatch):
+    """Run a search whose trainings are faked; returns the result and what the trainings were told."""
+
+    def run(
+        courses, *more, engine="hyperopt", text="arch: [fpn]\nlr: {low: 1e-4, high: 1e-2}\nepochs: 4\n", count=None
+    ):
+        fake = FakeTraining(courses)
+        monkeypatch.setattr(tune.train, "train", fake)
+        monkeypatch.setattr(tune.train, "load_data", lambda config: ("data of", config))
+        monkeypatch.setattr(tune, "log_hparams", lambda folder, trial: None)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "space.yaml").write_text(text)
+        (tmp_path / "recipe.yaml").write_text("lr: 0.5\nepochs: 7\nloss: ce+dice\nlabel_smoothing: 0.25\n")
+        argv = ["tune", "--engine", engine, "--trials", count or len(courses), "--storage", "s.json", "--space",
+                "space.yaml", "--config", "recipe.yaml", "--data-root", "there", "--output-dir", "out",
+                *more]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
+        return exit_code(tune.main), fake.seen
+
+    return run
+
+
+def table(folder):
+    with (folder / "out" / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_trial_is_judged_by_its_best_epoch(search, tmp_path):
+    code, _ = search([[0.2, 0.7, 0.4], [0.5, 0.6, 0.65], [0.1, 0.1, 0.3]])
+    assert code == 0
+    assert [trial["value"] for trial in stored(tmp_path, "s")] == [0.7, 0.65, 0.3]
+    assert stored(tmp_path, "s")[0]["course"] == [0.2, 0.7, 0.4]
+    assert (tmp_path / "out" / "best.pt").read_text() == "best of training 1", "the others were worse"
+    assert [(row["rank"], row["trial"], row["miou"]) for row in table(tmp_path)] == [
+        ("1", "0", "0.7000"), ("2", "1", "0.6500"), ("3", "2", "0.3000")
+    ]  # fmt: skip
+    assert not list((tmp_path / "out").glob("trial_*/*.pt"))
+
+
+def test_a_later_better_trial_takes_the_place_of_the_best(search, tmp_path):
+    assert search([[0.2], [0.9], [0.5]])[0] == 0
+    assert (tmp_path / "out" / "best.pt").read_text() == "best of training 2"
+
+
+def test_hopeless_trials_end_early_but_not_in_their_last_epoch(search, tmp_path):
+    good, bad, late = [0.7, 0.7, 0.7, 0.9], [0.6, 0.5, 0.9, 0.9], [0.7, 0.75, 0.75, 0.75]
+    code, seen = search([good] * 4 + [bad, late], engine="optuna")
+    assert code == 0 and len(seen) == 6
+    trials = stored(tmp_path, "s")
+    assert [trial["state"] for trial in trials] == ["complete"] * 4 + ["pruned", "complete"]
+    assert (trials[4]["course"], trials[4]["value"]) == ([0.6, 0.5], 0.6)
+    assert [row["trial"] for row in table(tmp_path)][-1] == "4" and table(tmp_path)[-1]["epochs"] == "2"
+
+
+def test_pruned_trials_count_and_are_best_only_among_themselves(search, tmp_path, monkeypatch):
+    def propose(engine, space, trials, seed):
+        yield SimpleNamespace(params={"lr": 1e-3 * (1 + len(trials))}, is_hopeless=lambda epoch, value: value > 0.5)
+
+    monkeypatch.setattr(tune, "propose", propose)
+    code, seen = search([[0.9, 0.9], [0.3, 0.3], [0.8, 0.8]])
+    assert code == 0 and len(seen) == 3
+    assert [trial["state"] for trial in stored(tmp_path, "s")] == ["pruned", "complete", "pruned"]
+    assert (tmp_path / "out" / "best.pt").read_text() == "best of training 2"
+
+
+def test_a_failed_trial_is_noted_and_the_search_goes_on(search, tmp_path):
+    errors = [ValueError("no\nsense"), NonFiniteLoss("nan in x.tif"), torch.OutOfMemoryError("too large")]
+    code, _ = search([*errors, [0.4]])
+    assert code == 0
+    trials = stored(tmp_path, "s")
+    assert [trial["state"] for trial in trials] == ["failed"] * 3 + ["complete"]
+    assert [trial["note"] for trial in trials[:3]] == ["no sense", "nan in x.tif", "too large"]
+    assert trials[0]["value"] is None and table(tmp_path)[-1]["miou"] == "-"
+
+
+def test_a_mistake_in_the_code_is_no_failed_trial(search, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        search([ZeroDivisionError()])
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_a_search_without_success_is_an_error(search, tmp_path, capsys):
+    code, _ = search([ValueError("first"), ValueError("second")])
+    assert code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "none of the 2 trials" in line and "first" in line
+
+
+def test_trainings_are_told_what_the_search_was(search, tmp_path):
+    """The trial's parameters rank above the space's fixed ones, these above the recipe."""
+    folder = tmp_path / "out" / "trial_001"
+    folder.mkdir(parents=True)
+    (folder / "left over").touch()
+    code, seen = search(
+        [[0.1], [0.2]], "--seed", 5, "--workers", 1, "--device", "cpu", "--amp", "off", "--skip-bad",
+        "--minutes-per-trial", 3,
+    )  # fmt: skip
+    assert code == 0
+    for number, (wanted, data, precision, loss) in enumerate(seen):
+        assert 1e-4 <= wanted.lr <= 1e-2 and (wanted.epochs, wanted.label_smoothing) == (4, 0.25)
+        assert (wanted.seed, wanted.workers, wanted.device, wanted.amp) == (5, 1, "cpu", "off")
+        assert wanted.skip_bad and str(wanted.output_dir) == f"out/trial_{number:03d}"
+        assert str(wanted.data_root) == "there" and data[0] == "data of" and data[1].skip_bad
+        spent = (time.monotonic() - STARTED + FINISH_SECONDS) / 60
+        assert spent + 2 < wanted.max_minutes < spent + 3.1
+        assert str(precision.device) == "cpu"
+        logits, target = torch.randn(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)
+        assert torch.isclose(loss(logits, target), build_loss("ce+dice", label_smoothing=0.25)(logits, target))
+    assert [trial["params"]["lr"] for trial in stored(tmp_path, "s")] == [wanted.lr for wanted, *_ in seen]
+    assert len({wanted.lr for wanted, *_ in seen}) == 2
+
+
+def test_proposals_follow_the_seed_and_the_engine(search, tmp_path):
+    drawn = set()
+    for more in (("--seed", 0), ("--seed", 1)):
+        for engine in ("optuna", "hyperopt"):
+            (tmp_path / "s.json").unlink(missing_ok=True)
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            assert search([[0.1]], *more, engine=engine)[0] == 0
+            drawn.add(stored(tmp_path, "s")[0]["params"]["lr"])
+    assert len(drawn) == 4
+
+
+def test_no_more_trials_than_asked_for(search, tmp_path):
+    assert search([[0.1], [0.2]])[0] == 0
+    code, seen = search([[0.3]], count=3)
+    assert code == 0 and len(seen) == 1 and len(stored(tmp_path, "s")) == 3
+    code, seen = search([], count=2)
+    assert code == 0 and not seen and len(stored(tmp_path, "s")) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"text": "arch: [fpn]\nlr: {low: 1e-4, high: 1e-1}\nepochs: 4\n"}, "another space"),
+        ({"text": "arch: [fpn]\nlr: {low: 1e-4, high: 1e-2}\nepochs: 5\n"}, "another recipe"),
+        ({"more": ("--data-root", "elsewhere")}, "another data"),
+        ({"more": ("--minutes-per-trial", "2")}, "another minutes per trial"),
+    ],
+)
+def test_a_storage_of_another_search_is_refused(search, tmp_path, capsys, changed, word):
+    assert search([[0.1]])[0] == 0
+    before = stored(tmp_path, "s")
+    changed = dict(changed)
+    code, seen = search([[0.2]], *changed.pop("more", ()), count=2, **changed)
+    assert code == 2 and not seen and stored(tmp_path, "s") == before and word in capsys.readouterr().err
+
+
+def test_networks_that_do_not_exist_are_passed_over(search, tmp_path):
+    """Of four combinations, linknet takes no Mix Transformer; the three others use the space up."""
+    text = "arch: [linknet, fpn]\nencoder: [mit_b0, resnet18]\n"
+    code, seen = search([[0.1], [0.2], [0.3]], text=text, count=5)
+    assert code == 0
+    pairs = [(wanted.arch, wanted.encoder) for wanted, *_ in seen]
+    assert sorted(pairs) == [("fpn", "mit_b0"), ("fpn", "resnet18"), ("linknet", "resnet18")]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("learning_rate: [1e-3]\n", ("learning_rate",)),
+        ("lr: [1e-3, fast]\n", ("lr", "fast")),
+        ("balance: {low: 0.5, high: 1.5}\n", ("--balance 1.5",)),
+        ("crop_size: {low: 8, high: 64}\n", ("--crop-size 8",)),
+        ("arch: [fpn]\nepochs: many\n", ("epochs", "many")),
+        ("lr: {low: 1e-2, high: 1e-3}\n", ("space.yaml: lr", "L < H")),
+        ("lr: {low: 0, high: 1e-3, log: true}\n", ("space.yaml: lr", "L > 0 for log")),
+        ("a: [\n", ("space.yaml is not valid YAML",)),
+        ("loss: [ce, mse]\n", ("unknown loss 'mse'", "focal")),
+        ("lr: [1e-3]\nloss: mse\n", ("unknown loss 'mse'",)),
+    ],
+)
+def test_mistakes_in_the_space_are_told_before_the_first_trial(search, tmp_path, capsys, text, words):
+    code, seen = search([[0.1]], text=text)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and not seen and not (tmp_path / "s.json").exists()
+    for word in words:
+        assert word in line
+
+
+def test_an_unknown_engine_is_told(search, capsys):
+    code, seen = search([[0.1]], engine="random")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and not seen and "random" in line and "optuna" in line
+
+
+def test_two_searches_do_not_share_a_storage(search, tmp_path, capsys):
+    with Storage(tmp_path / "s.json", {}).locked():
+        code, seen = search([[0.1]])
+    assert code == 2 and not seen and "in use by another search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["optuna", "hyperopt"])
+def test_a_library_that_is_not_installed_is_told(search, monkeypatch, capsys, engine):
+    monkeypatch.setitem(sys.modules, engine, None)
+    code, seen = search([[0.1]], engine=engine)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and not seen and f"--engine {engine}" in line and f"pip install {engine}" in line
+
+
+def test_a_space_without_any_network_is_told(search, capsys):
+    code, seen = search([[0.1]], text="arch: [linknet]\nencoder: [mit_b0]\n")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert code == 2 and not seen and "no network that exists" in line

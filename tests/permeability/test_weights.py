@@ -225,3 +225,13 @@ def test_a_failed_download_names_the_alternatives(server, failure, capsys, monke
         assert word in lines[1]
     if failure in ("corrupted", "cut short"):
         assert not list(server.cache.parent.glob("*segformer*")), "a broken file must not stay in the cache"
+
+
+def test_the_small_network_has_no_published_weights_but_starts_from_a_checkpoint(tmp_path):
+    arguments = {"outputs": 2, "widths": [8, 16], "stem": 2}
+    first, second = build_model("unet_small", **arguments), build_model("unet_small", **arguments)
+    with pytest.raises(ValueError, match="--arch unet"):
+        initialize(first, "imagenet")
+    torch.save(first.state_dict(), tmp_path / "small.pt")
+    initialize(second, str(tmp_path / "small.pt"))
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())

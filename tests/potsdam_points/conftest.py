@@ -4,7 +4,7 @@ import tifffile
 
 from common.scenes.aerial import write_potsdam
 from potsdam_points.labels import decode
-from tests.commands import command_fixtures
+from tests.commands import command_fixtures, training_fixtures
 
 started, command, call = command_fixtures("potsdam_points")
 
@@ -50,20 +50,7 @@ SMALL = (
     "--lr", "1e-2",
 )  # fmt: skip
 
-
-@pytest.fixture(scope="session")
-def small():
-    """Flags of a training that takes seconds."""
-    return SMALL
-
-
-@pytest.fixture(scope="session")
-def trained(blobs, tmp_path_factory, command):
-    """A run folder: a small network trained with the pseudo-label method for some seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    result = command(
-        "train", "--data-root", blobs, *SMALL, "--epochs", "4", "--samples-per-epoch", "128", "--pseudo", "0.5",
-        "--ema", "0.9", "--color", "0.2", "--balance", "0.5", "--augment", "--output-dir", folder / "run", cwd=folder,
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    return folder / "run", result
+small, trained = training_fixtures(
+    "blobs", SMALL, "--epochs", "4", "--samples-per-epoch", "128", "--pseudo", "0.5", "--ema", "0.9", "--color",
+    "0.2", "--balance", "0.5", "--augment",
+)  # fmt: skip

@@ -7,10 +7,10 @@ import tifffile
 import torch
 
 from common.checkpoint import load_checkpoint
-from common.runs import RunFolder
 from potsdam_points.labels import class_counts, read_classes
 from potsdam_points.points import class_weights, draw_points, from_points, read_points
 from potsdam_points.train import most_varied, thicken
+from tests.commands import check_resume
 
 FILES = (
     "config.yaml", "best_iou.pt", "best_loss.pt", "last.pt", "metrics.csv", "curves.png", "predictions.png",
@@ -81,17 +81,7 @@ def test_unknown_colors_stop_training_unless_told(call, tmp_path, blobs):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(call, blobs, small, tmp_path, monkeypatch):
     flags = ["--data-root", blobs, *small, "--epochs", 2, "--samples-per-epoch", 16, "--pseudo", 0.5, "--ema", 0.9]
-    assert call("train", *flags, "--output-dir", tmp_path / "whole").code == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log_epoch", stop)
-        assert call("train", *flags, "--output-dir", tmp_path / "parts").code == 130
-    assert call("train", *flags, "--output-dir", tmp_path / "parts", "--resume", "auto").code == 0
-    one, two = (load_checkpoint(tmp_path / name / "last.pt")[1] for name in ("whole", "parts"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-
-
-def stop(run, history):
-    raise KeyboardInterrupt
+    check_resume(call, monkeypatch, tmp_path, *flags)
 
 
 @pytest.mark.parametrize("recipe", ["source", "best", "demo"])

@@ -4,7 +4,7 @@ import tifffile
 from PIL import Image
 
 from common.scenes.aerial import write_rooftops
-from tests.commands import command_fixtures
+from tests.commands import command_fixtures, training_fixtures
 
 started, command, call = command_fixtures("rooftops")
 
@@ -45,20 +45,6 @@ SMALL = (
     "--test-fraction", "0.25", "--scheduler", "constant", "--dropout", "0.1", "--early-stopping", "0", "--amp", "off",
 )  # fmt: skip
 
-
-@pytest.fixture(scope="session")
-def small():
-    """Flags of a training that takes seconds."""
-    return SMALL
-
-
-@pytest.fixture(scope="package")
-def trained(roofs, tmp_path_factory, command):
-    """A run folder: a network trained for some seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    result = command(
-        "train", "--data-root", roofs, *SMALL, "--epochs", "2", "--samples-per-epoch", "48", "--augment", "--zoom",
-        "0.2", "--color", "0.2", "--output-dir", folder / "run", cwd=folder,
-    )  # fmt: skip
-    assert result.code == 0, result.err
-    return folder / "run", result
+small, trained = training_fixtures(
+    "roofs", SMALL, "--epochs", "2", "--samples-per-epoch", "48", "--augment", "--zoom", "0.2", "--color", "0.2",
+)  # fmt: skip

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
 
 import rooftops
 from common.checkpoint import load_checkpoint
-from common.runs import RunFolder
+from tests.commands import check_resume
 
 FILES = (
     "config.yaml", "best_iou.pt", "best_loss.pt", "last.pt", "metrics.csv", "curves.png", "predictions.png",
@@ -93,17 +92,7 @@ def test_bad_files_stop_training_unless_skipped(call, bad, small, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_weights(call, roofs, small, tmp_path, monkeypatch):
     flags = ["--data-root", roofs, *small, "--epochs", 2, "--samples-per-epoch", 12, "--ema", 0.9, "--augment"]
     flags += ["--zoom", 0.3, "--rotate", "--color", 0.5, "--cutmix", 0.5]
-    assert call("train", *flags, "--output-dir", tmp_path / "whole").code == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "log_epoch", stop)
-        assert call("train", *flags, "--output-dir", tmp_path / "parts").code == 130
-    assert call("train", *flags, "--output-dir", tmp_path / "parts", "--resume", "auto").code == 0
-    one, two = (load_checkpoint(tmp_path / name / "last.pt")[1] for name in ("whole", "parts"))
-    assert all(torch.equal(one[key], two[key]) for key in one)
-
-
-def stop(run, history):
-    raise KeyboardInterrupt
+    check_resume(call, monkeypatch, tmp_path, *flags)
 
 
 @pytest.mark.parametrize("recipe", ["source", "best", "demo"])

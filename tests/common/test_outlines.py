@@ -14,11 +14,13 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.warp import transform
 
-from permeability.landcover import Grid, LandCover, Polygons, as_text
+from common.grids import Grid
+from common.outlines import Outlines, PolygonLayer, as_text
 
 UTM, GEOGRAPHIC, OTHER_ZONE = "EPSG:25830", "EPSG:4326", "EPSG:25829"
 PLACE = Affine(0.5, 0, 440_000, 0, -0.5, 4_470_000)
 ROTATED = PLACE @ Affine.rotation(30)
+UPWARDS = Affine(0.5, 0, 440_000, 0, 0.5, 4_469_970)
 
 
 def make_raster(path, height=60, width=80, place=PLACE, crs=UTM):
@@ -65,18 +67,20 @@ def expected_classes(shapes, classes, height=60, width=80, place=PLACE, backgrou
     return result
 
 
-@pytest.mark.parametrize("place", [PLACE, ROTATED], ids=["north up", "rotated"])
+@pytest.mark.parametrize("place", [PLACE, ROTATED, UPWARDS], ids=["north up", "rotated", "upwards"])
 @pytest.mark.parametrize(
-    ("suffix", "crs"), [(".gpkg", UTM), (".shp", UTM), (".geojson", GEOGRAPHIC), (".gpkg", OTHER_ZONE)]
+    ("suffix", "crs"), [(".gpkg", UTM), (".shp", UTM), (".fgb", UTM), (".geojson", GEOGRAPHIC), (".gpkg", OTHER_ZONE)]
 )
 def test_the_last_polygon_with_the_center_wins(tmp_path, suffix, crs, place):
     rng = np.random.default_rng(3)
     shapes = [blob(rng, place) for _ in range(25)]
     values = rng.integers(0, 3, 25)
+    options = {"SPATIAL_INDEX": "NO"} if suffix == ".fgb" else {}  # with an index it would have an order of its own
     grid = Grid.of(make_raster(tmp_path / "sheet.tif", place=place))
-    polygons = LandCover(write_vector(tmp_path / f"cover{suffix}", shapes, values, crs), field="COVER").over(grid)
+    path = write_vector(tmp_path / f"cover{suffix}", shapes, values, crs, **options)
+    polygons = PolygonLayer(path, field="COVER").over(grid)
     classes = np.array([int(value) for value in polygons.values], np.uint8)
-    burnt = polygons.burn(classes, (0, 0, 60, 80), 255)
+    burnt = polygons.burn((0, 0, 60, 80), classes, 255)
     expected = expected_classes(shapes, values, place=place)
     assert (burnt != expected).sum() <= (0 if crs == UTM else 1), "coordinates there and back differ by nanometres"
     assert len(np.unique(expected)) == 4
@@ -96,8 +100,17 @@ def test_only_polygons_over_the_raster_are_read_and_in_the_files_order(tmp_path,
         return result
 
     monkeypatch.setattr(pyogrio.raw, "read", count)
-    assert LandCover(path, field="COVER").over(grid).values.tolist() == ["0", "300", "600"]
+    assert PolygonLayer(path, field="COVER").over(grid).values.tolist() == ["0", "300", "600"]
     assert counts == [3], "the others stay in the file"
+
+
+def test_the_files_order_is_kept_whatever_its_index_makes_of_it(tmp_path):
+    corners = np.random.default_rng(0).uniform((439_900, 4_469_900), (440_100, 4_470_060), (300, 2))
+    shapes = shapely.box(*corners.T, *(corners + 20).T)
+    path = write_vector(tmp_path / "cover.gpkg", shapes, np.arange(300))
+    grid = Grid.of(make_raster(tmp_path / "sheet.tif"))
+    assert (np.diff(pyogrio.raw.read(path, bbox=grid.bounds, return_fids=True)[1]) < 0).any()
+    assert (np.diff(PolygonLayer(path, field="COVER").over(grid).values.astype(int)) > 0).all()
 
 
 def test_polygons_beside_a_rotated_raster_are_not_over_it(tmp_path):
@@ -106,7 +119,7 @@ def test_polygons_beside_a_rotated_raster_are_not_over_it(tmp_path):
     beside = shapely.box(left, top - 1, left + 1, top)
     middle = shapely.Point(ROTATED @ (40, 30)).buffer(3)
     path = write_vector(tmp_path / "cover.gpkg", [beside, middle], ["beside", "middle"])
-    polygons = LandCover(path, field="COVER").over(grid)
+    polygons = PolygonLayer(path, field="COVER").over(grid)
     assert polygons.values.tolist() == ["middle"] and len(polygons.shapes) == 1
 
 
@@ -123,9 +136,9 @@ def test_a_window_is_what_the_whole_is_there(seed, row, column, height, width):
     shapes = np.array([blob(rng, Affine.identity()) for _ in range(6)])
     shapes[3:] = shapely.set_precision(shapes[3:], 0.5, mode="pointwise")  # corners on centers and edges: ties
     classes = np.arange(len(shapes), dtype=np.uint8)
-    polygons = Polygons(shapes, np.full(len(shapes), "", object))
-    whole = polygons.burn(classes, (0, 0, 90, 110), 255)
-    window = polygons.burn(classes, (row, column, height, width), 255)
+    polygons = Outlines(shapes, np.full(len(shapes), "", object))
+    whole = polygons.burn((0, 0, 90, 110), classes, 255)
+    window = polygons.burn((row, column, height, width), classes, 255)
     assert np.array_equal(window, whole[row : row + height, column : column + width])
 
 
@@ -133,8 +146,8 @@ def test_a_polygon_that_crosses_itself_is_filled_as_gdal_does(tmp_path):
     bow = shapely.Polygon([(440_002, 4_469_998), (440_030, 4_469_975), (440_030, 4_469_998), (440_002, 4_469_975)])
     assert not bow.is_valid
     grid = Grid.of(make_raster(tmp_path / "sheet.tif"))
-    polygons = LandCover(write_vector(tmp_path / "cover.gpkg", [bow])).over(grid)
-    burnt = polygons.burn(np.array([1], np.uint8), (0, 0, 60, 80), 0)
+    polygons = PolygonLayer(write_vector(tmp_path / "cover.gpkg", [bow])).over(grid)
+    burnt = polygons.burn((0, 0, 60, 80))
     assert np.array_equal(burnt, rasterize([bow], (60, 80), transform=PLACE)) and burnt.any()
 
 
@@ -142,13 +155,13 @@ def test_lines_among_the_polygons_are_left_out(tmp_path):
     square, line = shapely.box(440_002, 4_469_980, 440_010, 4_469_990), shapely.LineString([(440_000, 4_469_999)] * 2)
     path = write_vector(tmp_path / "cover.gpkg", [line, square], ["line", "square"])
     grid = Grid.of(make_raster(tmp_path / "sheet.tif"))
-    assert LandCover(path, field="COVER").over(grid).values.tolist() == ["square"]
+    assert PolygonLayer(path, field="COVER").over(grid).values.tolist() == ["square"]
 
 
 def test_elevations_are_left_aside(tmp_path):
     flat = shapely.box(440_002, 4_469_980, 440_010, 4_469_990)
     path = write_vector(tmp_path / "cover.gpkg", [shapely.force_3d(flat, 700.0)])
-    assert not shapely.has_z(LandCover(path).over(Grid.of(make_raster(tmp_path / "sheet.tif"))).shapes).any()
+    assert not shapely.has_z(PolygonLayer(path).over(Grid.of(make_raster(tmp_path / "sheet.tif"))).shapes).any()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +184,7 @@ def test_whole_numbers_with_gaps_keep_their_text(tmp_path):
     }
     (tmp_path / "cover.geojson").write_text(json.dumps(collection))
     grid = Grid.of(make_raster(tmp_path / "sheet.tif"))
-    assert LandCover(tmp_path / "cover.geojson", field="COVER").over(grid).values.tolist() == ["7", "null"]
+    assert PolygonLayer(tmp_path / "cover.geojson", field="COVER").over(grid).values.tolist() == ["7", "null"]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +199,7 @@ def test_whole_numbers_with_gaps_keep_their_text(tmp_path):
 )
 def test_whether_a_raster_meets_the_file(tmp_path, place, crs, meets):
     shapes = [shapely.box(440_000, 4_469_970, 440_040, 4_470_000)]
-    cover = LandCover(write_vector(tmp_path / "cover.gpkg", shapes))
+    cover = PolygonLayer(write_vector(tmp_path / "cover.gpkg", shapes))
     assert cover.meets(Grid.of(make_raster(tmp_path / "sheet.tif", place=place, crs=crs))) == meets
 
 
@@ -217,7 +230,7 @@ SQUARE = [shapely.box(440_002, 4_469_980, 440_010, 4_469_990)]
         (
             lambda path: [write_vector(path, SQUARE, layer=name, append=name == "b") for name in "ab"],
             {},
-            ("layers a, b", "--layer"),
+            ("layers a, b", "one layer", "--layer"),
         ),
     ],
 )
@@ -225,16 +238,21 @@ def test_files_that_cannot_be_used_are_named(tmp_path, make, options, words):
     path = tmp_path / "cover.gpkg"
     make(path)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        LandCover(path, **options)
+        PolygonLayer(path, **options)
     for word in (str(path), *words):
         assert word in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:'crs' was not provided")
-def test_a_shapefile_without_coordinate_system_is_refused(tmp_path):
-    path = write_vector(tmp_path / "cover.shp", SQUARE, crs=None)
-    with pytest.raises(ValueError, match=r"names no coordinate system.*\.prj"):
-        LandCover(path)
+@pytest.mark.parametrize(("own", "grids"), [(None, UTM), (UTM, None), (None, None)])
+def test_where_one_names_no_coordinate_system_it_is_the_others(tmp_path, own, grids):
+    layer = PolygonLayer(write_vector(tmp_path / "cover.shp", SQUARE, crs=own))
+    assert bool(layer.crs) == (own is not None)
+    grid = Grid(tmp_path / "x.tif", 60, 80, PLACE, CRS.from_string(grids) if grids else CRS())
+    assert layer.meets(grid) and np.array_equal(
+        layer.over(grid).burn((0, 0, 60, 80)), expected_classes(SQUARE, [1], background=0)
+    )
+    assert ("no coordinate system" in layer.places(grid)) == (own is None or grids is None)
 
 
 def test_a_file_without_shapes_is_refused(tmp_path):
@@ -242,10 +260,10 @@ def test_a_file_without_shapes_is_refused(tmp_path):
         tmp_path / "cover.gpkg", np.array([], object), [np.array([], int)], ["COVER"], geometry_type="Polygon", crs=UTM
     )
     with pytest.raises(ValueError, match="holds no shapes"):
-        LandCover(tmp_path / "cover.gpkg")
+        PolygonLayer(tmp_path / "cover.gpkg")
 
 
 def test_points_alone_are_refused(tmp_path):
     path = write_vector(tmp_path / "cover.gpkg", [shapely.Point(440_005, 4_469_990)])
-    with pytest.raises(ValueError, match="polygons are needed"):
-        LandCover(path).over(Grid.of(make_raster(tmp_path / "sheet.tif")))
+    with pytest.raises(ValueError, match=r"cover\.gpkg: over .*sheet\.tif it holds Point, no polygons"):
+        PolygonLayer(path).over(Grid.of(make_raster(tmp_path / "sheet.tif")))
