@@ -47,8 +47,10 @@ class Config:
     """Folder in the task's layout; default: three generated sheets of 3000 x 4000 pixels."""
     side: int = 512
     """Side of the windows, pixels."""
-    windows: int = 200
+    windows: int = 400
     """Windows of one round."""
+    batch: int = 8
+    """Windows of one batch."""
     rounds: int = 5
     """Rounds; the median counts."""
 
@@ -76,7 +78,7 @@ def compare(config: Config, root: Path) -> None:
     places = [place for key in keys if (place := place_of(data, key)) is not None]
     rows = []
     for workers in (0, 2):
-        pairs = measure(data, keys, places, workers, config.rounds)
+        pairs = measure(data, keys, places, workers, config)
         ratios = sorted(ours / theirs for theirs, ours in pairs)
         theirs, ours = (float(np.median(column)) for column in zip(*pairs, strict=True))
         rows.append(
@@ -89,7 +91,7 @@ def compare(config: Config, root: Path) -> None:
             }
         )
     what = f"{len(keys)} windows of {config.side} x {config.side} a round, {config.rounds} paired rounds"
-    write_table(Path(__file__), rows, f"{what}; {processor()}.")
+    write_table(Path(__file__), rows, f"{what}, batches of {config.batch}; {processor()}.")
 
 
 def place_of(data: TrainingWindows, key: Key) -> Place | None:
@@ -107,13 +109,13 @@ def place_of(data: TrainingWindows, key: Key) -> Place | None:
 
 
 def measure(
-    data: TrainingWindows, keys: Sequence[Key], places: Sequence[Place], workers: int, rounds: int
+    data: TrainingWindows, keys: Sequence[Key], places: Sequence[Place], workers: int, config: Config
 ) -> list[tuple[float, float]]:
     """Windows per second of bare reads and of the data loader, in paired rounds after one that opens the files."""
     options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-    loader: Any = DataLoader(data, batch_sampler=Batches(keys), **options)  # type: ignore[arg-type]
+    loader: Any = DataLoader(data, batch_sampler=Batches(keys, config.batch), **options)  # type: ignore[arg-type]
     pool = ProcessPoolExecutor(workers) if workers else None
-    pairs = [(bare(places, workers, pool), loaded(loader)) for _ in range(rounds + 1)]
+    pairs = [(bare(places, workers, pool), loaded(loader)) for _ in range(config.rounds + 1)]
     if pool is not None:
         pool.shutdown()
     return pairs[1:]
@@ -150,19 +152,19 @@ def loaded(loader: Any) -> float:  # noqa: ANN401 - of keys, for which torch has
 
 
 class Batches:
-    """Batches of four keys."""
+    """Batches of keys."""
 
-    def __init__(self, keys: Sequence[Key]) -> None:
-        self.keys = list(keys)
+    def __init__(self, keys: Sequence[Key], size: int) -> None:
+        self.keys, self.size = list(keys), size
 
     def __len__(self) -> int:
         """Number of batches."""
-        return len(self.keys) // 4
+        return -(-len(self.keys) // self.size)
 
     def __iter__(self) -> Iterator[list[Key]]:
         """One batch after another."""
-        for first in range(0, len(self) * 4, 4):
-            yield self.keys[first : first + 4]
+        for first in range(0, len(self.keys), self.size):
+            yield self.keys[first : first + self.size]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ ReadRows = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[Any]]]
 """Class indices (rows, W) and the probability of each pixel's class (rows, W) of rows ``first`` to ``last``."""
 
 BAND_PIXELS = 1 << 22
+PORTION = 1 << 18
+"""Corners that become geometries at once."""
 EAST, SOUTH, WEST, NORTH = range(4)
 """Directions of an outline, which has its area on the right."""
 
@@ -255,52 +257,87 @@ def _next_corner(corners: _Corners) -> NDArray[np.int32]:
     return follows
 
 
-def _walk(follows: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _walk(follows: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Corners ordered ring by ring, each from its topmost left one, and where in that order the rings begin.
 
     The rings are joined to one long chain, which a depth-first search walks along.
     """
     count = len(follows)
-    graph = csr_array((np.ones(count, np.int8), follows, np.arange(count + 1)), shape=(count, count))
+    index = np.arange(count, dtype=np.int32)
+    graph = csr_array((np.ones(count, np.int8), follows, np.arange(count + 1, dtype=np.int32)), shape=(count, count))
     rings, ring = connected_components(graph, connection="strong")
-    first = np.empty(rings, np.int64)
-    first[ring[::-1]] = np.arange(count)[::-1]  # of equal indices the last one counts, which is the first corner
+    first = np.empty(rings, np.int32)
+    first[ring[::-1]] = index[::-1]  # of equal indices the last one counts, which is the first corner
     first.sort()
-    before = np.empty(count, np.int64)
-    before[follows] = np.arange(count)
-    chain = follows.copy()
-    chain[before[first]] = np.roll(first, -1)
-    graph = csr_array((np.ones(count, np.int8), chain, np.arange(count + 1)), shape=(count, count))
+    del ring
+    before = np.empty(count, np.int32)
+    before[follows] = index
+    graph.indices[before[first]] = np.roll(first, -1)
+    del before
     order = depth_first_order(graph, int(first[0]), return_predecessors=False)
-    starts = np.empty(count, np.int64)
-    starts[order] = np.arange(count)
-    return np.asarray(order, np.int64), starts[first]
+    del graph
+    starts = np.empty(count, np.int32)
+    starts[order] = index
+    return np.asarray(order, np.int32), starts[first]
 
 
 def _assemble(corners: _Corners, transform: Affine) -> tuple[NDArray[np.object_], NDArray[np.int32], NDArray[np.int32]]:
-    """Polygons, their classes, and the numbers of their areas."""
+    """Polygons, their classes, and the numbers of their areas; made in portions, since geometries need much room."""
     if not len(corners.row):
         return np.empty(0, object), np.empty(0, np.int32), np.empty(0, np.int32)
     order, starts = _walk(_next_corner(corners))
-    ends = np.append(starts[1:], len(order))
-    col, row = corners.col[order].astype(np.int64), corners.row[order].astype(np.int64)
-    following = np.arange(1, len(order) + 1)
-    following[ends - 1] = starts
-    is_shell = np.add.reduceat(col * row[following] - col[following] * row, starts) > 0
+    sizes = np.diff(starts, append=len(order))
+    is_shell = np.concatenate([_are_shells(corners, order, starts[some], sizes[some]) for some in _portions(sizes)])
     area = corners.area[order[starts]]
     rank = np.empty(area.max() + 1, np.int64)
     rank[area[is_shell]] = np.arange(is_shell.sum())  # shells in the order of their topmost corners
     rings = np.lexsort((~is_shell, rank[area]))
-    sizes = (ends - starts)[rings] + 1  # a ring ends with its first point
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-    backwards = np.where(within == 0, 0, np.repeat(sizes - 1, sizes) - within)
-    points = np.repeat(starts[rings], sizes) + backwards
-    across, down = col[points].astype(np.float64), row[points].astype(np.float64)
-    x = transform.a * across + transform.b * down + transform.c
-    y = transform.d * across + transform.e * down + transform.f
-    per_polygon = np.concatenate([np.flatnonzero(is_shell[rings]), [len(rings)]])
-    geometry = shapely.from_ragged_array(shapely.GeometryType.POLYGON, np.column_stack([x, y]), (offsets, per_polygon))
+    begins = np.append(np.flatnonzero(is_shell[rings]), len(rings))  # of each polygon's rings
+    geometry = []
+    for some in _portions(np.add.reduceat(sizes[rings], begins[:-1])):
+        first, last = begins[some.start], begins[some.stop]
+        chosen, offsets = rings[first:last], begins[some.start : some.stop + 1] - first
+        geometry.append(_polygons(corners, order, starts[chosen], sizes[chosen], offsets, transform))
     shells = starts[is_shell]
     kind = corners.kind[order[shells]].astype(np.int32) - 1
-    return np.asarray(geometry, object), kind, area[is_shell]
+    return np.concatenate(geometry), kind, area[is_shell]
+
+
+def _portions(sizes: NDArray[np.int64]) -> list[slice]:
+    """Slices of successive things that have about ``PORTION`` corners together."""
+    number = np.cumsum(sizes) // PORTION
+    begins = np.flatnonzero(np.diff(number, prepend=-1))
+    return [slice(first, last) for first, last in pairwise([*begins.tolist(), len(sizes)])]
+
+
+def _are_shells(
+    corners: _Corners, order: NDArray[np.int32], starts: NDArray[np.int32], sizes: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether successive rings run around their area, and not around a hole: by the sign of the area inside."""
+    index = order[starts[0] : starts[-1] + sizes[-1]]
+    col, row = corners.col[index].astype(np.int64), corners.row[index].astype(np.int64)
+    begins = starts - starts[0]
+    following = np.arange(1, len(index) + 1)
+    following[begins + sizes - 1] = begins
+    return np.asarray(np.add.reduceat(col * row[following] - col[following] * row, begins) > 0)
+
+
+def _polygons(
+    corners: _Corners,
+    order: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    sizes: NDArray[np.int64],
+    per_polygon: NDArray[np.int64],
+    transform: Affine,
+) -> NDArray[np.object_]:
+    """Polygons of rings given by their first corners and their numbers of corners, each closed and turned around."""
+    closed = sizes + 1
+    offsets = np.concatenate([[0], np.cumsum(closed)])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], closed)
+    backwards = np.where(within == 0, 0, np.repeat(sizes, closed) - within)
+    points = order[np.repeat(starts, closed) + backwards]
+    across, down = corners.col[points].astype(np.float64), corners.row[points].astype(np.float64)
+    x = transform.a * across + transform.b * down + transform.c
+    y = transform.d * across + transform.e * down + transform.f
+    rings = (offsets, per_polygon)
+    return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, np.column_stack([x, y]), rings), object)

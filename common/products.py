@@ -27,7 +27,8 @@ from common.vectors import VectorFormat, select, write_polygons
 BACKGROUND = "background"
 FULL_OVERLAY, LARGEST_OVERLAY = 4096**2, 2048
 """Pixels up to which an overlay is as large as its raster; that of a larger one is thinned out to this side."""
-ROWS = 512
+ROWS = 128
+"""Read at once for an overlay, about."""
 
 Refine = Callable[[NDArray[Any], Affine, CRS | None], NDArray[np.object_]]
 """Reshapes the outlines of a raster with this grid and coordinate system; gives as many."""
@@ -160,14 +161,15 @@ def _thinned(spool: Spool, source: Path, value_range: Range | None) -> tuple[NDA
     """Picture (3, h, w) and mask (h, w): every n-th pixel of every n-th row."""
     large = spool.height * spool.width > FULL_OVERLAY
     step = -(-max(spool.height, spool.width) // LARGEST_OVERLAY) if large else 1
+    rows = max(1, ROWS // step) * step
     pictures, masks = [], []
     with open_raster(source) as dataset:
-        for first in range(0, spool.height, ROWS * step):
-            last = min(first + ROWS * step, spool.height)
+        for first in range(0, spool.height, rows):
+            last = min(first + rows, spool.height)
             data, valid = read_bands(dataset, (first, last))
             data, valid = data[:3, ::step, ::step], valid[::step, ::step]
             pictures.append(np.round(to_channels(data, valid, 3, value_range) * 255).astype(np.uint8))
-            masks.append(spool.read("mask", first, last)[0, ::step, ::step])
+            masks.append(spool.read("mask", first, last)[0, ::step, ::step].copy())  # a view would keep all rows
     return np.concatenate(pictures, axis=1), np.concatenate(masks)
 
 

@@ -59,7 +59,7 @@ def find_files(root: Path | None, images: Path | None, labels: Path | None) -> t
         labels: ...and folder of masks, with or without ``train``, ``val`` and ``test`` in it.
 
     Raises:
-        FileNotFoundError, ValueError: a folder does not exist or holds no image.
+        FileNotFoundError, ValueError: a folder does not exist or holds no image, or two masks have one name.
     """
     if images is None or labels is None:
         assert root is not None
@@ -74,7 +74,12 @@ def find_files(root: Path | None, images: Path | None, labels: Path | None) -> t
             )
     parts = [part for part in PARTS if (labels / part).is_dir() and any((labels / part).iterdir())]
     masks = [Mask(path, part) for part in parts for path in find_images([labels / part])]
-    return find_images([images]), masks or [Mask(path) for path in find_images([labels])]
+    masks = masks or [Mask(path) for path in find_images([labels])]
+    first = {mask.id: mask.path for mask in reversed(masks)}
+    for mask in masks:
+        if first[mask.id] != mask.path:
+            raise ValueError(f"{first[mask.id]} and {mask.path} have one name; rename one, or move one elsewhere")
+    return find_images([images]), masks
 
 
 # Joining

@@ -28,6 +28,8 @@ def to_classes(values: NDArray[Any], nodata: float | None) -> NDArray[np.uint8]:
     if nodata is not None and nodata not in (0, 1, IGNORE):
         blank = np.isnan(values) if np.isnan(nodata) else values == nodata
         values = np.where(blank, IGNORE, values)
+    if values.dtype == np.uint8 and (values + np.uint8(1)).max(initial=0) <= 2:  # 255 + 1 is 0: two quick passes
+        return values
     strange = (values != 0) & (values != 1) & (values != IGNORE)
     if strange.any():
         found, counts = np.unique(values[strange], return_counts=True)

@@ -127,13 +127,12 @@ class TrainingWindows:
         self.sites = found.part(ids)
         self.spots = [found.spots[site.id] for site in self.sites]
         self.crop, self.balance, self.channels, self.augment = crop, balance, channels, augment
-        areas = np.array([site.window.height * site.window.width for site in self.sites], np.float64)
-        self.length = length or max(1, round(areas.sum() / crop**2))
-        self._by_area = areas / areas.sum()
-        known = np.array([found.counts[site.id][:2] for site in self.sites], np.float64) ** 0.5
-        totals = known.sum(axis=0)
-        self._classes = [index for index in range(2) if totals[index] > 0]
-        self._by_class = known / np.maximum(totals, 1.0)
+        areas = np.cumsum([site.window.height * site.window.width for site in self.sites])
+        self.length = length or max(1, round(areas[-1] / crop**2))
+        self._up_to_area = areas / areas[-1]
+        known = np.cumsum([np.sqrt(found.counts[site.id][:2]) for site in self.sites], axis=0)
+        self._classes = [index for index in range(2) if known[-1, index] > 0]
+        self._up_to_class = known / np.maximum(known[-1], 1.0)
 
     def __len__(self) -> int:
         """Samples per epoch."""
@@ -154,12 +153,12 @@ class TrainingWindows:
         """A site, the window's center (row, column) in it, and the generator for what follows."""
         rng = np.random.default_rng(key[1])
         if self._classes and rng.random() < self.balance:
-            index = int(rng.choice(self._classes))
-            number = int(rng.choice(len(self.sites), p=self._by_class[:, index]))
+            index = self._classes[rng.integers(len(self._classes))]
+            number = int(np.searchsorted(self._up_to_class[:, index], rng.random(), side="right"))
             places = self.spots[number][index]
             row, col = places[rng.integers(len(places))] + rng.uniform(-JITTER, JITTER, 2) * self.crop
             return self.sites[number], (float(row), float(col)), rng
-        number = int(rng.choice(len(self.sites), p=self._by_area))
+        number = int(np.searchsorted(self._up_to_area, rng.random(), side="right"))
         area = self.sites[number].window
         row, col = _middle(area.row, area.height, self.crop, rng), _middle(area.col, area.width, self.crop, rng)
         return self.sites[number], (row, col), rng

@@ -36,6 +36,8 @@ from permeability.predict import TASK
 from permeability.search import Choice, Proposal, Space, Storage, Trial, propose, ranked, read_space
 
 FOLDER = Path(__file__).resolve().parent
+OWN_FLAGS = ("data_root", "images", "labels", "seed", "workers", "device", "amp")
+"""What this command sets for all trials."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,10 @@ def check_space(space: Space, recipe: Mapping[str, Any], config: Config) -> None
     """Try every value of the space alone, so that a mistake is found before the first trial.
 
     Raises:
-        ValueError: a key or a value means nothing to the training.
+        ValueError: a key or a value means nothing to the training, or a key is this command's to set.
     """
+    if own := sorted({*OWN_FLAGS, "output_dir"} & {*space.searched, *space.fixed}):
+        raise ValueError(f"the space holds {', '.join(own)}, which every trial shares; give it as a flag of tune.py")
     for name, kind in space.searched.items():
         values = kind.values if isinstance(kind, Choice) else (kind.number(kind.low), kind.number(kind.high))
         for value in values:
@@ -164,7 +168,7 @@ def train_config(config: Config, recipe: Mapping[str, Any], params: Mapping[str,
     """A trial's training: the recipe, the trial's parameters above it, and this command's flags."""
     values = {**recipe, **{name: str(value) for name, value in params.items()}}
     flags = [f"--output-dir={folder}"]
-    for name in ("data_root", "images", "labels", "seed", "workers", "device", "amp"):
+    for name in OWN_FLAGS:
         if (value := getattr(config, name)) is not None:
             flags.append(f"--{name.replace('_', '-')}={value}")
     if config.minutes_per_trial:  # the training counts from the start of the process, and saves time for a report

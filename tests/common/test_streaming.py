@@ -380,8 +380,16 @@ def test_an_overlay_of_a_large_raster_is_thinned_out(tmp_path, monkeypatch):
     bands = picture()
     bands[:, :30] = 0
     source = save(tmp_path / "a.tif", bands, nodata=0)
+    heights = []
+
+    def read(dataset, rows):
+        heights.append(rows[1] - rows[0])
+        return read_bands(dataset, rows)
+
+    monkeypatch.setattr("common.products.read_bands", read)
     stream_file(source, predictor(), tmp_path / "out", "a", products())
     assert size_of(tmp_path / "out" / "a_overlay.png") == (-(-110 // 3), 90 // 3)
+    assert sum(heights) == 110 and max(heights) <= 16, "memory must not depend on the thinning"
 
 
 def test_an_input_is_never_replaced(tmp_path):

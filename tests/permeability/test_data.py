@@ -295,6 +295,13 @@ def test_folders_are_checked(tmp_path, easy):
     assert len(photos) == 5 and [mask.id for mask in masks] == ["suelo0", "suelo1", "suelo2"]
 
 
+def test_two_masks_of_one_name_are_told(tmp_path):
+    for name in ("a.tif", "b.tif", "b.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"b\.png and .*b\.tif have one name|b\.tif and .*b\.png have one name"):
+        find_files(None, tmp_path, tmp_path)
+
+
 def test_every_value_of_a_mask_that_is_no_class_is_listed():
     values = np.array([[0, 1, 255, 2, 2, 3, 9]])
     with pytest.raises(ValueError, match=r"2 \(2 pixels\), 3 \(1 pixels\), 9 \(1 pixels\); a mask has 1 = permeable"):

@@ -295,6 +295,8 @@ def test_networks_that_do_not_exist_are_passed_over(search, tmp_path):
         ("a: [\n", ("space.yaml is not valid YAML",)),
         ("loss: [ce, mse]\n", ("unknown loss 'mse'", "focal")),
         ("lr: [1e-3]\nloss: mse\n", ("unknown loss 'mse'",)),
+        ("lr: [1e-3, 1e-2]\nseed: [1, 2]\n", ("seed", "flag of tune.py")),
+        ("lr: [1e-3, 1e-2]\noutput_dir: x\n", ("output_dir",)),
     ],
 )
 def test_mistakes_in_the_space_are_told_before_the_first_trial(search, tmp_path, capsys, text, words):
