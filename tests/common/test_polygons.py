@@ -51,10 +51,12 @@ def shapes(mask, classes, transform=GRID):
 
 
 @settings(deadline=None, max_examples=150)
-@given(mask=masks, rows=st.integers(1, 25))
-def test_polygons_are_those_of_gdal_whatever_the_bands(mask, rows):
+@given(mask=masks, rows=st.integers(1, 25), portion=st.sampled_from([1, 30, 1000]))
+def test_polygons_are_those_of_gdal_whatever_the_bands_and_portions(mask, rows, portion):
     classes = [0, 1, 2]
-    polygons = outline(mask, classes, rows=rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.polygons.PORTION", portion)
+        polygons = outline(mask, classes, rows=rows)
     theirs = shapes(mask, classes)
     assert len(theirs) == len(polygons)
     tree = shapely.STRtree(polygons.geometry)

@@ -25,6 +25,7 @@ from PIL import Image
 from rasterio.features import rasterize
 from torch import nn
 
+from common.bands import read_bands
 from common.checkpoint import ModelCard
 from common.devices import Precision
 from common.inference import to_rgb

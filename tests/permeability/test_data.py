@@ -304,8 +304,11 @@ def test_two_masks_of_one_name_are_told(tmp_path):
 
 def test_every_value_of_a_mask_that_is_no_class_is_listed():
     values = np.array([[0, 1, 255, 2, 2, 3, 9]])
-    with pytest.raises(ValueError, match=r"2 \(2 pixels\), 3 \(1 pixels\), 9 \(1 pixels\); a mask has 1 = permeable"):
-        to_classes(values, None)
+    for kind in (np.int64, np.uint8):
+        with pytest.raises(ValueError, match=r"2 \(2 pixels\), 3 \(1 pixels\), 9 \(1 pixels\); a mask has 1 = perm"):
+            to_classes(values.astype(kind), None)
+        with pytest.raises(ValueError, match=r"2 \(1 pixels\)"):
+            to_classes(values[:, :4].astype(kind), None)
     assert to_classes(values[:, :3], 1).tolist() == [[0, 1, 255]], "1 as nodata is the class"
     assert to_classes(values[:, :3], 255).tolist() == [[0, 1, 255]]
 

@@ -112,6 +112,26 @@ def test_balance_brings_rare_classes(tmp_path):
     assert share(0) < 0.15 and 0.4 < share(1) < 0.7
 
 
+def test_windows_are_drawn_by_area_and_around_classes_by_the_root_of_their_pixels(tmp_path):
+    """Three sheets beside each other: a small and a large one of class 0, and one of class 1."""
+    photos, masks = [], []
+    for number, (size, value) in enumerate([((40, 40), 0), ((80, 160), 0), ((40, 40), 1)]):
+        place = {"left": 430000 + 1000 * number, "top": 4580000}
+        image, _ = patches(*size, seed=number)
+        photos.append(write_raster(tmp_path / f"photo{number}.tif", image, **place))
+        masks.append(Mask(write_raster(tmp_path / f"mask{number}.tif", np.full(size, value, np.uint8), **place)))
+    found, _ = look_at(join_sites(photos, masks, Join())[0])
+
+    def shares(balance):
+        data = TrainingWindows(found, [site.id for site in found.sites], crop=16, length=1, balance=balance)
+        drawn = [data._draw((0, seed))[0].id for seed in range(3000)]
+        return [drawn.count(site.id) / 3000 for site in found.sites]
+
+    assert shares(0.0) == pytest.approx([0.1, 0.8, 0.1], abs=0.03)
+    roots = np.sqrt([1600, 12800]) / np.sqrt([1600, 12800]).sum()
+    assert shares(1.0) == pytest.approx([roots[0] / 2, roots[1] / 2, 0.5], abs=0.03)
+
+
 def test_the_sources_augmentation_is_flips_from_left_to_right(found):
     plain, flipped = windows(found), windows(found, augment=Augmentation())
     seen = set()
