@@ -22,6 +22,8 @@ Blend = Literal["ramp", "hann", "gaussian", "mean"]
 Profile = npt.NDArray[np.float64]
 
 MAX_OVERLAP = 0.9
+ALIGNED = 32
+"""Pixels: the total stride of most networks."""
 OUTER = 3 / 8
 """Share of the strip in common with a neighbor in which a window hardly counts."""
 FAINT = 1e-6
@@ -48,12 +50,18 @@ def plan_axis(size: int, tile: int, overlap: float) -> list[int]:
 
     Neighbors are at most ``round(tile * (1 - overlap))`` pixels apart. Where the last window would stick out, all
     strides shrink a little; shifting only that window inwards would give it a much larger overlap than the others.
+    As far as that allows, all but the last begin at multiples of `ALIGNED`, or half of it and so on: a network that
+    halves its maps then takes the same pixels together in every window, and windows agree where they overlap.
     """
     if size <= tile:
         return [0]
     stride = max(1, round(tile * (1.0 - overlap)))
     gaps = math.ceil((size - tile) / stride)
-    return [index * (size - tile) // gaps for index in range(gaps + 1)]
+    align = ALIGNED
+    while align > 1 and (4 * align > stride or math.ceil((size - tile) / align) > gaps * (stride // align)):
+        align //= 2
+    steps = math.ceil((size - tile) / align)
+    return [*(index * steps // gaps * align for index in range(gaps)), size - tile]
 
 
 def plan_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
