@@ -67,7 +67,7 @@ class Grid:
         """
         with open_raster(path) as dataset:
             if dataset.crs is None or dataset.transform.is_identity:
-                raise ValueError(f"{path}: has no coordinate system or no place on the ground; georeference it first")
+                raise ValueError(f"{path}: has no georeference (coordinate system and place); georeference it first")
             return cls(path, dataset.height, dataset.width, dataset.transform, dataset.crs)
 
     @property

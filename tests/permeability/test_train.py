@@ -129,7 +129,7 @@ def test_every_recipe_runs(name, easy, call, tmp_path):
     recipe = read_yaml(FOLDER / f"{name}.yaml")
     flags = ["--config", FOLDER / f"{name}.yaml", "--data-root", easy, "--crop-size", "64", "--batch-size", "1"]
     flags += ["--epochs", "1", "--samples-per-epoch", "2", "--max-minutes", "0", "--output-dir", tmp_path / "run"]
-    if recipe["encoder"] == "mit_b4":
+    if recipe.get("encoder") == "mit_b4":
         flags += ["--encoder", "mit_b0"]
     result = call("train", *flags)
     assert result.code == 0, result.err
