@@ -149,12 +149,8 @@ def write_from_spool(
         def read(first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
             return spool.read("mask", first, last)[0], spool.confidence(first, last)
 
-        path, size, place = (
-            folder / f"{stem}.{products.vector}",
-            (spool.height, spool.width),
-            (frame.crs, frame.transform),
-        )
-        write_vectors(path, read, size, card, products, place, spool.folder)
+        path, size = folder / f"{stem}.{products.vector}", (spool.height, spool.width)
+        write_vectors(path, read, size, card, products, (frame.crs, frame.transform), spool.folder)
 
 
 def _thinned(spool: Spool, source: Path, value_range: Range | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from common.networks import build_network
+from common.unet import Residual, conv_bn_relu
 
 Decoder = Literal["plain", "skip"]
 PLAIN_WIDTHS = (256, 128, 64, 32)
@@ -37,13 +38,6 @@ def enlarge(logits: Tensor, padded: Tensor, image: Tensor, factor: int) -> Tenso
     """Bring logits to ``factor`` times the size of ``image``, cutting off what belongs to the padding."""
     full = resize(logits.float(), [factor * size for size in padded.shape[2:]])
     return full[:, :, : factor * image.shape[2], : factor * image.shape[3]]
-
-
-def conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
-    """3 x 3 convolution, BatchNorm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
 
 
 def plain_decoder(outputs: int) -> nn.Sequential:
@@ -131,9 +125,7 @@ class SmallUNet(nn.Module):
 
     def __init__(self, outputs: int = 6, widths: Sequence[int] = (32, 64, 128, 192, 256), upsample: int = 2) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(True)
-        )
+        self.stem = conv_bn_relu(3, widths[0], 4, 2)
         self.stem2 = conv_bn_relu(widths[0], widths[0])
         self.down = nn.ModuleList(
             nn.Sequential(
@@ -156,19 +148,6 @@ class SmallUNet(nn.Module):
             skip = maps.pop()
             x = stage(torch.cat([resize(x, skip.shape[2:]), skip], dim=1))
         return enlarge(self.head(x), padded, image, self.upsample)
-
-
-class Residual(nn.Module):
-    """Two 3 x 3 convolutions around which the input is added."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = conv_bn_relu(channels, channels)
-        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        return F.relu(x + self.second(self.first(x)))
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"resnet18": ResNet18Segmentation, "small_unet": SmallUNet}
