@@ -28,13 +28,13 @@ from affine import Affine  # noqa: E402
 
 from benchmarks.quick_model import quick_checkpoint  # noqa: E402
 from benchmarks.tables import processor, write_table  # noqa: E402
-from common.devices import choose_precision  # noqa: E402
-from common.outputs import provenance  # noqa: E402
-from common.predictor import Predictor  # noqa: E402
-from common.products import Products  # noqa: E402
-from common.rasters import GEOTIFF  # noqa: E402
+from common.images.write import GEOTIFF  # noqa: E402
+from common.inference.outputs import provenance  # noqa: E402
+from common.inference.predictor import Predictor  # noqa: E402
+from common.inference.products import Products  # noqa: E402
+from common.inference.stream import stream_file  # noqa: E402
+from common.networks.precision import choose_precision  # noqa: E402
 from common.scenes.aerial_world import BLOCK, AerialWorld  # noqa: E402
-from common.streaming import stream_file  # noqa: E402
 from footprints.predict import load_network  # noqa: E402
 
 GSD = 0.2

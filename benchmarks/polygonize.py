@@ -31,8 +31,8 @@ from rasterio.crs import CRS  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from benchmarks.tables import processor, write_table  # noqa: E402
-from common.polygons import polygonize  # noqa: E402
-from common.vectors import write_polygons  # noqa: E402
+from common.vectors.polygonize import polygonize  # noqa: E402
+from common.vectors.write import write_polygons  # noqa: E402
 
 GRID, SYSTEM = Affine(0.2, 0, 430000, 0, -0.2, 4580000), CRS.from_epsg(25830)
 GRAIN, LEVEL = 12.5, 1.2

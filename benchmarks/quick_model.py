@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.checkpoint import ModelCard, save_checkpoint
+from common.networks.checkpoint import ModelCard, save_checkpoint
 from common.scenes.aerial_world import AerialWorld
 from common.scenes.canvas import BUILDING
 from footprints.model import build_model

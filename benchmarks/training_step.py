@@ -26,8 +26,8 @@ import tyro  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.tables import processor, write_table  # noqa: E402
-from common.devices import Precision, choose_precision  # noqa: E402
 from common.losses import build_loss  # noqa: E402
+from common.networks.precision import Precision, choose_precision  # noqa: E402
 from rooftops.model import DeepLabV3Plus  # noqa: E402
 
 LOSS = "0.6*ce+0.4*dice"

@@ -32,7 +32,7 @@ from rasterio.windows import Window
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.tables import processor, write_table
-from common.sampling import Key
+from common.data.sampling import Key
 from common.scenes.aerial import write_permeability
 from permeability.data import Join, find_files, join_sites, look_at
 from permeability.samples import TrainingWindows, around

@@ -24,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE = 255
-"""Label of pixels that are not scored: unlabeled, outside the data, or declared undefined."""
+from common.labels import IGNORE
 
 
 class Pixels(NamedTuple):

@@ -27,14 +27,14 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from tqdm import tqdm
 
-from common.checkpoint import atomic_path
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.grids import window_grid
-from common.losses import IGNORE
-from common.outputs import check_disk
-from common.pairs import Pair, require_usable
-from common.splits import PARTS
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.data.pairs import Pair, require_usable
+from common.data.splits import PARTS
+from common.files import atomic_path
+from common.images.grids import window_grid
+from common.inference.outputs import check_disk
+from common.labels import IGNORE
 from footprints.data import find_pairs
 from footprints.scene import LabelReader, WindowReader, is_vector, to_classes
 

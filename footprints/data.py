@@ -16,11 +16,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from common.grids import bounds
-from common.pairs import Pair, join, list_images, natural_key, same_stem
-from common.rasters import TIFF_EXTENSIONS
-from common.splits import PARTS, split_ids
-from common.windows import Window
+from common.data.pairs import Pair, join, list_images, natural_key, same_stem
+from common.data.splits import PARTS, split_ids
+from common.images.grids import bounds
+from common.images.rasters import TIFF_EXTENSIONS
+from common.inference.windows import Window
 from footprints.predict import CLASSES
 from footprints.scene import STRIP, RasterScene, Scene, WindowReader, is_vector, label_values, load_scene
 

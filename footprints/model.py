@@ -1,4 +1,4 @@
-"""RefineNet on a ResNet, beside the small U-Net for laptops of `common.unet`.
+"""RefineNet on a ResNet, beside the small U-Net for laptops of `common.networks.unet_small`.
 
 RefineNet (Lin et al. 2017) follows the building-footprint-segmentation package in its names and in what it computes, so
 checkpoints trained there load as they are: one residual unit is used three times in each block, both poolings of a
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet34, resnet50
 
-from common.networks import build_network
-from common.tiling import pad_to_multiple
-from common.unet import UNetSmall, recognize_unet_small
+from common.networks.load import build_network
+from common.networks.padding import pad_to_multiple
+from common.networks.unet_small import UNetSmall, recognize_unet_small
 
 Encoder = Literal["resnet34", "resnet50"]
 ENCODERS = {"resnet34": (resnet34, (64, 128, 256, 512)), "resnet50": (resnet50, (256, 512, 1024, 2048))}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from common import networks
-from common.checkpoint import ModelCard, StateDict
+from common.networks import load as networks
+from common.networks.checkpoint import ModelCard, StateDict
 from footprints.model import RefineNet, build_model, recognize
 
 TASK = "footprints"
@@ -45,7 +45,7 @@ def initialize(model: nn.Module, weights: str) -> None:
     """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: see `common.networks.initialize`.
+        ValueError, FileNotFoundError: see `common.networks.load.initialize`.
     """
     if isinstance(model, RefineNet):
         name = "resnet50" if model.layer4[-1].conv1.in_channels == 2048 else "resnet34"

@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from shapely import Polygon
 from shapely.affinity import rotate
 
-from common.grids import apply
+from common.images.grids import apply
 
 MIN_IOU = 0.8
 TOLERANCES = (3.0, 2.0, 1.2)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.augmentation import blur_and_noise, color_map
-from common.rasters import to_unit
-from common.sampling import Key
+from common.data.augmentation import blur_and_noise, color_map
+from common.data.sampling import Key
+from common.images.ranges import to_unit
 from footprints.data import SceneSet, Tile, read_tile
 from footprints.scene import Scene
 

@@ -25,11 +25,12 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.windows import Window
 
-from common.grids import Grid, apply
-from common.losses import IGNORE
-from common.outlines import Outlines, PolygonLayer
-from common.pairs import Pair
-from common.rasters import TIFF_EXTENSIONS, Raster, read_label, read_raster, scale_to_unit
+from common.data.pairs import Pair
+from common.images.grids import Grid, apply
+from common.images.ranges import scale_to_unit
+from common.images.rasters import TIFF_EXTENSIONS, Raster, read_label, read_raster
+from common.labels import IGNORE
+from common.vectors.burn import Outlines, PolygonLayer
 
 Image = NDArray[np.uint8] | NDArray[np.float32]
 Classes = NDArray[np.uint8]

@@ -12,21 +12,22 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from torch import nn
 
-from common.checkpoint import ModelCard
-from common.cli import run_command, say
-from common.config import TrainConfig
-from common.devices import choose_precision
-from common.evaluation import SplitScores, binary_probability
-from common.finish import Example, finish_run
-from common.inference import Predictor
+from common.command.cli import run_command, say
+from common.command.config import TrainConfig
+from common.data.pairs import require_usable
+from common.images.ranges import to_unit
+from common.inference.files import Predictor
+from common.inference.score import CONTEXT, TILE_SIDE
 from common.losses import SegmentationLoss, build_loss
-from common.pairs import require_usable
-from common.plots import History, roc
-from common.rasters import to_unit
-from common.runs import RunFolder, demo_data, load_train_config, open_run
+from common.metrics.split_scores import SplitScores
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import choose_precision
+from common.networks.probabilities import binary_probability
+from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
-from common.scoring import CONTEXT, TILE_SIDE
-from common.training import fit, seed_everything
+from common.training.finish import Example, finish_run
+from common.training.loop import fit, seed_everything
+from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from footprints.data import SceneSet, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
 from footprints.evaluate import score_tiles
 from footprints.model import build_model

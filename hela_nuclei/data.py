@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from common.inputs import IMAGE_EXTENSIONS, OUTPUT_ENDINGS
-from common.losses import IGNORE
-from common.rasters import read_label
-from common.sampling import Key
+from common.data.inputs import IMAGE_EXTENSIONS, OUTPUT_ENDINGS
+from common.data.sampling import Key
+from common.images.rasters import read_label
+from common.labels import IGNORE
 from hela_nuclei.frames import TIFF_SUFFIXES, frame_range, read_stack, scale_frame
 from hela_nuclei.separate import distance_map
 

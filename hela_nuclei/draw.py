@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from common.pixels import Pixels, stretch
-from common.plots import COLORS
+from common.images.display import Pixels, stretch
+from common.report.plots import COLORS
 
 # Neighboring ids take different colors; the palette's grey would not show on a frame.
 OUTLINES = np.array([tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in COLORS[:7]], np.uint8)

@@ -10,11 +10,11 @@ from typing import Literal
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.devices import choose_precision
-from common.evaluation import print_scores
-from common.scoring import EvaluateConfig, ids_of_split
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.inference.score import EvaluateConfig, ids_of_split
+from common.metrics.split_scores import print_scores
+from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames, load_frames
 from hela_nuclei.predict import TASK, Predictor
 from hela_nuclei.scoring import build_criterion, score_frames

@@ -20,7 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.rasters import read_raster
+from common.images.rasters import read_raster
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 AXES = "TYXC"

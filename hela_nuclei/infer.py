@@ -22,15 +22,16 @@ from PIL import Image
 from skimage.measure import regionprops_table
 from tqdm import tqdm
 
-from common.checkpoint import atomic_path, write_text
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.devices import choose_precision
-from common.inputs import find_images, output_stems
-from common.outputs import check_disk, provenance
-from common.pixels import Pixels
-from common.rasters import range_warning, write_mask, write_probability
-from common.runs import newest_checkpoint
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.data.inputs import find_images, output_stems
+from common.files import atomic_path, write_text
+from common.images.display import Pixels
+from common.images.ranges import range_warning
+from common.images.write import write_mask, write_probability
+from common.inference.outputs import check_disk, provenance
+from common.networks.checkpoint import newest_checkpoint
+from common.networks.precision import choose_precision
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
 from hela_nuclei.predict import TASK, TILE, Prediction, Predictor

@@ -17,13 +17,13 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common.checkpoint import ModelCard, atomic_path
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.devices import choose_precision
-from common.inputs import find_images
-from common.pixels import Pixels, stretch
-from common.runs import newest_checkpoint
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.data.inputs import find_images
+from common.files import atomic_path
+from common.images.display import Pixels, stretch
+from common.networks.checkpoint import ModelCard, newest_checkpoint
+from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import outlines, viridis
 from hela_nuclei.frames import check_axes, read_stack, scale_frame

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from common.networks import build_network
-from common.tiling import pad_to_multiple
+from common.networks.load import build_network
+from common.networks.padding import pad_to_multiple
 
 WIDTHS = (16, 32, 64, 128)
 

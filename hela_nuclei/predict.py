@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common import networks
-from common.checkpoint import ModelCard, StateDict
-from common.devices import Precision
-from common.tiling import Tta, predict_array
-from common.windows import plan_windows
+from common.inference.tiling import Tta, predict_array
+from common.inference.windows import plan_windows
+from common.networks import load as networks
+from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.precision import Precision
 from hela_nuclei.model import build_model, recognize
 from hela_nuclei.separate import MIN_AREA, Labels, separate
 
@@ -58,7 +58,7 @@ def initialize(model: nn.Module, weights: str) -> None:
     """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: see `common.networks.initialize`.
+        ValueError, FileNotFoundError: see `common.networks.load.initialize`.
     """
     networks.initialize(model, weights, getattr(model, "encoder", None), arch="unet_resnet18")
 

@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from common.cli import say
+from common.command.cli import say
 from hela_nuclei.tracking import Linker, write_tracks
 
 RESULT_FILE = re.compile(r"mask\d+\.tif|res_track\.txt")

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from common.evaluation import SplitScores
-from common.losses import IGNORE, build_loss
-from common.metrics import ConfusionMatrix
-from common.training import Batch
+from common.labels import IGNORE
+from common.losses import build_loss
+from common.metrics.counts import ConfusionMatrix
+from common.metrics.split_scores import SplitScores
+from common.training.loop import Batch
 from hela_nuclei.ctc import CtcScore, drop_border_objects
 from hela_nuclei.data import LoadedFrame, semantic_target
 from hela_nuclei.frames import scale_frame

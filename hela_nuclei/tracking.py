@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from common.checkpoint import write_text
+from common.files import write_text
 
 Labels = NDArray[np.integer]
 Track = tuple[int, int, int, int]

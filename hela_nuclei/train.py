@@ -13,17 +13,16 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 import torch
 
-from common.checkpoint import ModelCard
-from common.cli import run_command, say
-from common.config import TrainConfig, config_values
-from common.devices import Precision, choose_precision
-from common.evaluation import binary_probability
-from common.finish import Example, finish_run
-from common.pairs import require_usable
-from common.runs import RunFolder, demo_data, load_train_config, open_run
-from common.scenes.hela import write_challenge
-from common.splits import split_ids
-from common.training import fit, seed_everything
+from common.command.cli import run_command, say
+from common.command.config import TrainConfig, config_values
+from common.data.pairs import require_usable
+from common.data.splits import split_ids
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision, choose_precision
+from common.networks.probabilities import binary_probability
+from common.training.finish import Example, finish_run
+from common.training.loop import fit, seed_everything
+from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from hela_nuclei.data import (
     SMALLEST_SIDE,
     Found,
@@ -39,6 +38,7 @@ from hela_nuclei.data import (
 from hela_nuclei.frames import scale_frame
 from hela_nuclei.model import build_model
 from hela_nuclei.predict import CLASSES, PALETTE, TASK, Predictor, initialize
+from hela_nuclei.scenes.sequences import write_challenge
 from hela_nuclei.scoring import build_criterion, score_frames
 
 DEMO = Path("data/demo/hela_nuclei")

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from common.grids import Grid
-from common.inputs import find_images
-from common.pairs import natural_key
-from common.splits import PARTS, split_ids
-from common.windows import Window
+from common.data.inputs import find_images
+from common.data.pairs import natural_key
+from common.data.splits import PARTS, split_ids
+from common.images.grids import Grid
+from common.inference.windows import Window
 from permeability.joining import GroundIndex, Shared, share
 from permeability.labels import CLASSES
 from permeability.site import Site

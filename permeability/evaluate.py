@@ -10,14 +10,14 @@ from pathlib import Path
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.evaluation import SplitScores, print_scores
-from common.inference import Predictor
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.data.pairs import require_usable
+from common.images.ranges import to_unit
+from common.inference.files import Predictor
+from common.inference.score import CONTEXT, TILE_SIDE, EvaluateConfig, ids_of_split, load_predictor, score_samples
 from common.losses import SegmentationLoss, build_loss
-from common.pairs import require_usable
-from common.rasters import to_unit
-from common.scoring import CONTEXT, TILE_SIDE, EvaluateConfig, ids_of_split, load_predictor, score_samples
+from common.metrics.split_scores import SplitScores, print_scores
 from permeability.data import Join, Tile, find_files, join_sites, look_at, plan_tiles
 from permeability.predict import TASK, TILE, load_network, prediction_loss
 

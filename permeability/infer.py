@@ -23,14 +23,15 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from common.bands import open_raster
-from common.checkpoint import ModelCard
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.inference import InferConfig, infer_inputs, load_predictor
-from common.inputs import find_images, output_stems
-from common.plots import predictions
-from common.rasters import GEOTIFF, unreadable
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.data.inputs import find_images, output_stems
+from common.images.gdal import open_raster
+from common.images.rasters import unreadable
+from common.images.write import GEOTIFF
+from common.inference.files import InferConfig, infer_inputs, load_predictor
+from common.networks.checkpoint import ModelCard
+from common.report.plots import predictions
 from permeability.predict import TASK, TILE, load_network
 
 FIGURE_SIDE = 1400

@@ -15,8 +15,8 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform
 
-from common.grids import Grid
-from common.windows import Window
+from common.images.grids import Grid
+from common.inference.windows import Window
 from permeability.site import Site, Source, Warp, clip
 
 OFF_GRID = 0.1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.losses import IGNORE
+from common.labels import IGNORE
 
 CLASSES = ["No permeable", "Permeable"]
 PALETTE = {0: (211, 211, 211), 1: (0, 128, 0)}

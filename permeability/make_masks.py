@@ -21,16 +21,17 @@ import numpy as np
 import rasterio
 import tyro
 
-from common.bands import open_raster
-from common.checkpoint import atomic_path
-from common.cli import PARTIAL, run_command, say
-from common.config import load_yaml, parse_flags
-from common.grids import Grid, window_grid
-from common.inputs import find_images, output_stems
-from common.outlines import PolygonLayer
-from common.outputs import check_disk
-from common.rasters import GEOTIFF, NODATA, gdal_colors
-from common.splits import PARTS, split_ids
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import load_yaml, parse_flags
+from common.data.inputs import find_images, output_stems
+from common.data.splits import PARTS, split_ids
+from common.files import atomic_path
+from common.images.gdal import open_raster
+from common.images.grids import Grid, window_grid
+from common.images.write import GEOTIFF, gdal_colors
+from common.inference.outputs import check_disk
+from common.labels import NODATA
+from common.vectors.burn import PolygonLayer
 from permeability.labels import CLASSES, PALETTE
 
 ROWS = 1024

@@ -12,8 +12,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.networks import build_network
-from common.unet import UNetSmall, recognize_unet_small
+from common.networks.load import build_network
+from common.networks.unet_small import UNetSmall, recognize_unet_small
 from permeability.context import DeepLabV3Decoder, DeepLabV3PlusDecoder, PANDecoder, PSPDecoder
 from permeability.decoders import FPNDecoder, LinknetDecoder, UNetDecoder, UNetPlusPlusDecoder, resize
 from permeability.encoders import Encoder, build_encoder, check, encoder_widths, recognize_encoder

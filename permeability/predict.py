@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import networks
-from common.checkpoint import ModelCard, StateDict
-from common.inference import Predictor
+from common.inference.files import Predictor
 from common.losses import SegmentationLoss
+from common.networks import load as networks
+from common.networks.checkpoint import ModelCard, StateDict
 from permeability.labels import CLASSES, PALETTE
 from permeability.model import build_model, recognize
 from permeability.samples import Normalization

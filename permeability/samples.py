@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.augmentation import blur_and_noise, color_map
-from common.losses import IGNORE
-from common.rasters import to_unit
-from common.sampling import Key
-from common.windows import Window
+from common.data.augmentation import blur_and_noise, color_map
+from common.data.sampling import Key
+from common.images.ranges import to_unit
+from common.inference.windows import Window
+from common.labels import IGNORE
 from permeability.data import SiteSet, Tile
 from permeability.site import Site
 

@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from common.checkpoint import write_text
-from common.config import load_yaml
+from common.command.config import load_yaml
+from common.files import write_text
 
 State = Literal["complete", "pruned", "failed"]
 Params = dict[str, str | float | int]

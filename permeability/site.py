@@ -25,10 +25,10 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.vrt import WarpedVRT
 
-from common.grids import Grid
-from common.losses import IGNORE
-from common.rasters import to_channels
-from common.windows import Window
+from common.images.grids import Grid
+from common.images.ranges import to_channels
+from common.inference.windows import Window
+from common.labels import IGNORE
 from permeability.labels import to_classes
 
 MOST_OPEN = 160

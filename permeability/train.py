@@ -13,21 +13,21 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from torch import nn
 
-from common.checkpoint import ModelCard
-from common.cli import run_command, say
-from common.config import TrainConfig
-from common.devices import Precision, choose_precision
-from common.evaluation import foreground_probability
-from common.finish import Example, finish_run
-from common.inference import Predictor
+from common.command.cli import run_command, say
+from common.command.config import TrainConfig
+from common.data.pairs import require_usable
+from common.images.ranges import to_unit
+from common.inference.files import Predictor
+from common.inference.score import CONTEXT, TILE_SIDE
 from common.losses import SegmentationLoss, build_loss
-from common.pairs import require_usable
-from common.plots import History
-from common.rasters import to_unit
-from common.runs import RunFolder, demo_data, load_train_config, open_run
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision, choose_precision
+from common.networks.probabilities import foreground_probability
+from common.report.plots import History
 from common.scenes.aerial import write_permeability
-from common.scoring import CONTEXT, TILE_SIDE
-from common.training import TrainState, fit, seed_everything
+from common.training.finish import Example, finish_run
+from common.training.loop import TrainState, fit, seed_everything
+from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
 from permeability.evaluate import score_tiles
 from permeability.labels import CLASSES, PALETTE

@@ -23,13 +23,14 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 import torch
 
-from common.checkpoint import atomic_path, write_text
-from common.cli import STARTED, NonFiniteLoss, run_command, say
-from common.config import parse_config, parse_flags, read_yaml
-from common.devices import choose_precision
+from common.command.cli import STARTED, NonFiniteLoss, run_command, say
+from common.command.config import parse_config, parse_flags, read_yaml
+from common.files import atomic_path, write_text
 from common.losses import build_loss
-from common.runs import RUNS, RunFolder
-from common.training import FINISH_SECONDS
+from common.networks.checkpoint import RUNS
+from common.networks.precision import choose_precision
+from common.training.loop import FINISH_SECONDS
+from common.training.runs import RunFolder
 from permeability import train
 from permeability.model import build_model
 from permeability.predict import TASK

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import networks
-from common.backbones import adapt_stem, imagenet_state, load_encoder
-from common.checkpoint import StateDict, atomic_path, load_matching, read_weights
-from common.cli import say
+from common.command.cli import say
+from common.files import atomic_path
+from common.networks import load as networks
+from common.networks.backbones import adapt_stem, imagenet_state, load_encoder
+from common.networks.checkpoint import StateDict, load_matching, read_weights
 from permeability.encoders import MIX_TRANSFORMER_DEPTHS, recognize_encoder
 from permeability.model import SegmentationModel, accept_foreign
 

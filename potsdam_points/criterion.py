@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.devices import Precision
-from common.losses import IGNORE, SegmentationLoss
-from common.state import TrainState
-from common.training import Batch
+from common.labels import IGNORE
+from common.losses import SegmentationLoss
+from common.networks.precision import Precision
+from common.training.loop import Batch
+from common.training.state import TrainState
 
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
 COLOR_WIDTH = 0.35

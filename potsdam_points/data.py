@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cli import say
-from common.inference import to_rgb
-from common.losses import IGNORE
-from common.pairs import join, list_images, natural_key, same_stem
-from common.rasters import read_raster
-from common.splits import split_ids
+from common.command.cli import say
+from common.data.pairs import join, list_images, natural_key, same_stem
+from common.data.splits import split_ids
+from common.images.rasters import read_raster
+from common.inference.files import to_rgb
+from common.labels import IGNORE
 from potsdam_points.labels import CLASSES, ClassMap, Coding, class_counts, read_classes
 from potsdam_points.points import Points, find_points, from_points, read_points
 

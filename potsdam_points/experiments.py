@@ -23,10 +23,10 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from matplotlib.figure import Figure
 
-from common.checkpoint import write_text
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.plots import save
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.files import write_text
+from common.report.plots import save
 from potsdam_points.labels import CLASSES
 
 FOLDER = Path(__file__).resolve().parent

@@ -11,9 +11,11 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 import numpy as np
 
-from common.cli import run_command
-from common.config import parse_flags
-from common.inference import (
+from common.command.cli import run_command
+from common.command.config import parse_flags
+from common.data.inputs import find_images
+from common.images.write import write_mask
+from common.inference.files import (
     InferConfig,
     Predictor,
     Result,
@@ -25,8 +27,7 @@ from common.inference import (
     write_picture,
     write_result_vectors,
 )
-from common.inputs import find_images
-from common.rasters import NODATA, write_mask
+from common.labels import NODATA
 from potsdam_points.labels import decode
 from potsdam_points.predict import TASK, default_tile, load_network
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.losses import IGNORE
-from common.rasters import read_label
+from common.images.rasters import read_label
+from common.labels import IGNORE
 
 Coding = Literal["auto", "palette", "index"]
 Color = tuple[int, int, int]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from common.networks import build_network
-from common.unet import Residual, conv_bn_relu
+from common.networks.load import build_network
+from common.networks.unet_small import Residual, conv_bn_relu
 
 Decoder = Literal["plain", "skip"]
 PLAIN_WIDTHS = (256, 128, 64, 32)

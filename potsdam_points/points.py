@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.checkpoint import atomic_path
-from common.losses import IGNORE
+from common.files import atomic_path
+from common.labels import IGNORE
 from potsdam_points.labels import CLASSES, ClassMap
 
 Sampling = Literal["uniform", "balanced"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from common import networks
-from common.checkpoint import ModelCard, StateDict
+from common.networks import load as networks
+from common.networks.checkpoint import ModelCard, StateDict
 from potsdam_points.labels import CLASSES, PALETTE
 from potsdam_points.model import ResNet18Segmentation, build_model, recognize
 
@@ -49,7 +49,7 @@ def initialize(model: nn.Module, weights: str) -> None:
     """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: see `common.networks.initialize`.
+        ValueError, FileNotFoundError: see `common.networks.load.initialize`.
     """
     encoder = None
     if isinstance(model, ResNet18Segmentation):

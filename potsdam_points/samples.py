@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from common.losses import IGNORE
-from common.sampling import Key
+from common.data.sampling import Key
+from common.labels import IGNORE
 from potsdam_points.data import LoadedPatch
 from potsdam_points.labels import CLASSES
 

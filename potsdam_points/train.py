@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.checkpoint import ModelCard
-from common.cli import run_command, say
-from common.config import TrainConfig
-from common.devices import choose_precision
-from common.evaluation import class_probabilities
-from common.finish import Example, finish_run
-from common.inference import Predictor
+from common.command.cli import run_command, say
+from common.command.config import TrainConfig
+from common.data.pairs import require_usable
+from common.inference.files import Predictor
+from common.inference.score import score_samples
 from common.losses import SegmentationLoss, build_loss
-from common.pairs import require_usable
-from common.plots import History, predictions
-from common.runs import RunFolder, demo_data, load_train_config, open_run
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import choose_precision
+from common.networks.probabilities import class_probabilities
+from common.report.plots import History, predictions
 from common.scenes.aerial import write_potsdam
-from common.scoring import score_samples
-from common.training import fit, seed_everything
+from common.training.finish import Example, finish_run
+from common.training.loop import fit, seed_everything
+from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from potsdam_points.criterion import PointCriterion, at_points
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, PALETTE, Coding, class_counts

@@ -16,11 +16,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.inference import to_rgb
-from common.losses import IGNORE
-from common.pairs import Pair, join, list_images
-from common.rasters import read_raster
-from common.splits import split_ids
+from common.data.pairs import Pair, join, list_images
+from common.data.splits import split_ids
+from common.images.rasters import read_raster
+from common.inference.files import to_rgb
+from common.labels import IGNORE
 from rooftops.labels import ClassMap, Coding, read_classes
 
 IMAGE_FOLDERS = ("images/images", "images", "image", "imgs")

@@ -9,12 +9,12 @@ from pathlib import Path
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import PARTIAL, run_command, say
-from common.config import parse_flags
-from common.evaluation import print_scores
+from common.command.cli import PARTIAL, run_command, say
+from common.command.config import parse_flags
+from common.data.pairs import require_usable
+from common.inference.score import EvaluateConfig, ids_of_split, load_predictor, score_samples
 from common.losses import build_loss
-from common.pairs import require_usable
-from common.scoring import EvaluateConfig, ids_of_split, load_predictor, score_samples
+from common.metrics.split_scores import print_scores
 from rooftops.data import find_pairs, load_pictures
 from rooftops.labels import Coding, read_coding
 from rooftops.predict import TASK, default_tile, load_network, picture_loss

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.checkpoint import ModelCard, atomic_path, file_hash
-from common.cli import run_command, say
-from common.config import parse_flags
-from common.outputs import VERSION
+from common.command.cli import run_command, say
+from common.command.config import parse_flags
+from common.files import atomic_path, file_hash
+from common.inference.outputs import VERSION
+from common.networks.checkpoint import ModelCard
 from rooftops.predict import load_network
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.cli import run_command
-from common.config import parse_flags
-from common.inference import InferConfig, infer_inputs, load_predictor
-from common.inputs import find_images
+from common.command.cli import run_command
+from common.command.config import parse_flags
+from common.data.inputs import find_images
+from common.inference.files import InferConfig, infer_inputs, load_predictor
 from rooftops.predict import TASK, default_tile, load_network
 
 

@@ -17,8 +17,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.losses import IGNORE
-from common.rasters import read_label
+from common.images.rasters import read_label
+from common.labels import IGNORE
 
 ClassMap = NDArray[np.uint8]
 Color = tuple[int, int, int]

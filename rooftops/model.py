@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import efficientnet_b0, resnet18, resnet34, resnet50, resnet101
 
-from common.networks import build_network
+from common.networks.load import build_network
 
 RATES = {16: (12, 24, 36), 8: (24, 48, 72)}
 """Dilations of the pyramid by output stride: the receptive field in the image stays the same."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import networks
-from common.backbones import imagenet_state, load_encoder
-from common.checkpoint import ModelCard, StateDict
-from common.inference import Predictor
+from common.inference.files import Predictor
 from common.losses import SegmentationLoss
+from common.networks import load as networks
+from common.networks.backbones import imagenet_state, load_encoder
+from common.networks.checkpoint import ModelCard, StateDict
 from rooftops.labels import PALETTE, Coding
 from rooftops.model import DeepLabV3Plus, build_model, recognize
 from rooftops.samples import NORMALIZATION
@@ -53,7 +53,7 @@ def initialize(model: DeepLabV3Plus, encoder: str, weights: str) -> None:
     """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: see `common.networks.initialize`.
+        ValueError, FileNotFoundError: see `common.networks.load.initialize`.
     """
     if weights == "imagenet" and encoder.startswith("efficientnet"):
         load_encoder(model.encoder, imagenet_state(encoder), stem="features.0.0.weight")

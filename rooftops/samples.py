@@ -20,9 +20,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
-from common.inference import normalize, rescale
-from common.losses import IGNORE
-from common.sampling import Key
+from common.data.sampling import Key
+from common.inference.files import normalize, rescale
+from common.labels import IGNORE
 from rooftops.data import Pictures
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

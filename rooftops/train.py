@@ -10,20 +10,20 @@ from typing import Any, Literal
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.checkpoint import ModelCard
-from common.cli import run_command, say
-from common.config import TrainConfig
-from common.devices import choose_precision
-from common.evaluation import class_probabilities, foreground_probability
-from common.finish import Example, finish_run
-from common.inference import Predictor
+from common.command.cli import run_command, say
+from common.command.config import TrainConfig
+from common.data.pairs import require_usable
+from common.inference.files import Predictor
+from common.inference.score import score_samples
 from common.losses import SegmentationLoss, build_loss
-from common.pairs import require_usable
-from common.plots import History
-from common.runs import RunFolder, demo_data, load_train_config, open_run
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import choose_precision
+from common.networks.probabilities import class_probabilities, foreground_probability
+from common.report.plots import History
 from common.scenes.aerial import write_rooftops
-from common.scoring import score_samples
-from common.training import fit, seed_everything
+from common.training.finish import Example, finish_run
+from common.training.loop import fit, seed_everything
+from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.labels import read_coding
 from rooftops.model import DeepLabV3Plus

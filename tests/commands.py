@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint import load_checkpoint
-from common.cli import exit_code
-from common.runs import RunFolder
+from common.command.cli import exit_code
+from common.networks.checkpoint import load_checkpoint
+from common.training.runs import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,7 +16,7 @@ import rasterio
 import tifffile
 from numpy.typing import NDArray
 
-from common.checkpoint import atomic_folder
+from common.files import atomic_folder
 from common.scenes.aerial_world import BLOCK, AerialWorld, Image, Labels
 from common.scenes.canvas import BUILDING, CAR, CLUTTER, IMPERVIOUS, LOW_VEGETATION, TREE, UNDEFINED
 

@@ -16,6 +16,26 @@ PEERS = {
     "transformers",
     "building_footprint_segmentation",
 }
+GROUND = {"labels", "files"}
+FIRST = GROUND | {"losses", "images", "metrics", "command", "scenes"}
+SECOND = FIRST | {"vectors", "report", "networks", "data"}
+ARROWS = {
+    "labels": set(),
+    "files": set(),
+    "losses": GROUND,
+    "images": GROUND,
+    "metrics": GROUND,
+    "command": GROUND,
+    "scenes": GROUND,
+    "vectors": FIRST,
+    "report": FIRST,
+    "networks": FIRST,
+    "data": FIRST,
+    "inference": SECOND,
+    "training": SECOND,
+    "checkpoint": {"command", "networks"},
+}
+"""Which rooms of common/ a room may import: those on the floors below it."""
 FILES = sorted(path for package in ("common", *TASKS) for path in (ROOT / package).rglob("*.py"))
 
 
@@ -26,7 +46,9 @@ def imported(source, package=()):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            yield node.lineno, ".".join(part for part in (base, node.module) if part)
+            module = ".".join(part for part in (base, node.module) if part)
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "common" else [module]
+            yield from ((node.lineno, name) for name in names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called in ("import_module", "__import__"):
@@ -47,6 +69,33 @@ def test_a_file_imports_only_what_it_may(path):
         f"{path.relative_to(ROOT)}:{line} imports {name}" for line, name in offences(path.read_text("utf-8"), package)
     ]
     assert not found
+
+
+def arrows(source, package):
+    """Rooms of common/ that a file of it imports, besides its own."""
+    names = [name.split(".") for _, name in imported(source, package)]
+    return {name[1] for name in names if name[0] == "common" and len(name) > 1} - {package[1].removesuffix(".py")}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "common" in path.parts], ids=lambda path: str(path.name))
+def test_imports_between_rooms_run_one_way(path):
+    parts = path.relative_to(ROOT).parts
+    room = parts[1].removesuffix(".py")
+    if room != "__init__":
+        wrong = arrows(path.read_text("utf-8"), parts) - ARROWS[room]
+        assert not wrong, f"{'/'.join(parts)} may not import common/{', common/'.join(sorted(wrong))}"
+
+
+def test_no_arrow_between_rooms_leads_back():
+    for room, below in ARROWS.items():
+        assert all(room not in ARROWS[other] for other in below)
+    assert "training" not in ARROWS["inference"] and "inference" not in ARROWS["training"]
+
+
+def test_an_added_arrow_is_found():
+    assert arrows("from common.inference.tiling import Tta", ("common", "training", "loop.py")) == {"inference"}
+    assert arrows("from common import losses", ("common", "images", "write.py")) == {"losses"}
+    assert not arrows("import common.images.gdal\nfrom common.images import write", ("common", "images", "gdal.py"))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from scipy.special import expit, log_softmax, softmax
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from common.labels import IGNORE
 from common.losses import (
-    IGNORE,
     TERMS,
     bce,
     build_loss,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.pairs import Pair
+from common.data.pairs import Pair
 from footprints.data import audit, find_pairs, load_scenes, plan_tiles, read_tile, same_ground, split_scenes
 from footprints.scene import MOST_OPEN, ArrayScene, Frame, RasterScene, load_scene, to_classes
 from tests.footprints.towns import roofs, write_raster

@@ -5,7 +5,7 @@ import rasterio
 import shapely
 from PIL import Image
 
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 from footprints.regularize import overlap
 from tests.footprints.towns import roofs, write_raster
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.devices import Precision
-from common.inference import Predictor
+from common.inference.files import Predictor
+from common.networks.precision import Precision
 from footprints.model import build_model, recognize
 from footprints.predict import CLASSES, initialize, load_network
 
@@ -106,7 +106,7 @@ def test_imagenet_weights_reach_the_encoder(monkeypatch):
     from torchvision.models import resnet34
 
     pretrained = resnet34(weights=None).state_dict()
-    monkeypatch.setattr("common.networks.imagenet_state", lambda name: {"resnet34": pretrained}[name])
+    monkeypatch.setattr("common.networks.load.imagenet_state", lambda name: {"resnet34": pretrained}[name])
     network = build_model("refinenet", encoder="resnet34")
     initialize(network, "imagenet")
     own = network.state_dict()

@@ -9,7 +9,7 @@ from rasterio.features import rasterize, shapes
 from shapely import Polygon, box
 from shapely.affinity import rotate, scale, translate
 
-from common.grids import apply
+from common.images.grids import apply
 from footprints.regularize import main_direction, overlap, regularize, regularize_all
 
 HOUSES = {

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 
 import footprints
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 from footprints.samples import NORMALIZATIONS, Augmentation
 from tests.commands import check_resume
 from tests.footprints.towns import roofs, write_raster

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from common.scenes.hela import write_challenge
+from hela_nuclei.scenes.sequences import write_challenge
 from tests.commands import command_fixtures
 
 started, command, call = command_fixtures("hela_nuclei")

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from common.evaluation import SCORE_KEYS
+from common.metrics.split_scores import SCORE_KEYS
 from hela_nuclei.model import build_model
 
 KEYS = {"task", "split", *SCORE_KEYS, "iou_foi", "iou_mean_per_image", "seg", "det", "per_sequence"}

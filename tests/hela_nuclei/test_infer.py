@@ -9,7 +9,7 @@ import tifffile
 from ctc_metrics.scripts.validate import validate_sequence
 from PIL import Image
 
-from common.checkpoint import file_hash
+from common.files import file_hash
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from common.pixels import stretch
+from common.images.display import stretch
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from common.devices import choose_precision
+from common.networks.precision import choose_precision
 from hela_nuclei.model import build_model, recognize
 from hela_nuclei.predict import Predictor, initialize, load_network
 
@@ -136,7 +136,7 @@ def test_foreign_or_unfit_checkpoints_are_refused(tmp_path):
 
 def test_one_channel_takes_the_sum_of_the_rgb_filters(monkeypatch):
     rgb = resnet18(weights=None)
-    monkeypatch.setattr("common.networks.imagenet_state", lambda name: rgb.state_dict())
+    monkeypatch.setattr("common.networks.load.imagenet_state", lambda name: rgb.state_dict())
     network = build_model("unet_resnet18").eval()
     initialize(network, "imagenet")
     assert torch.allclose(network.encoder.conv1.weight, rgb.conv1.weight.sum(1, keepdim=True))

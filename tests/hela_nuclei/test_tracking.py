@@ -5,8 +5,8 @@ from ctc_metrics.scripts.evaluate import evaluate_sequence
 from ctc_metrics.scripts.validate import validate_sequence
 from scipy import ndimage
 
-from common.scenes.hela import field_of_interest, render_sequence
 from hela_nuclei import tracking
+from hela_nuclei.scenes.sequences import field_of_interest, render_sequence
 from hela_nuclei.tracking import Linker, write_tracks
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import tifffile
 import yaml
 
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 
 FILES = {"config.yaml", "best_iou.pt", "best_loss.pt", "last.pt", "metrics.csv", "curves.png", "predictions.png",
          "test_metrics.json", "report.html"}  # fmt: skip
@@ -110,7 +110,7 @@ def test_bad_files_are_all_named_and_stop_unless_skipped(call, own_scene, tmp_pa
 
 def test_the_demo_says_so_first_and_a_config_alone_runs_on_it(call, monkeypatch, tmp_path):
     def small(folder, **options):
-        from common.scenes.hela import write_challenge
+        from hela_nuclei.scenes.sequences import write_challenge
 
         write_challenge(folder, sequences=1, frames=3, height=64, width=80, seed=1)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
-from common.windows import Window
+from common.inference.windows import Window
 from permeability import data
 from permeability.data import (
     Join,

@@ -6,9 +6,9 @@ import pytest
 import rasterio
 from sklearn.metrics import jaccard_score
 
-from common.checkpoint import load_checkpoint
-from common.devices import choose_precision
-from common.inference import Predictor
+from common.inference.files import Predictor
+from common.networks.checkpoint import load_checkpoint
+from common.networks.precision import choose_precision
 from permeability.predict import load_network
 
 

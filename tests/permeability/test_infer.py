@@ -5,7 +5,7 @@ import rasterio
 import shapely
 from PIL import Image
 
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 from tests.permeability.sheets import CRS, LEFT, TOP, patches, write_raster
 
 

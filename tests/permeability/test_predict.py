@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from common.checkpoint import ModelCard, save_checkpoint
-from common.devices import choose_precision
-from common.evaluation import foreground_probability
-from common.inference import Predictor
+from common.inference.files import Predictor
 from common.losses import build_loss
+from common.networks.checkpoint import ModelCard, save_checkpoint
+from common.networks.precision import choose_precision
+from common.networks.probabilities import foreground_probability
 from permeability.model import build_model
 from permeability.predict import load_network, prediction_loss
 

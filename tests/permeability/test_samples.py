@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from common.sampling import EpochBatches
-from common.windows import Window
+from common.data.sampling import EpochBatches
+from common.inference.windows import Window
 from permeability.data import Join, Mask, find_files, join_sites, look_at, plan_tiles
 from permeability.samples import (
     SOURCE_MEAN,

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from common.checkpoint import load_checkpoint
-from common.config import read_yaml
-from common.runs import load_train_config
+from common.command.config import read_yaml
+from common.networks.checkpoint import load_checkpoint
+from common.training.runs import load_train_config
 from permeability import train
 from permeability.model import build_model
 from permeability.samples import Augmentation, Normalization

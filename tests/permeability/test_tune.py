@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common.checkpoint import load_checkpoint
-from common.cli import STARTED, NonFiniteLoss, exit_code
+from common.command.cli import STARTED, NonFiniteLoss, exit_code
 from common.losses import build_loss
-from common.training import FINISH_SECONDS
+from common.networks.checkpoint import load_checkpoint
+from common.training.loop import FINISH_SECONDS
 from permeability import tune
 from permeability.search import Storage
 

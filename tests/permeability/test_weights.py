@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torchvision.models import get_model
 from transformers import SegformerConfig, SegformerForImageClassification
 
-from common.cli import exit_code
+from common.command.cli import exit_code
 from permeability import weights
 from permeability.encoders import build_encoder, encoder_widths
 from permeability.model import build_model

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.devices import Precision
 from common.losses import build_loss, partial_cross_entropy
+from common.networks.precision import Precision
 from potsdam_points.criterion import PointCriterion, affinity, at_points, pseudo_labels
 
 CPU = Precision(torch.device("cpu"), None)

@@ -5,7 +5,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from common.pairs import require_usable
+from common.data.pairs import require_usable
 from potsdam_points.data import (
     LoadedPatch,
     audit,

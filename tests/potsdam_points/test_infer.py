@@ -8,7 +8,7 @@ import rasterio
 import tifffile
 from PIL import Image
 
-from common.rasters import read_raster
+from common.images.rasters import read_raster
 from potsdam_points.labels import CLASSES, decode
 
 

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from common.checkpoint import ModelCard
-from common.devices import Precision
-from common.inference import Predictor
+from common.inference.files import Predictor
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision
 from potsdam_points.labels import CLASSES, PALETTE
 from potsdam_points.model import build_model, recognize
 from potsdam_points.predict import TASK, default_tile, initialize, load_network

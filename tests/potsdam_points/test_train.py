@@ -6,7 +6,7 @@ import pytest
 import tifffile
 import torch
 
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 from potsdam_points.labels import class_counts, read_classes
 from potsdam_points.points import class_weights, draw_points, from_points, read_points
 from potsdam_points.train import most_varied, thicken

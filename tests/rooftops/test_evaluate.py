@@ -6,7 +6,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 
 
 def scores_of(result, code=0):

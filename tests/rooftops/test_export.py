@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.checkpoint import ModelCard, save_checkpoint
+from common.networks.checkpoint import ModelCard, save_checkpoint
 from rooftops import export
 from rooftops.model import DeepLabV3Plus
 from rooftops.predict import load_network
@@ -67,8 +67,8 @@ def test_the_file_says_what_belongs_around_the_network(exported):
 
 def test_the_readmes_lines_find_what_infer_finds(checkpoint, exported, monkeypatch):
     import rooftops
-    from common.devices import Precision
-    from common.inference import Predictor
+    from common.inference.files import Predictor
+    from common.networks.precision import Precision
 
     readme = (Path(rooftops.__path__[0]) / "README.md").read_text()
     lines = readme.split("```python\n")[1].split("```")[0]

@@ -6,7 +6,7 @@ import rasterio
 import tifffile
 from PIL import Image
 
-from common.rasters import read_raster
+from common.images.rasters import read_raster
 
 
 @pytest.fixture

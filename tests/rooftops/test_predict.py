@@ -2,11 +2,11 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from common import backbones
-from common.checkpoint import ModelCard
-from common.devices import Precision
-from common.inference import Predictor
+from common.inference.files import Predictor
 from common.losses import build_loss
+from common.networks import backbones
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision
 from rooftops.model import DeepLabV3Plus
 from rooftops.predict import default_tile, initialize, load_network, picture_loss
 
@@ -56,7 +56,7 @@ def test_other_weights_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("encoder", "stem"), [("resnet18", "conv1"), ("efficientnet_b0", "features.0.0")])
 def test_imagenet_weights_reach_the_encoder(monkeypatch, encoder, stem):
-    from common import networks
+    from common.networks import load as networks
     from rooftops import predict
 
     donor = DeepLabV3Plus(encoder)

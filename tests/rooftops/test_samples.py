@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.pairs import Pair
+from common.data.pairs import Pair
 from rooftops.data import Facts, Picture, Pictures
 from rooftops.labels import Coding
 from rooftops.samples import MEAN, STD, Augmentation, WholePictures, Windows, cut, median_side, paste, turn

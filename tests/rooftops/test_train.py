@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 import rooftops
-from common.checkpoint import load_checkpoint
+from common.networks.checkpoint import load_checkpoint
 from tests.commands import check_resume
 
 FILES = (

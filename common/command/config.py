@@ -1,0 +1,285 @@
+"""Training configurations: frozen dataclasses whose fields are command-line flags and YAML keys.
+
+``--config FILE.yaml`` sets defaults and the command line wins. YAML scalars are read as text and become flags in front
+of those given, so ``lr: 1e-4`` is a number and ``amp: off`` the word (YAML's own typing reads a string and a boolean
+there), and what fields must fulfil together is checked once, on the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+
+import tyro
+import yaml
+
+from common.command.cli import one_line_usage_errors
+from common.files import write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+POSITIVE = ("epochs", "batch_size", "lr", "grad_accum", "lr_factor", "lr_step")
+NOT_NEGATIVE = (
+    "weight_decay", "warmup_steps", "lr_patience", "lr_min", "early_stopping", "clip_norm", "workers", "seed",
+    "max_minutes",
+)  # fmt: skip
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+Values = Mapping[str, str | list[str]]
+"""What a YAML file says, by field name, as text."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Flags that every task's training understands."""
+
+    data_root: Path | None = None
+    """Folder with the data in the task's layout. Without any data flag the built-in demo is trained."""
+    images: Path | None = None
+    """Folder of images, in place of the task's layout; needs --labels."""
+    labels: Path | None = None
+    """Folder of labels, joined to --images by stem (a suffix _label is allowed)."""
+    val_fraction: float = 0.1
+    """Share of the data for validation, where the folders do not name the split."""
+    test_fraction: float = 0.1
+    """Share of the data for the final test, where the folders do not name the split."""
+    epochs: int = 30
+    """Passes over the training set (an upper bound with --max-minutes)."""
+    batch_size: int = 4
+    """Samples per optimization step (before --grad-accum)."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """AdamW weight decay (0 = plain Adam)."""
+    scheduler: Literal["constant", "plateau", "step", "poly", "cosine"] = "constant"
+    """Learning rate over the run; plateau watches the validation loss."""
+    warmup_steps: int = 0
+    """Optimization steps over which the learning rate rises linearly."""
+    lr_factor: float = 0.5
+    """Factor of the plateau and step schedules."""
+    lr_patience: int = 5
+    """Plateau: epochs without a better validation loss before the rate falls."""
+    lr_step: int = 30
+    """Step: epochs between two falls of the rate."""
+    lr_min: float = 0.0
+    """The rate never falls below this."""
+    loss: str = "ce"
+    """Weighted sum of losses by name, such as ce+dice or 0.3*ce+0.7*dice."""
+    augment: bool = True
+    """Random flips, rotations and intensity changes of training samples."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is validated and saved (0 = off)."""
+    early_stopping: int = 0
+    """Stop after this many epochs without a better validation mIoU (0 = off)."""
+    grad_accum: int = 1
+    """Batches whose gradients are added up before one optimization step."""
+    clip_norm: float = 0.0
+    """Upper bound of the gradient norm (0 = off)."""
+    workers: int = 0
+    """Processes that load data (0 = the training process itself)."""
+    seed: int = 0
+    """Seed of the split, the weights, the order and the augmentation."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Mixed precision; auto = bf16 where the hardware has it, fp16 on older CUDA devices, else off."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    weights: str = "none"
+    """Initial weights: none, imagenet (downloads torchvision's), or the path of a checkpoint."""
+    resume: str | None = None
+    """auto (last.pt in --output-dir, else of the newest run) or the path of a last.pt."""
+    output_dir: Path | None = None
+    """Run folder; default runs/<task>/<timestamp>."""
+    max_minutes: float = 0.0
+    """Time budget from start to exit, report included (0 = none); the schedule is planned for it."""
+    skip_bad: bool = False
+    """Go on without files that are damaged or do not fit, instead of stopping."""
+    config: Path | None = None
+    """YAML file with defaults for these flags."""
+
+    def __post_init__(self) -> None:
+        """Check what one field cannot check alone."""
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{_flag(name)} {getattr(self, name)} must be greater than 0")
+        for name in NOT_NEGATIVE:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{_flag(name)} {getattr(self, name)} must not be negative")
+        val, test = self.val_fraction, self.test_fraction
+        if not (val >= 0 and test >= 0 and val + test < 1):
+            raise ValueError(f"--val-fraction {val} and --test-fraction {test} must leave something to train on")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"--ema {self.ema} must be at least 0 and below 1")
+        if (self.images is None) != (self.labels is None):
+            raise ValueError("--images and --labels belong together; one of them is missing")
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the user named data (else the demo is trained)."""
+        return self.data_root is not None or self.images is not None
+
+
+def parse_config(
+    config_type: type[C], argv: Sequence[str] | None = None, base: Values | None = None, base_name: str = "defaults"
+) -> C:
+    """Parse flags over YAML over ``base`` over the dataclass' own defaults.
+
+    Args:
+        config_type: a dataclass with a ``config: Path | None`` field.
+        argv: the flags; default ``sys.argv[1:]``.
+        base: values that rank below ``--config`` (the demo's, or those of the run that is resumed).
+        base_name: where ``base`` comes from, for messages.
+
+    Raises:
+        ValueError: a YAML key is unknown or a value does not fit its field; the text names file, key and value.
+        FileNotFoundError: the YAML file does not exist.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    path = flag_value(argv, "config")
+    layers = [(base_name, base or {}), (str(path), read_yaml(Path(path)) if path else {})]
+    words = [word for name, values in layers for word in _flag_words(config_type, values, name)]
+    try:
+        return parse_flags(config_type, words + argv)
+    except ValueError:
+        for name, values in layers:
+            _check_types(config_type, values, name)
+        raise
+
+
+def parse_flags(config_type: type[C], argv: Sequence[str] | None = None) -> C:
+    """Parse flags alone, for commands without YAML files.
+
+    Raises:
+        ValueError: the flags do not parse, in one line.
+    """
+    words = _one_checkpoint_a_flag(list(sys.argv[1:] if argv is None else argv))
+    with one_line_usage_errors():
+        parsed: C = tyro.cli(config_type, args=words)
+    return parsed
+
+
+def _one_checkpoint_a_flag(argv: Sequence[str]) -> list[str]:
+    """``--checkpoint A.pt B.pt IMAGE`` -> ``--checkpoint A.pt --checkpoint B.pt IMAGE``: inputs may follow the flag."""
+    words: list[str] = []
+    after = False
+    for word in argv:
+        if after and not word.startswith("-") and Path(word).suffix in CHECKPOINT_SUFFIXES:
+            words += ["--checkpoint", word]
+            continue
+        after = words[-1:] == ["--checkpoint"]
+        words.append(word)
+    return words
+
+
+def flag_value(argv: Sequence[str], name: str) -> str | None:
+    """The last value that ``argv`` gives to the flag ``--name``, read before the flags are parsed."""
+    value = None
+    for i, word in enumerate(argv):
+        flag, equals, attached = word.partition("=")
+        if flag.replace("_", "-") == _flag(name):
+            value = attached if equals else next(iter(argv[i + 1 : i + 2]), value)
+    return value
+
+
+def load_yaml(flag: str, path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """What a YAML file holds, every scalar as text.
+
+    Raises:
+        FileNotFoundError: there is no such file; names the flag it was given with.
+        ValueError: it is not YAML.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{flag} {path} does not exist")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_yaml(path: Path) -> dict[str, str | list[str]]:
+    """Read a flat YAML mapping with every scalar as text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a YAML mapping.
+    """
+    values = load_yaml("--config", path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}; write one 'key: value' line per flag")
+    return {str(key): value for key, value in values.items()}
+
+
+def save_config(path: Path, config: DataclassInstance) -> None:
+    """Write the resolved configuration as YAML that ``--config`` reads back."""
+    write_text(path, yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True))
+
+
+def config_values(config: DataclassInstance) -> dict[str, Any]:
+    """The fields of a configuration as plain values (paths as text)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config) if f.name != "config"}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _types(config_type: type[C]) -> dict[str, Any]:
+    return {name: kind for name, kind in get_type_hints(config_type, include_extras=True).items() if name != "config"}
+
+
+def _flag_words(config_type: type[C], values: Values, source: str) -> list[str]:
+    """The values of a YAML file as command-line words."""
+    types = _types(config_type)
+    words: list[str] = []
+    for key, value in values.items():
+        if key not in types:
+            near = difflib.get_close_matches(key.replace("-", "_"), types, n=1, cutoff=0.0)
+            raise ValueError(f"{source}: unknown key '{key}'; the nearest known one is '{near[0]}'")
+        words += _words(key, value, types[key], source)
+    return words
+
+
+def _words(key: str, value: str | list[str], kind: Any, source: str) -> list[str]:  # noqa: ANN401
+    if isinstance(value, list):
+        return [_flag(key), *map(str, value)]
+    if not isinstance(value, str):
+        raise ValueError(f"{source}: {key}: a {type(value).__name__} does not fit; write 'key: value' lines alone")
+    if kind is bool:
+        if value.lower() not in BOOLEANS:
+            raise ValueError(f"{source}: {key}: {value!r} does not fit, expected true or false")
+        return [_flag(key) if BOOLEANS[value.lower()] else f"--no{_flag(key)[1:]}"]
+    if value in ("null", "~", "") and type(None) in get_args(kind):
+        value = "None"
+    return [_flag(key), value]
+
+
+def _check_types(config_type: type[C], values: Values, source: str) -> None:
+    """Find the value of a YAML file that does not fit its field's type, if that was the mistake."""
+    fields = {f.name: f for f in dataclasses.fields(config_type)}  # type: ignore[arg-type]
+    for key, kind in _types(config_type).items():
+        if key in values:
+            # With its default: a boolean without one is no flag.
+            alone = dataclasses.make_dataclass("Alone", [(key, kind, dataclasses.field(default=fields[key].default))])
+            try:
+                parse_flags(alone, _words(key, values[key], kind, source))
+            except ValueError as error:
+                expected = f"expected {fields[key].type}"
+                raise ValueError(f"{source}: {key}: {values[key]!r} does not fit, {expected}") from error

@@ -1,0 +1,112 @@
+"""Joining images and labels that lie in two folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.command.cli import say
+from common.data.inputs import IMAGE_EXTENSIONS
+
+LABEL_SUFFIXES = ("_label", "_mask")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its label on disk."""
+
+    id: str
+    """Unique name, as a rule the image's stem."""
+    image: Path
+    label: Path
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorting key under which ``t2`` comes before ``t10``."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
+
+
+def list_images(folder: Path, flag: str) -> list[Path]:
+    """Image files directly in a folder, in natural order; hidden ones are left out.
+
+    Args:
+        folder: the folder.
+        flag: the command-line flag that named it, for the message.
+
+    Raises:
+        FileNotFoundError: it is not a folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{flag} {folder} is not a folder")
+    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")]
+    return sorted((p for p in found if p.is_file()), key=lambda p: natural_key(p.name))
+
+
+def same_stem(stem: str) -> str:
+    """Key of the usual join: the stem without ``_label`` or ``_mask``."""
+    for suffix in LABEL_SUFFIXES:
+        if stem.endswith(suffix) and len(stem) > len(suffix):
+            return stem.removesuffix(suffix)
+    return stem
+
+
+def join(
+    images: Sequence[Path], labels: Sequence[Path], *, key: Callable[[str], str] = same_stem
+) -> tuple[list[Pair], list[str]]:
+    """Join images and labels whose stems have the same key.
+
+    Args:
+        images: image files.
+        labels: label files.
+        key: what two stems must have in common; it is also the pair's id.
+
+    Returns:
+        The pairs in the images' order, and a line for each file that found no partner.
+
+    Raises:
+        ValueError: two images, or two labels, have the same key.
+    """
+    partners = _by_key(labels, key)
+    pairs, notes = [], []
+    for name, image in _by_key(images, key).items():
+        label = partners.pop(name, None)
+        if label is None:
+            notes.append(f"{image}: no label, left out")
+        else:
+            pairs.append(Pair(name, image, label))
+    return pairs, notes + [f"{label}: no image, left out" for label in partners.values()]
+
+
+def _by_key(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, Path]:
+    table: dict[str, Path] = {}
+    for path in paths:
+        name = key(path.stem)
+        if name in table:
+            raise ValueError(f"{table[name]} and {path} have the same name '{name}'; rename or remove one of them")
+        table[name] = path
+    return table
+
+
+def require_usable(usable: int, problems: Sequence[str], *, skip_bad: bool) -> None:
+    """Name every bad file; stop unless ``skip_bad``.
+
+    Args:
+        usable: how many pairs can be used.
+        problems: a line for each one that cannot.
+        skip_bad: go on without those.
+
+    Raises:
+        ValueError: there are bad files and they are not to be skipped, or nothing is left.
+    """
+    for problem in problems:
+        say(f"{'skipped' if skip_bad else 'bad'}: {problem}")
+    if problems and not skip_bad:
+        raise ValueError(
+            f"{len(problems)} bad file(s), listed above, such as {problems[0]}; repair or remove them, "
+            "or pass --skip-bad to go on without them"
+        )
+    if not usable:
+        raise ValueError(f"none of the {len(problems)} pairs can be used; they are listed above")

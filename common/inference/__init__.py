@@ -1,0 +1,1 @@
+"""From files to files: windows, tiles, the networks on them, and products in bounded memory, resumable."""

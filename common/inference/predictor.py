@@ -1,0 +1,217 @@
+"""Trained networks as one function from pixels to probabilities: scale, normalization, tiles, flips, averaging.
+
+Networks read an image at the scale they were trained at; tiles and blending are in the image's own pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from common.inference.tiling import Read, Tta, predict_array, predict_rows
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision
+from common.networks.probabilities import class_probabilities, foreground_probability
+
+Range = tuple[float, float]
+LoadNetwork = Callable[[Path], tuple[nn.Module, ModelCard]]
+BATCHES = {"cuda": 8, "mps": 4}
+"""Tiles predicted at once; on a CPU one, whose maps stay in its caches."""
+AHEAD = 2
+"""Batches of tiles that are read while the network works on another."""
+
+
+class Predictor:
+    """One or several networks whose probabilities are averaged.
+
+    Args:
+        networks: each with its card: scale, normalization, classes.
+        precision: device and mixed precision.
+        tile: side of the tiles of larger images, pixels of the image.
+        overlap: share of a tile that the next one covers again.
+        tta: test-time augmentation.
+        scale: images are read at this multiple of their size; None = each network's own.
+        threshold: two classes: foreground iff P >= threshold; None = the mean of the networks' own.
+
+    Raises:
+        ValueError: the networks have other classes, or an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[tuple[nn.Module, ModelCard]],
+        precision: Precision,
+        *,
+        tile: int = 512,
+        overlap: float = 0.25,
+        tta: Tta = "none",
+        scale: float | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        cards = [card for _, card in networks]
+        self.card = cards[0]
+        if any(card.classes != self.card.classes for card in cards):
+            raise ValueError("the checkpoints cannot be averaged: their classes differ")
+        self.binary = len(self.card.classes) == 2
+        if threshold is not None and not self.binary:
+            raise ValueError(f"--threshold is for two classes; this network has {len(self.card.classes)}: leave it out")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"--threshold {threshold} must lie in 0...1")
+        if scale is not None and not 0.05 <= scale <= 20:
+            raise ValueError(f"--scale {scale} must lie in 0.05...20")
+        self.threshold = float(np.mean([card.threshold for card in cards])) if threshold is None else threshold
+        self.outputs = 1 if self.binary else len(self.card.classes)
+        self.precision, self.tile, self.overlap, self.tta = precision, tile, overlap, tta
+        self.batch = BATCHES.get(precision.device.type, 1)
+        self._networks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
+
+    def _prepare(self, network: nn.Module) -> nn.Module:
+        folded = fold_batch_norm(network.eval())
+        return folded.to(self.precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def load(
+        cls,
+        checkpoints: Sequence[Path],
+        load_network: LoadNetwork,
+        precision: Precision,
+        **options: Any,  # noqa: ANN401 - those of the constructor
+    ) -> Predictor:
+        """Load checkpoints with the task's own function."""
+        return cls([load_network(path) for path in checkpoints], precision, **options)
+
+    @property
+    def value_range(self) -> Range | None:
+        """Values that meant black and white in training, where they were not the number type's."""
+        known = self.card.normalization.get("range")
+        return (float(known[0]), float(known[1])) if isinstance(known, (list, tuple)) else None
+
+    def range_for(self, dtype: npt.DTypeLike) -> Range | None:
+        """Values that mean black and white in images of a number type; None = the type's own."""
+        return None if np.dtype(dtype) == np.uint8 else self.value_range
+
+    @property
+    def channels(self) -> int:
+        """Bands that the networks read."""
+        return int(self.card.arch_args.get("channels", 3))
+
+    def _tiling(self) -> dict[str, Any]:
+        """How images are cut: tiles that every network's scale divides."""
+        return {
+            "num_outputs": self.outputs,
+            "tile": self.tile,
+            "overlap": self.overlap,
+            "tta": self.tta,
+            "batch_size": self.batch,
+            "stride": max(max(1, round(1 / scale)) for _, scale, _ in self._networks),
+            "device": self.precision.device,
+            "amp_dtype": self.precision.amp_dtype,
+        }
+
+    def __call__(
+        self, image: NDArray[np.float32], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes."""
+        return predict_array(image, self.probabilities, progress=progress, **self._tiling())
+
+    def rows(
+        self, read: Read, size: tuple[int, int], *, first_row: int = 0
+    ) -> Generator[tuple[int, NDArray[np.float32]]]:
+        """Probabilities of an image that is read window by window, as bands of rows; see `tiling.predict_rows`."""
+        return predict_rows(read, size, self.probabilities, ahead=AHEAD, first_row=first_row, **self._tiling())
+
+    def classify(self, probability: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Class indices (H, W): P >= threshold with two classes, else the most probable one."""
+        if self.binary:
+            return np.asarray(probability[0] >= self.threshold, np.uint8)
+        return np.asarray(probability.argmax(axis=0), np.uint8)
+
+    def compile(self) -> None:
+        """Compile the networks with torch.compile: minutes at first, then every tile of the usual size is faster."""
+        for network, _, _ in self._networks:
+            network.compile()
+
+    def settings(self) -> dict[str, object]:
+        """All that probabilities and classes depend on besides the weights."""
+        scales = [scale for _, scale, _ in self._networks]
+        own = {"threshold": self.threshold, "scales": scales, "precision": str(self.precision)}
+        return own | {key: value for key, value in self._tiling().items() if key not in ("device", "amp_dtype")}
+
+    def seconds_per_pixel(self) -> float:
+        """Time of one small prediction, per pixel: the base of estimates."""
+        side = min(256, self.tile)
+        image = np.zeros((3, side, side), np.float32)
+        seconds = []
+        for _ in range(2):  # the first one sets up kernels
+            started = time.monotonic()
+            self(image)
+            seconds.append(time.monotonic() - started)
+        return min(seconds) / side**2 / (1 - self.overlap) ** 2
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Of tiles (N, C, h, w) in 0...1: (N, 1, h, w) P(foreground), or (N, K, h, w) for more classes."""
+        total: Tensor | None = None
+        for network, scale, card in self._networks:
+            small = rescale(images, [max(1, round(size * scale)) for size in images.shape[2:]])
+            logits = network(normalize(small, card.normalization)).float()
+            if self.binary:
+                probability = foreground_probability(rescale(logits, images.shape[2:]))
+            else:  # further outputs are no classes (the Potsdam original's "undefined")
+                probability = class_probabilities(rescale(logits[:, : self.outputs], images.shape[2:]))
+            total = probability if total is None else total + probability
+        assert total is not None
+        return total / len(self._networks)
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose convolutions do what the BatchNorm behind them in a sequence did.
+
+    The result is the same up to rounding, with one pass less over every map.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in list(network.modules()):
+        if isinstance(module, nn.Sequential):
+            for index, (conv, norm) in enumerate(list(pairwise(module))):
+                if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+                    module[index] = fuse_conv_bn_eval(conv, norm)
+                    module[index + 1] = nn.Identity()
+    return network
+
+
+def confidence_of(probability: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probability (H, W) of the class that ``mask`` has at each pixel; of two classes (1, H, W) holds the second's."""
+    if len(probability) == 1:
+        return np.asarray(np.where(mask == 1, probability[0], 1 - probability[0]))
+    return np.asarray(probability.max(axis=0))
+
+
+def normalize(images: Tensor, normalization: Mapping[str, object]) -> Tensor:
+    """(N, 3, H, W) in 0...1 -> minus ``mean``, divided by ``std``, where a card names them."""
+    if "mean" not in normalization:
+        return images
+    mean = torch.tensor(normalization["mean"], dtype=images.dtype, device=images.device)
+    std = torch.tensor(normalization["std"], dtype=images.dtype, device=images.device)
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def rescale(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (N, C, H, W): the mean over blocks where that divides evenly, else bilinear, smoothed before shrinking."""
+    height, width = images.shape[2:]
+    if (height, width) == tuple(size):
+        return images
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.interpolate(images, size=list(size), mode="area")
+    shrinks = size[0] < height or size[1] < width
+    return F.interpolate(images, size=list(size), mode="bilinear", antialias=shrinks)

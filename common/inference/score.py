@@ -1,0 +1,120 @@
+"""Evaluation of ordinary color images: the flags of ``evaluate.py`` and the loop behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from common.inference.predictor import LoadNetwork, Predictor
+from common.metrics.split_scores import SplitScores, check_root
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import choose_precision
+
+Sample = tuple[str, NDArray[np.float32], NDArray[np.uint8]]
+"""Id, image (3, H, W) in 0...1, truth (H, W) with 255 = ignored."""
+TILE_SIDE, CONTEXT = 1024, 64
+"""Scenes larger than memory are scored in tiles of this side, predicted with so much of their surroundings."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Flags that every task's evaluation understands."""
+
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Checkpoint; several are averaged."""
+    data_root: Path | None = None
+    """Folder with the data in the task's layout."""
+    images: Path | None = None
+    """Folder of images, in place of --data-root; needs --labels."""
+    labels: Path | None = None
+    """Folder of labels."""
+    split: Literal["train", "val", "test", "all"] = "test"
+    """Part of the training's split; all = every pair."""
+    threshold: float | None = None
+    """Two classes: foreground where P is at least this; default: the checkpoint's."""
+    tta: bool = False
+    """Average over flips."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
+    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], tyro.conf.arg(help="Mixed precision.")] = "auto"
+
+    def __post_init__(self) -> None:
+        """Check that there is something to score."""
+        if not self.checkpoint:
+            raise ValueError("no checkpoint given; pass --checkpoint FILE")
+        if (self.images is None) != (self.labels is None):
+            raise ValueError("--images and --labels belong together; one of them is missing")
+        if self.data_root is None and self.images is None:
+            raise ValueError("no data given; pass --data-root, or --images and --labels")
+
+    @property
+    def root(self) -> str:
+        """Where the data lie, as checkpoints store it."""
+        return str((self.data_root or self.images or Path()).resolve())
+
+
+def load_predictor(
+    config: EvaluateConfig, load_network: LoadNetwork, default_tile: Callable[[ModelCard], int]
+) -> Predictor:
+    """The network(s) that the flags name.
+
+    Args:
+        config: the command's flags.
+        load_network: the task's own function from a checkpoint to a network.
+        default_tile: side of the tiles that suits a network.
+
+    Raises:
+        FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
+    """
+    predictor = Predictor.load(
+        config.checkpoint, load_network, choose_precision(config.device, config.amp), threshold=config.threshold,
+        tta="flips" if config.tta else "none",
+    )  # fmt: skip
+    predictor.tile = default_tile(predictor.card)
+    return predictor
+
+
+def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:
+    """Ids to score; None = all.
+
+    Raises:
+        ValueError: the data are not those of the training, or the part is empty.
+    """
+    check_root(config.root, card.data_root, config.split)
+    if config.split == "all":
+        return None
+    ids = set(card.split.get(config.split, []))
+    if not ids:
+        there = [f"{part} ({len(names)})" for part, names in card.split.items() if names]
+        raise ValueError(
+            f"the checkpoint has no {config.split} part; it has {', '.join(there) or 'none at all'}: "
+            "choose with --split, or --split all"
+        )
+    return ids
+
+
+def score_samples(
+    predictor: Predictor, samples: Iterable[Sample], loss: Callable[[Tensor, Tensor], Tensor]
+) -> SplitScores:
+    """Predict and score images one by one, at the labels' own resolution.
+
+    Args:
+        predictor: the network(s).
+        samples: the images with their truth.
+        loss: of logits (N, C, H, W) and target (N, H, W), to be reported.
+    """
+    scores = SplitScores(predictor.card.classes, threshold=predictor.threshold)
+    for name, image, truth in tqdm(samples, desc="evaluate", leave=False, disable=None):
+        probability = torch.from_numpy(predictor(image))[None]
+        target = torch.from_numpy(truth.astype(np.int64))[None]
+        logits = torch.logit(probability, eps=1e-6) if predictor.binary else probability.clamp_min(1e-12).log()
+        scores.update(probability, target, float(loss(logits, target)), [name])
+    return scores

@@ -1,0 +1,274 @@
+"""Prediction of rasters of any size in bounded memory.
+
+A thread reads the file in strips of rows ahead of the network, the network's tiles are blended in the rows under one
+row of tiles (`predict_rows` of tiling.py), and every finished band of rows is appended to a spool on disk. A run that
+was killed finds the spool and goes on after its last band. From the whole spool the results are made, each under a
+temporary name and then renamed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.errors import RasterioIOError
+from rasterio.io import DatasetReader
+from torch import Tensor
+
+from common.command.cli import say
+from common.images.gdal import open_raster, place_of, read_bands, sample_bands
+from common.images.ranges import range_warning, to_channels
+from common.images.rasters import TIFF_EXTENSIONS, unreadable
+from common.inference.predictor import Predictor, Range, confidence_of
+from common.inference.products import Products, protect_input, targets, warn_of_range, write_from_spool
+from common.inference.spool import FULL, Layer, Spool, spool_folder
+from common.inference.tiling import NOT_FINITE
+from common.inference.windows import Window
+from common.labels import NODATA
+
+Mask = NDArray[np.bool_]
+
+LARGE = 64_000_000
+"""Pixels from which on a picture is streamed too."""
+ORIENTATION = 274
+"""EXIF tag; a picture that is not upright is turned in memory."""
+TALLEST_BLOCK = 1024
+"""Rows: strips are aligned to the file's blocks up to this height."""
+
+
+def layers_of(predictor: Predictor, *, probability: bool, confidence: bool) -> dict[str, Layer]:
+    """What a run has to keep: the mask always, the rest if results need it."""
+    layers = {"mask": Layer(1, "uint8")}
+    if probability:
+        layers["probability"] = Layer(predictor.outputs, "float32")
+    if confidence:
+        layers["confidence"] = Layer(1, "uint16")
+    return layers
+
+
+class StripReader:
+    """Pixels of windows that come row by row, from a strip of rows that moves down the file.
+
+    Every block is decoded once. `read` belongs to one thread, `take_valid` to another that is behind it.
+
+    Args:
+        dataset: the open file; used by the reading thread alone.
+        convert: makes the network's input (C, H, W) in 0...1 of bands and validity.
+    """
+
+    def __init__(self, dataset: DatasetReader, convert: Callable[[NDArray[Any], Mask], NDArray[np.float32]]) -> None:
+        self._dataset, self._convert = dataset, convert
+        block = max(shape[0] for shape in dataset.block_shapes)
+        self._align = block if block <= TALLEST_BLOCK else 1
+        self._start = self._end = 0
+        self._data: NDArray[Any] | None = None
+        self._valid = np.zeros((0, dataset.width), bool)
+        self._finished: deque[tuple[int, Mask]] = deque()
+
+    def read(self, window: Window) -> Tensor | None:
+        """Pixels of a window; None if none of them is valid."""
+        self._move(window.row, window.row + window.height)
+        rows = slice(window.row - self._start, window.row - self._start + window.height)
+        valid = self._valid[rows, window.slices[1]]
+        if not valid.any():
+            return None
+        assert self._data is not None
+        return torch.from_numpy(self._convert(self._data[:, rows, window.slices[1]], valid))
+
+    def _move(self, first: int, last: int) -> None:
+        """Forget rows before ``first`` and read on to ``last``, and to the end of the file's blocks there."""
+        if last <= self._end:
+            return
+        if first >= self._end:  # nothing of the strip is needed any more, or there is none yet
+            self._start = self._end = first - first % self._align
+        last = min(-(-last // self._align) * self._align, self._dataset.height)
+        data, valid = read_bands(self._dataset, (self._end, last))
+        self._finished.append((self._end, valid))
+        drop = max(0, first - self._start)
+        if self._data is None or self._start == self._end:
+            self._data, self._valid = data, valid
+        else:
+            self._data = np.concatenate([self._data[:, drop:], data], axis=1)
+            self._valid = np.concatenate([self._valid[drop:], valid])
+            self._start += drop
+        self._end = last
+
+    def take_valid(self, first: int, last: int) -> Mask:
+        """Which pixels of rows ``first`` to ``last`` (excluded) are valid; rows before them are forgotten."""
+        parts = []
+        for start, valid in list(self._finished):
+            part = valid[max(0, first - start) : max(0, last - start)]
+            if len(part):
+                parts.append(part)
+            if start + len(valid) <= last:
+                self._finished.popleft()
+        return np.concatenate(parts)
+
+
+def predict_raster(
+    source: Path,
+    predictor: Predictor,
+    spool: Spool,
+    *,
+    input_range: Range | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Predict a raster into a spool, from the spool's last finished row on.
+
+    Memory holds some strips of rows: it grows with the raster's width, not with its height.
+
+    Args:
+        source: any file that GDAL reads: 8 or 16 bits or floats, one band or many, with or without georeference.
+        predictor: the network(s).
+        spool: where finished rows go; 255 and NaN where the raster has no data.
+        input_range: values that mean black and white; None = the number type's.
+        progress: called with the number of pixels that were finished since the last call.
+
+    Raises:
+        ValueError: the file is damaged, or the network gives NaN.
+    """
+    with open_raster(source) as dataset:
+
+        def convert(data: NDArray[Any], valid: Mask) -> NDArray[np.float32]:
+            return to_channels(data, valid, predictor.channels, input_range)
+
+        strips = StripReader(dataset, convert)
+        bands = predictor.rows(strips.read, dataset.shape, first_row=spool.rows)
+        try:
+            with closing(bands):  # whatever happens, the reading thread ends before the file is closed
+                for row, band in bands:
+                    valid = strips.take_valid(row, row + band.shape[1])
+                    if not np.isfinite(band[:, valid]).all():
+                        raise ValueError(f"{source}: {NOT_FINITE}")
+                    spool.append(_layers(predictor, band, valid, spool.layers))
+                    if progress is not None:
+                        progress(valid.size)
+        except RasterioIOError as error:
+            raise unreadable(source, error) from error
+
+
+def _layers(
+    predictor: Predictor, band: NDArray[np.float32], valid: Mask, wanted: Mapping[str, Layer]
+) -> dict[str, NDArray[Any]]:
+    """What is kept of a finished band."""
+    mask = predictor.classify(band)
+    layers: dict[str, NDArray[Any]] = {}
+    if "confidence" in wanted:
+        confidence = confidence_of(band, mask)
+        layers["confidence"] = np.rint(np.where(valid, confidence, 0) * FULL)[None]
+    if "probability" in wanted:
+        band[:, ~valid] = np.nan
+        layers["probability"] = band
+    layers["mask"] = np.where(valid, mask, np.uint8(NODATA))[None]
+    return layers
+
+
+def pixel_count(path: Path) -> int:
+    """Pixels of an image by its header; 0 for what cannot be opened."""
+    try:
+        with open_raster(path) as dataset:
+            return int(dataset.width * dataset.height)
+    except RasterioIOError:
+        return 0
+
+
+def is_large(path: Path) -> bool:
+    """Whether an image has so many pixels that it should not be read as a whole, and can be read in parts."""
+    return _can_stream(path) and pixel_count(path) > LARGE
+
+
+def is_streamed(path: Path) -> bool:
+    """Whether an image is georeferenced or large, and can be read in parts."""
+    if not _can_stream(path):
+        return False
+    with open_raster(path) as dataset:
+        return place_of(dataset) is not None or dataset.width * dataset.height > LARGE
+
+
+def _can_stream(path: Path) -> bool:
+    """Whether GDAL reads an image just as `read_raster` does: one upright picture of whole or real numbers."""
+    try:
+        with open_raster(path) as dataset:
+            dataset.read(1, window=((0, 1), (0, 1)))
+            if dataset.subdatasets or any(np.dtype(kind).kind not in "buif" for kind in dataset.dtypes):
+                return False
+            if path.suffix.lower() in (*TIFF_EXTENSIONS, ".jp2") or place_of(dataset) is not None:
+                return True
+        with Image.open(path) as picture:
+            return bool(picture.getexif().get(ORIENTATION, 1) == 1)
+    except (RasterioIOError, OSError, ValueError, TypeError):
+        return False  # reading it as a whole will say what is wrong
+
+
+def stream_file(
+    path: Path,
+    predictor: Predictor,
+    folder: Path,
+    stem: str,
+    products: Products,
+    *,
+    input_range: Range | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Predict one raster of any size and write its products; a run that was killed is continued.
+
+    Args:
+        path: the raster.
+        predictor: the network(s).
+        folder: where results go.
+        stem: of their names.
+        products: what to write.
+        input_range: values that mean black and white.
+        progress: called with numbers of finished pixels.
+
+    Raises:
+        ValueError: the raster is damaged, or an output would replace it.
+    """
+    with open_raster(path) as dataset:
+        size, placed = dataset.shape, place_of(dataset) is not None
+        value_range = input_range or predictor.range_for(dataset.dtypes[0])
+        try:
+            warn_of_range(path, range_warning(*sample_bands(dataset), value_range))
+        except RasterioIOError as error:
+            raise unreadable(path, error) from error
+    for target in targets(folder, stem, products, ".tif" if placed else ".png"):
+        protect_input(target, path)
+    spool = open_spool(path, predictor, folder, stem, products, size, value_range)
+    if spool.rows:
+        say(f"{path}: {spool.rows} of {size[0]} rows were finished before, going on from there")
+        if progress is not None:
+            progress(spool.rows * size[1])
+    try:
+        predict_raster(path, predictor, spool, input_range=value_range, progress=progress)
+        write_from_spool(spool, path, folder, stem, predictor.card, products, value_range)
+    except (ValueError, RasterioIOError):  # the input's fault: to go on later would not help
+        spool.remove()
+        raise
+    spool.remove()
+
+
+def open_spool(
+    path: Path,
+    predictor: Predictor,
+    folder: Path,
+    stem: str,
+    products: Products,
+    size: tuple[int, int],
+    value_range: Range | None,
+) -> Spool:
+    """The spool of a run: a new one, or what a run with the same input, checkpoints and options left behind."""
+    layers = layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
+    arguments = {
+        **predictor.settings(),
+        "checkpoints": products.tags.get("checkpoint_sha256"),
+        "range": value_range,
+        "layers": sorted(layers),
+    }
+    return Spool(spool_folder(folder, stem, path, arguments), size, layers)

@@ -1,0 +1,321 @@
+"""Tiled inference: cut an image into overlapping windows, predict them in batches, blend them without seams.
+
+The weights of the windows over a pixel sum to one (see windows.py), so weighted predictions are added up and that
+is the result. Rows that no later window touches are final: `predict_rows` hands them out as soon as they are, and knows
+nothing about where pixels come from or go to. `predict_array` collects them for an image in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from itertools import groupby, pairwise
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from common.inference.read_ahead import read_ahead
+from common.inference.windows import Blend, BlendWeights, Window, plan_windows
+from common.networks.padding import pad_to_multiple
+
+Tta = Literal["none", "flips", "d4"]
+Predictor = Callable[[Tensor], Tensor]
+Read = Callable[[Window], Tensor | None]
+
+NOT_FINITE = "the network gave NaN or infinite outputs; try --amp off, or check the checkpoint"
+OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def predict_symmetric(images: Tensor, predict: Predictor, tta: Tta = "none") -> Tensor:
+    """Mean prediction over the symmetries of the square, each undone on the output (test-time augmentation).
+
+    Args:
+        images: (N, C, H, W).
+        predict: Maps (N, C, h, w) to (N, K, h, w).
+        tta: ``none`` = as is; ``flips`` = identity, horizontal, vertical, both; ``d4`` = those and their transposes
+            (the four rotations and four reflections).
+
+    Returns:
+        (N, K, H, W) float32.
+    """
+    if tta not in get_args(Tta):
+        raise ValueError(f"unknown test-time augmentation {tta!r}; known: {', '.join(get_args(Tta))}")
+    flips: list[list[int]] = [[]] if tta == "none" else [[], [-1], [-2], [-2, -1]]
+    orientations = [(transposed, axes) for transposed in ([False, True] if tta == "d4" else [False]) for axes in flips]
+    total: Tensor | None = None
+    for transposed, axes in orientations:
+        turned = images.transpose(-2, -1) if transposed else images
+        turned = (turned.flip(axes) if axes else turned).contiguous(memory_format=torch.channels_last)
+        output = predict(turned).float()
+        output = output.flip(axes) if axes else output
+        output = output.transpose(-2, -1) if transposed else output
+        total = output if total is None else total + output
+    assert total is not None  # there is always the identity
+    return total / len(orientations)
+
+
+@torch.inference_mode()
+def _predict_batch(
+    images: Tensor,
+    predict: Predictor,
+    tta: Tta,
+    stride: int,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+) -> Tensor:
+    height, width = images.shape[-2:]
+    padded = pad_to_multiple(images.to(device, dtype=torch.float32), stride)
+    with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        output = predict_symmetric(padded, predict, tta)
+    if output.shape[-2:] != padded.shape[-2:]:
+        raise ValueError(
+            f"the network gave {tuple(output.shape[-2:])} outputs for {tuple(padded.shape[-2:])} pixels; "
+            "upsample them to the input's size inside `predict`"
+        )
+    return output[..., :height, :width]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out; CUDA has a class for it, the CPU and MPS only a message."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY_SIGNS)
+
+
+def predict_windows(
+    read: Read,
+    windows: Sequence[Window],
+    predict: Predictor,
+    *,
+    batch_size: int = 4,
+    tta: Tta = "none",
+    stride: int = 32,
+    device: torch.device | str = "cpu",
+    amp_dtype: torch.dtype | None = None,
+    ahead: int = 0,
+) -> Generator[tuple[Window, Tensor]]:
+    """Predict windows in batches, in their order; when memory runs out the batch is halved for good and tried again.
+
+    A batch never spans two rows of windows, so what is computed for a row does not depend on where the work began.
+
+    Args:
+        read: Gives the pixels (C, height, width) float of a window, or None to leave it out.
+        windows: Windows of one size.
+        predict: Maps (N, C, h, w) float32 in channels-last order to (N, K, h, w).
+        batch_size: Windows predicted at once.
+        tta: See `predict_symmetric`.
+        stride: Sides are padded to a multiple of this (the network's total downsampling) and cropped back.
+        device: Where ``predict`` runs.
+        amp_dtype: Mixed precision; None = full precision.
+        ahead: Batches that a thread reads while the network works; 0 = none.
+
+    Yields:
+        Each window with its prediction (K, height, width) float32 on ``device``.
+
+    Raises:
+        ValueError: A single window does not fit in memory.
+    """
+    if batch_size < 1:
+        raise ValueError(f"the tile batch must be at least 1, got {batch_size}")
+    target = torch.device(device)
+    with closing(read_ahead(_batches(read, windows, batch_size), ahead)) as batches:
+        for batch, images in batches:
+            done = 0
+            while done < len(batch):
+                output: Tensor | None = None
+                part = images[done : done + batch_size]
+                try:
+                    output = _predict_batch(part, predict, tta, stride, target, amp_dtype)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(part) == 1:
+                        size = f"{batch[0].height} x {batch[0].width}"
+                        raise ValueError(
+                            f"out of memory on {device} with one tile of {size} px; lower --tile-size"
+                        ) from error
+                if output is None:  # outside the except block, which keeps the failed batch's tensors alive
+                    batch_size = len(part) // 2
+                    if target.type == "cuda":
+                        torch.cuda.empty_cache()
+                    continue
+                yield from zip(batch[done : done + len(part)], output, strict=True)
+                done += len(part)
+
+
+def _batches(read: Read, windows: Sequence[Window], size: int) -> Iterator[tuple[list[Window], Tensor]]:
+    """Windows and their stacked pixels; those without pixels are left out."""
+    for _, row in groupby(windows, key=lambda window: window.row):
+        batch: list[Window] = []
+        pixels: list[Tensor] = []
+        for window in row:
+            part = read(window)
+            if part is None:
+                continue
+            batch, pixels = [*batch, window], [*pixels, part]
+            if len(batch) == size:
+                yield batch, torch.stack(pixels)
+                batch, pixels = [], []
+        if batch:
+            yield batch, torch.stack(pixels)
+
+
+class _Ring:
+    """Sums (K, rows, W) of the rows under one row of windows; row ``r`` of the image lies in slot ``r % rows``."""
+
+    def __init__(self, channels: int, rows: int, width: int, device: torch.device) -> None:
+        self._sums, self._rows = _accumulator((channels, rows, width), device), rows
+
+    def _slots(self, row: int, count: int) -> list[tuple[slice, slice]]:
+        """Slots of ``count`` rows from ``row`` on, each with the rows (counted from ``row``) that lie in them."""
+        first = row % self._rows
+        head = min(count, self._rows - first)
+        pieces = [(slice(first, first + head), slice(0, head))]
+        return pieces if head == count else [*pieces, (slice(0, count - head), slice(head, count))]
+
+    def add(self, window: Window, output: Tensor, weights: Tensor) -> None:
+        """Add a window's weighted prediction."""
+        cols = window.slices[1]
+        output, weights = output.to(self._sums.device), weights.to(self._sums.device)
+        for slots, rows in self._slots(window.row, window.height):
+            self._sums[:, slots, cols].addcmul_(output[:, rows], weights[rows])
+
+    def take(self, row: int, count: int) -> npt.NDArray[np.float32]:
+        """Remove ``count`` rows from ``row`` on: (K, count, W)."""
+        result = np.empty((len(self._sums), count, self._sums.shape[2]), np.float32)
+        for slots, rows in self._slots(row, count):
+            result[:, rows] = self._sums[:, slots].cpu().numpy()
+            self._sums[:, slots] = 0
+        return result
+
+
+def _accumulator(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Zeros on the device if they take at most a quarter of its free memory, else on the CPU."""
+    if device.type == "cuda" and 4 * math.prod(shape) <= torch.cuda.mem_get_info(device)[0] // 4:
+        return torch.zeros(shape, device=device)
+    return torch.zeros(shape)
+
+
+def predict_rows(
+    read: Read,
+    size: tuple[int, int],
+    predict: Predictor,
+    *,
+    num_outputs: int,
+    tile: int,
+    overlap: float = 0.5,
+    blend: Blend = "ramp",
+    stride: int = 32,
+    device: torch.device | str = "cpu",
+    first_row: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,  # noqa: ANN401 - those of `predict_windows`
+) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
+    """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
+
+    Memory holds the rows under one row of tiles, whatever the image's height. Only one value per pixel is kept for each
+    output: the weights sum to one.
+
+    Args:
+        read: Gives the pixels (C, height, width) float of a window, in order; None = nothing to predict there (0).
+        size: Height and width of the image.
+        predict: Maps (N, C, h, w) to what is averaged, as a rule probabilities (N, num_outputs, h, w). Under
+            ``amp_dtype`` take the sigmoid or softmax of ``logits.float()``: bfloat16 probabilities have two digits.
+        num_outputs: Channels of the prediction.
+        tile: Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding.
+        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
+        blend: See `blend_profile`.
+        stride: Total downsampling of the network.
+        device: Where ``predict`` runs.
+        first_row: Where to begin: the row after a band handed out before. The bands from there on are the same, bit for
+            bit, as those of a run from the top.
+        progress: Called after every window with the number of windows done and their total.
+        options: Those of `predict_windows`.
+
+    Yields:
+        The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the image from
+        ``first_row`` on.
+
+    Raises:
+        ValueError: Bad tile or overlap, a prediction of the wrong shape, memory too small for one tile.
+    """
+    height, width = size
+    windows = plan_windows(height, width, tile + -tile % stride if tile > 0 else tile, overlap)
+    weights = BlendWeights(windows, blend)
+    ring = _Ring(num_outputs, windows[0].height, width, torch.device(device))
+    edges = [*sorted({window.row for window in windows}), height]
+    if first_row not in edges:
+        raise ValueError(f"row {first_row} is not the end of a band; those are {edges[1:]}")
+    wanted = [window for window in windows if window.row + window.height > first_row]
+    bands = [band for band in pairwise(edges) if band[0] >= (wanted[0].row if wanted else height)]
+    predictions = predict_windows(read, wanted, predict, stride=stride, device=device, **options)
+    order = {window: number for number, window in enumerate(windows, start=1)}
+    with closing(predictions):
+        for window, output in predictions:
+            if output.shape[0] != num_outputs:
+                raise ValueError(f"the network gave {output.shape[0]} output channels, expected {num_outputs}")
+            while bands[0][1] <= window.row:
+                yield from _finished(ring, bands.pop(0), first_row)
+            ring.add(window, output, weights(window, output.device))
+            if progress is not None:
+                progress(order[window], len(windows))
+    for band in bands:
+        yield from _finished(ring, band, first_row)
+
+
+def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """A band's rows, unless it was handed out before: its sums then lack the windows above."""
+    rows = ring.take(band[0], band[1] - band[0])
+    if band[0] >= first_row:
+        yield band[0], rows
+
+
+def predict_array(
+    image: npt.NDArray[np.float32] | Tensor,
+    predict: Predictor,
+    *,
+    num_outputs: int,
+    **options: Any,  # noqa: ANN401 - those of `predict_rows`
+) -> npt.NDArray[np.float32]:
+    """Predict an image in memory tile by tile and blend the tiles.
+
+    An image no larger than a tile is one window, predicted in one go.
+
+    Args:
+        image: (C, H, W) float, already normalized, without NaN.
+        predict: See `predict_rows`.
+        num_outputs: Channels of the prediction.
+        options: Those of `predict_rows`.
+
+    Returns:
+        (num_outputs, H, W) float32.
+
+    Raises:
+        ValueError: Wrong shape or type of image or prediction, bad tile or overlap, memory too small for one tile, NaN.
+    """
+    is_float = image.is_floating_point() if isinstance(image, Tensor) else np.issubdtype(image.dtype, np.floating)
+    if image.ndim != 3 or not is_float:
+        raise ValueError(
+            f"expected a normalized float image (C, H, W), got {image.dtype} of shape {tuple(image.shape)}"
+        )
+    height, width = image.shape[-2:]
+
+    def read(window: Window) -> Tensor:
+        part = image[:, window.slices[0], window.slices[1]]
+        return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
+
+    result = np.empty((num_outputs, height, width), np.float32)
+    for row, band in predict_rows(read, (height, width), predict, num_outputs=num_outputs, **options):
+        result[:, row : row + band.shape[1]] = band
+    _check_finite(result, image)
+    return result
+
+
+def _check_finite(result: npt.NDArray[np.float32], image: npt.NDArray[Any] | Tensor) -> None:
+    if np.isfinite(result).all():
+        return
+    if not bool(torch.isfinite(torch.as_tensor(image)).all()):
+        raise ValueError("the image holds NaN or infinite values; fill its nodata pixels before prediction")
+    raise ValueError(NOT_FINITE)

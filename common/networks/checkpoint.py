@@ -1,0 +1,225 @@
+"""Checkpoints: plain tensors and plain Python values, written atomically and read without unpickling code.
+
+A checkpoint carries everything inference needs (network name and arguments, classes, palette, normalization, scale,
+threshold, the ids of each split), so a file can be used without the run folder it came from.
+``python -m common.checkpoint FILE`` prints what one is.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.files import atomic_path, file_hash
+
+RUNS = Path("runs")
+FORMAT = 1
+WRAPPERS = ("model_state_dict", "state_dict", "model")
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint says about its network: all that inference needs besides the weights."""
+
+    task: str
+    """Name of the task folder, such as ``hela_nuclei``."""
+    arch: str
+    """Name by which the task's ``build_model`` knows the network."""
+    arch_args: dict[str, Any]
+    """Arguments of the network: input channels, number of outputs, widths."""
+    classes: list[str]
+    """Class names by index."""
+    palette: dict[int, tuple[int, int, int]]
+    """RGB display color of each class index."""
+    normalization: dict[str, Any] = field(default_factory=dict)
+    """How images become network input; the task defines the keys."""
+    scale: float = 1.0
+    """Size at which images were seen in training, relative to the files' own."""
+    threshold: float = 0.5
+    """Two classes: foreground iff P >= threshold."""
+    split: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of the train, val and test part."""
+    scores: dict[str, Any] = field(default_factory=dict)
+    """Validation scores when the weights were saved."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved training configuration."""
+    data_root: str = ""
+    """Where the training data lay, so that evaluation can tell whether a root is another one."""
+
+
+def save_checkpoint(
+    path: Path, card: ModelCard, model: Mapping[str, Tensor], training: Mapping[str, Any] | None = None
+) -> None:
+    """Write one checkpoint atomically; ``training`` is the state that only resuming needs."""
+    payload = {"format": FORMAT, "card": asdict(card), "model": dict(model)}
+    if training is not None:
+        payload["training"] = dict(training)
+    with atomic_path(path) as temporary:
+        torch.save(payload, temporary)
+
+
+def read_payload(path: Path) -> dict[str, Any]:
+    """Read any ``torch.save`` file of tensors and plain values onto the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, is damaged, or holds objects that only unsafe unpickling could build.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist; give the path of a .pt file")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle formats
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can fail anywhere in the unpickler
+        reason = " ".join(str(error).split()) or type(error).__name__
+        unsafe = re.search(r"GLOBAL ([\w.]+)", reason)
+        if unsafe:
+            raise ValueError(
+                f"checkpoint {path} is refused: it holds more than tensors and plain values ({unsafe[1]}), "
+                "which could run code when loaded; save its weights alone"
+            ) from error
+        reason = "not written by torch.save" if "weights_only" in reason else reason[:120]
+        raise ValueError(f"checkpoint {path} cannot be read: it is damaged or no checkpoint ({reason})") from error
+    if not isinstance(payload, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(payload).__name__}, not a dictionary of tensors")
+    return payload
+
+
+def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, StateDict, dict[str, Any]]:
+    """Read one of our checkpoints: its card, the weights, and the training state (empty if it has none).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not one of ours, or belongs to another task.
+    """
+    payload = read_payload(path)
+    if "card" not in payload or "model" not in payload:
+        raise ValueError(
+            f"checkpoint {path} is not one of this project's (it has no 'card'); weights alone are for --weights"
+        )
+    if payload.get("format") != FORMAT:
+        raise ValueError(f"checkpoint {path} has format {payload.get('format')}, this version reads {FORMAT}")
+    known = {f.name for f in fields(ModelCard)}
+    try:
+        card = ModelCard(**{key: value for key, value in payload["card"].items() if key in known})
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"checkpoint {path} is damaged: its card is incomplete ({error})") from error
+    if task is not None and card.task != task:
+        raise ValueError(f"checkpoint {path} belongs to the task {card.task}, not to {task}; use {card.task}/infer.py")
+    return card, cast(StateDict, payload["model"]), payload.get("training", {})
+
+
+def is_ours(payload: Mapping[str, Any]) -> bool:
+    """Tell one of our checkpoints from a bare state dict."""
+    return "card" in payload and "model" in payload
+
+
+def foreign_state_dict(payload: Mapping[str, Any]) -> StateDict:
+    """Unwrap the weights of another project's file: nested under a usual key or not, ``module.`` prefixes removed.
+
+    Raises:
+        ValueError: no dictionary of tensors is found.
+    """
+    inner: Any = payload
+    for key in WRAPPERS:
+        if isinstance(inner, Mapping) and isinstance(inner.get(key), Mapping):
+            inner = inner[key]
+    state = {str(k).removeprefix("module."): v for k, v in inner.items() if isinstance(v, Tensor)}
+    if not state:
+        keys = ", ".join(map(str, list(payload)[:8])) or "none"
+        raise ValueError(f"no weights found in the checkpoint; its keys: {keys}")
+    return state
+
+
+def read_weights(path: Path) -> StateDict:
+    """The weights of any checkpoint, ours or another project's.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it holds no weights.
+    """
+    payload = read_payload(path)
+    if is_ours(payload):
+        return cast(StateDict, payload["model"])
+    try:
+        return foreign_state_dict(payload)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Load weights by name in place; tensors of another shape (a head for other classes) keep their random start.
+
+    Returns:
+        What was loaded and what was not, as a phrase.
+
+    Raises:
+        ValueError: fewer than half of the network's tensors have a partner.
+    """
+    own = model.state_dict()
+    matching = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if len(matching) < len(own) / 2:
+        raise ValueError(
+            f"the checkpoint fits only {len(matching)} of the network's {len(own)} tensors; it is of another network"
+        )
+    model.load_state_dict({**own, **matching})
+    fresh = [key for key in own if key not in matching]
+    return f"{len(matching)} tensors" + (f", new and untrained: {', '.join(fresh)}" if fresh else "")
+
+
+def describe(path: Path) -> str:
+    """A few lines that say what a checkpoint is."""
+    if not is_ours(read_payload(path)):
+        state = read_weights(path)
+        millions = sum(v.numel() for v in state.values()) / 1e6
+        return f"{path}: weights of another project, {len(state)} tensors, {millions:.3f} M values"
+    card, model, training = load_checkpoint(path)
+    lines = [
+        f"{path}  (sha256 {file_hash(path)})",
+        f"task           {card.task}",
+        f"network        {card.arch} {card.arch_args}, {sum(v.numel() for v in model.values()) / 1e6:.3f} M values",
+        f"classes        {', '.join(card.classes)}",
+        f"threshold      {card.threshold:.3f}",
+        f"scale          {card.scale:g}",
+        f"normalization  {card.normalization}",
+        "split          " + ", ".join(f"{part} {len(ids)}" for part, ids in card.split.items()),
+        "scores         " + ", ".join(f"{k} {v:.4f}" for k, v in card.scores.items() if isinstance(v, float)),
+        f"can resume     {'yes, after epoch ' + str(training['epoch']) if training else 'no (best weights only)'}",
+    ]
+    return "\n".join(lines)
+
+
+def newest_checkpoint(task: str) -> Path:
+    """The newest ``best_iou.pt`` of a task; demo runs only if there is no other.
+
+    Raises:
+        FileNotFoundError: nothing was trained yet.
+    """
+    found = sorted((RUNS / task).glob("*/best_iou.pt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    own = [path for path in found if not is_demo_run(path)]
+    if not found:
+        raise FileNotFoundError(
+            f"no trained network under {RUNS / task}; train one with python {task}/train.py, or give --checkpoint FILE"
+        )
+    return (own or found)[0]
+
+
+def is_demo_run(checkpoint: Path) -> bool:
+    """Whether a checkpoint lies in the run folder of a built-in demo."""
+    return checkpoint.parent.name.startswith("demo-")
+
+
+def _numpy_scalars() -> list[Any]:
+    """Numpy scalars that older projects leave in their files; harmless data, allow-listed by name."""
+    kinds = {type(np.dtype(kind)) for kind in (*np.typecodes["AllInteger"], *np.typecodes["Float"], "bool")}
+    scalar = np.float64(0).__reduce__()[0]  # numpy 1 and 2 keep this function in modules of different names
+    return [np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]

@@ -1,0 +1,20 @@
+"""Images of any size for networks that halve it several times."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad (N, C, H, W) at the bottom and right to sides divisible by ``multiple``.
+
+    The picture is mirrored; along an axis too short for that, its last row or column is repeated.
+    """
+    for axis in (-2, -1):
+        size = images.shape[axis]
+        missing = -size % multiple
+        if missing:
+            padding = (0, 0, 0, missing) if axis == -2 else (0, missing, 0, 0)
+            images = F.pad(images, padding, mode="reflect" if missing < size else "replicate")
+    return images

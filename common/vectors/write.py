@@ -1,0 +1,175 @@
+"""Polygons as files that a GIS opens: areas on the ground, simplification without gaps, and three formats."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.warp import transform as transform_points
+
+from common.vectors.polygonize import Polygons
+
+VectorFormat = Literal["gpkg", "shp", "geojson"]
+DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON"}
+FIELDS = ("class_val", "class_name", "area", "mean_prob")
+DEGREE = 111_320.0
+"""Metres of a degree of latitude, for tolerances."""
+SHAPEFILE_LIMIT = 2_000_000_000
+"""Bytes of geometry in one shapefile: its offsets end at 2 GB."""
+WEB_MERCATOR = (3857, 3785, 900913)
+
+Geometry = NDArray[np.object_]
+
+
+def areas(geometry: Geometry, crs: CRS | None) -> NDArray[np.float64]:
+    """Areas in m2 on the ground.
+
+    In a geographic system it is the area on the ellipsoid (edges are straight in longitude and latitude, as those of
+    pixels are), in Web Mercator too, whose own areas are far too large away from the equator; in any other projected
+    system the planar area. Without a coordinate system it is in the coordinates' own unit: pixels, of a picture.
+    """
+    if crs is None:
+        return np.asarray(shapely.area(geometry), np.float64)
+    if crs.is_projected and crs.to_epsg() not in WEB_MERCATOR:
+        return np.asarray(shapely.area(geometry) * float(crs.linear_units_factor[1]) ** 2, np.float64)
+    if crs.is_projected:
+        geometry = _reproject(geometry, crs, CRS.from_epsg(4326))
+    return np.asarray(shapely.area(shapely.transform(geometry, _equal_area(crs))), np.float64)
+
+
+def _reproject(geometry: Geometry, source: CRS, target: CRS) -> Geometry:
+    def convert(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.column_stack(transform_points(source, target, points[:, 0], points[:, 1]))
+
+    return np.asarray(shapely.transform(geometry, convert), object)
+
+
+def _equal_area(crs: CRS) -> Any:  # noqa: ANN401 - a function of points
+    """Lambert's cylindrical equal-area projection of (longitude, latitude) in degrees on the system's ellipsoid.
+
+    Snyder, Map Projections: A Working Manual (1987), equations 3-12 and 10-14 to 10-17.
+    """
+    axis, flattening = 6378137.0, 1 / 298.257223563
+    if found := re.search(r'(?:ELLIPSOID|SPHEROID)\["[^"]*",([\d.]+),([\d.]+)', crs.to_wkt()):
+        axis, flattening = float(found[1]), 1 / float(found[2]) if float(found[2]) else 0.0
+    e = np.sqrt(flattening * (2 - flattening))
+
+    def project(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        longitude, sine = np.radians(points[:, 0]), np.sin(np.radians(points[:, 1]))
+        q = 2 * sine
+        if e > 0:
+            q = (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
+        return np.column_stack([axis * longitude, axis * q / 2])
+
+    return project
+
+
+def select(polygons: Polygons, crs: CRS | None, *, min_area: float = 0.0, simplify: float = 0.0) -> Polygons:
+    """Leave out small polygons and simplify outlines; neighbors keep their common edges.
+
+    Args:
+        polygons: of one raster.
+        crs: their coordinate system.
+        min_area: m2 (pixels, of a picture without georeference); smaller polygons are left out, before simplification
+            and after it.
+        simplify: tolerance in metres (pixels, of a picture); 0 = exact outlines.
+    """
+    if min_area > 0:
+        polygons = polygons[areas(polygons.geometry, crs) >= min_area]
+    if simplify > 0 and len(polygons):
+        geometry = shapely.coverage_simplify(polygons.geometry, simplify / _metres_per_unit(crs))
+        simple = Polygons(np.asarray(geometry, object), polygons.class_val, polygons.mean_prob)
+        polygons = simple[~shapely.is_empty(simple.geometry) & (areas(simple.geometry, crs) >= min_area)]
+    return polygons
+
+
+def _metres_per_unit(crs: CRS | None) -> float:
+    if crs is None:
+        return 1.0
+    return float(crs.linear_units_factor[1]) if crs.is_projected else DEGREE
+
+
+def write_polygons(
+    path: Path,
+    polygons: Polygons,
+    class_names: Sequence[str],
+    crs: CRS | None,
+    tags: Mapping[str, str] | None = None,
+    workshop: Path | None = None,
+) -> list[Path]:
+    """Write polygons with the fields ``class_val, class_name, area, mean_prob``; ``area`` is that of the geometry.
+
+    GeoJSON is in WGS 84 as its standard (RFC 7946) wants; without a coordinate system the coordinates stay as they are.
+    Polygons that exceed what one shapefile holds go on in ``<name>_2.shp`` and so on.
+
+    Args:
+        path: ``.gpkg``, ``.shp`` or ``.geojson`` file; the suffix says the format. Replaced when the new one is whole.
+        polygons: what to write; may be none at all.
+        class_names: by class index.
+        crs: coordinate system of the geometry.
+        tags: provenance: the layer's metadata in a GeoPackage, the description in GeoJSON; a shapefile has no place.
+        workshop: folder on the same disk in which the files are made; None = that of ``path``.
+
+    Returns:
+        The files written, sidecars left out.
+    """
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in DRIVERS:
+        raise ValueError(f"{path}: unknown vector format; use {', '.join(f'.{name}' for name in DRIVERS)}")
+    parts = _shapefile_parts(polygons) if kind == "shp" else [polygons]
+    names = [path.name if number == 0 else f"{path.stem}_{number + 1}.shp" for number in range(len(parts))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=workshop or path.parent) as folder:
+        for name, part in zip(names, parts, strict=True):
+            _write(Path(folder) / name, kind, part, class_names, crs, dict(tags or {}))
+            made = sorted(
+                Path(folder).iterdir(), key=lambda file: file.suffix == ".shp"
+            )  # the file people look for last
+            for file in made:
+                shutil.move(file, path.parent / file.name)
+    return [path.parent / name for name in names]
+
+
+def _write(
+    path: Path, kind: str, polygons: Polygons, class_names: Sequence[str], crs: CRS | None, tags: dict[str, str]
+) -> None:
+    names = np.asarray([class_names[value] for value in polygons.class_val], object)
+    area = areas(polygons.geometry, crs)
+    options: dict[str, Any] = {}
+    if kind == "gpkg":
+        options["layer_metadata"] = tags or None
+    if kind == "geojson":
+        options["layer_options"] = {"DESCRIPTION": "; ".join(f"{key}={value}" for key, value in tags.items())}
+        options["layer_options"] |= {"RFC7946": "YES"} if crs is not None else {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.raw.write(
+            path,
+            shapely.to_wkb(polygons.geometry),
+            [polygons.class_val, names, area, polygons.mean_prob],
+            FIELDS,
+            layer=path.stem,
+            driver=DRIVERS[kind],
+            geometry_type="Polygon",
+            crs=None if crs is None else crs.to_wkt(),
+            encoding="UTF-8",
+            **options,
+        )
+
+
+def _shapefile_parts(polygons: Polygons) -> list[Polygons]:
+    """Polygons in portions that a shapefile can hold."""
+    points = shapely.get_num_coordinates(polygons.geometry)
+    sizes = 56 + 16 * points + 4 * (shapely.get_num_interior_rings(polygons.geometry) + 1)
+    number = np.cumsum(sizes) // SHAPEFILE_LIMIT
+    return [polygons[number == part] for part in np.unique(number)] or [polygons]

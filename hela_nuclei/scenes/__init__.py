@@ -1,0 +1,1 @@
+"""Generated microscope frames with known nuclei, for the demo and the tests."""

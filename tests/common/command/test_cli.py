@@ -1,0 +1,70 @@
+"""Exit codes, and one line of complaint."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, exit_code, run_command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ValueError("bad\nthing"), 2, "error: bad thing"),
+        (FileNotFoundError("x.tif does not exist"), 2, "error: x.tif does not exist"),
+        (NotADirectoryError(20, "Not a directory", "x"), 2, "error: [Errno 20] Not a directory: 'x'"),
+        (PermissionError(13, "Permission denied", "x"), 2, "error: [Errno 13] Permission denied: 'x'"),
+        (FileExistsError(17, "File exists", "x"), 2, "error: [Errno 17] File exists: 'x'"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "--batch-size"),
+        (NonFiniteLoss("the loss became nan"), 3, "error: the loss became nan"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Interrupted(signal.SIGINT, "saved"), 130, "saved"),
+        (Interrupted(signal.SIGTERM, "saved"), 143, "saved"),
+    ],
+)
+def test_errors_become_exit_codes_and_one_line(error, code, text, capsys):
+    def main():
+        raise error
+
+    assert exit_code(main) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and text in err
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_result_of_main_is_the_exit_code(code):
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: code)
+    assert stop.value.code == code
+
+
+def test_a_bug_keeps_its_traceback():
+    def main():
+        return {}["no such key"]
+
+    with pytest.raises(KeyError):
+        exit_code(main)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_is_noted_and_a_second_one_ends_at_once(signum):
+    child = os.fork()
+    if not child:
+        with StopRequest().listening() as stop:
+            os.kill(os.getpid(), signum)
+            if stop.signum != signum:
+                os._exit(9)
+            os.kill(os.getpid(), signum)
+            os._exit(8)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signum
+
+
+def test_handlers_are_restored_after_listening():
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), StopRequest().listening():
+        assert signal.getsignal(signal.SIGTERM) is not handler
+        _ = 1 / 0
+    assert signal.getsignal(signal.SIGTERM) is handler

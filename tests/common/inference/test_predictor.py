@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.inference.predictor import Predictor, confidence_of, fold_batch_norm, rescale
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision
+
+CPU = Precision(torch.device("cpu"), None)
+
+
+def network(seed=0, outputs=1):
+    torch.manual_seed(seed)
+    block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), block, nn.BatchNorm2d(8),
+        nn.Conv2d(8, outputs, 1),
+    )  # fmt: skip
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.2, 3)
+                module.weight.normal_()
+                module.bias.normal_()
+    return model.eval()
+
+
+def card(classes=2, **options):
+    return ModelCard("toys", "toy", {}, [f"class {i}" for i in range(classes)], {}, **options)
+
+
+def test_folding_batch_norm_changes_nothing_but_its_passes():
+    model = network()
+    state = copy.deepcopy(model.state_dict())
+    folded = fold_batch_norm(model)
+    x = torch.rand(2, 3, 17, 13)
+    torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-5)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 1  # the one behind no convolution
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_several_networks_are_averaged():
+    image = np.random.default_rng(0).random((3, 30, 50), dtype=np.float32)
+    one, two = network(0), network(1)
+    single = [Predictor([(model, card())], CPU, tile=32)(image) for model in (one, two)]
+    both = Predictor([(one, card()), (two, card())], CPU, tile=32)(image)
+    np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
+
+
+def test_each_network_reads_images_as_it_was_trained():
+    """Two networks with their own scales and normalizations: each alone, then the mean of both."""
+    image = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
+    networks = [
+        (network(0), card(scale=0.5)),
+        (network(1), card(normalization={"mean": [0.4, 0.5, 0.6], "std": [0.1, 0.2, 0.5]})),
+    ]
+    half = image.reshape(3, 16, 2, 16, 2).mean(axis=(2, 4))
+    shifted = (image - np.array([0.4, 0.5, 0.6])[:, None, None]) / np.array([0.1, 0.2, 0.5])[:, None, None]
+    with torch.inference_mode():
+        small = networks[0][0](torch.from_numpy(half)[None])
+        other = networks[1][0](torch.from_numpy(shifted).float()[None])
+    coarse = nn.functional.interpolate(small, size=(32, 32), mode="bilinear")
+    expected = (coarse.sigmoid() + other.sigmoid())[0].numpy() / 2
+    for some in (networks, networks[::-1]):
+        np.testing.assert_allclose(Predictor(some, CPU, tile=32)(image), expected, atol=1e-5)
+
+
+def test_outputs_beyond_the_classes_take_no_part():
+    model, image = network(outputs=4), np.random.default_rng(0).random((3, 16, 16), dtype=np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(image)[None])[0, :3].softmax(dim=0).numpy()
+    np.testing.assert_allclose(Predictor([(model, card(3))], CPU)(image), expected, atol=1e-5)
+
+
+def test_the_threshold_is_the_networks_mean_or_the_flag_and_belongs_to_the_foreground():
+    both = [(network(0), card(threshold=0.25)), (network(1), card(threshold=0.5))]
+    assert Predictor(both, CPU).threshold == 0.375
+    predictor = Predictor(both, CPU, threshold=0.0)
+    assert predictor.threshold == 0.0
+    predictor.threshold = 0.5
+    assert predictor.classify(np.array([[[0.4, 0.5, 0.6]]], np.float32)).tolist() == [[0, 1, 1]]
+
+
+def test_the_range_of_the_training_is_for_images_of_its_kind():
+    predictor = Predictor([(network(), card(normalization={"range": [10, 2000]}))], CPU)
+    assert predictor.range_for(np.uint16) == (10.0, 2000.0) and predictor.range_for("uint8") is None
+    assert Predictor([(network(), card())], CPU).range_for(np.uint16) is None
+
+
+def test_impossible_options_are_refused():
+    for options, message in (
+        ({"threshold": 1.5}, "--threshold 1.5"), ({"threshold": -0.1}, "--threshold -0.1"),
+        ({"scale": 0.01}, "--scale 0.01"), ({"scale": 21}, "--scale 21"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            Predictor([(network(), card())], CPU, **options)
+    with pytest.raises(ValueError, match="--threshold is for two classes"):
+        Predictor([(network(outputs=3), card(3))], CPU, threshold=0.5)
+    with pytest.raises(ValueError, match="classes differ"):
+        Predictor([(network(), card()), (network(outputs=3), card(3))], CPU)
+
+
+def test_settings_name_all_that_rows_depend_on():
+    options = {"tile": 64, "overlap": 0.5, "tta": "flips", "scale": 0.25, "threshold": 0.3}
+    settings = Predictor([(network(), card())], CPU, **options).settings()
+    expected = {"tile": 64, "overlap": 0.5, "tta": "flips", "scales": [0.25], "stride": 4, "threshold": 0.3}
+    assert {key: settings[key] for key in expected} == expected
+    other = Predictor([(network(), card())], Precision(torch.device("cpu"), torch.bfloat16), **options).settings()
+    assert other != settings
+
+
+def test_bands_are_as_many_as_the_network_reads():
+    five = ModelCard("toys", "toy", {"channels": 5}, ["a", "b"], {})
+    assert Predictor([(network(), five)], CPU).channels == 5 and Predictor([(network(), card())], CPU).channels == 3
+
+
+def test_shrinking_takes_the_mean_of_what_it_leaves_out():
+    stripes = torch.zeros(1, 1, 4, 12)
+    stripes[..., ::2] = 1
+    torch.testing.assert_close(rescale(stripes, (2, 6)), torch.full((1, 1, 2, 6), 0.5))
+    assert (rescale(stripes, (4, 5))[..., 1:-1] - 0.5).abs().max() < 0.15
+    assert rescale(stripes, (4, 12)) is stripes
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 0.37, 2.0])
+def test_bands_of_rows_are_the_whole_prediction(scale):
+    image = np.random.default_rng(0).random((3, 100, 70), dtype=np.float32)
+    predictor = Predictor([(network(outputs=3), card(3, scale=scale))], CPU, tile=32, overlap=0.5)
+    whole, parts = predictor(image), []
+
+    def read(window):
+        return torch.from_numpy(image[:, window.slices[0], window.slices[1]].copy())
+
+    for row, band in predictor.rows(read, (100, 70)):
+        assert row == sum(part.shape[1] for part in parts)
+        parts.append(band)
+    assert len(parts) > 3
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+    last = parts[-1].shape[1]
+    rest = list(predictor.rows(read, (100, 70), first_row=100 - last))
+    assert [row for row, _ in rest] == [100 - last]
+    np.testing.assert_array_equal(rest[0][1], parts[-1])
+    with pytest.raises(ValueError, match="row 3 is not the end of a band"):
+        next(predictor.rows(read, (100, 70), first_row=3))
+
+
+def test_confidence_is_the_probability_of_the_class_that_was_chosen():
+    mask = np.array([[0, 1, 1]], np.uint8)
+    np.testing.assert_allclose(confidence_of(np.array([[[0.2, 0.7, 0.4]]]), mask), [[0.8, 0.7, 0.4]])
+    many = np.array([[[0.2, 0.7, 0.1]], [[0.5, 0.1, 0.2]], [[0.3, 0.2, 0.7]]])
+    np.testing.assert_allclose(confidence_of(many, many.argmax(0).astype(np.uint8)), [[0.5, 0.7, 0.7]])

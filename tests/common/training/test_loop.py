@@ -1,0 +1,537 @@
+"""Training goes on exactly where it stopped, whatever stopped it."""
+
+import copy
+import csv
+import functools
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.command.cli import NON_FINITE, Interrupted, NonFiniteLoss, StopRequest, exit_code
+from common.command.config import TrainConfig
+from common.data.sampling import EpochBatches
+from common.losses import bce
+from common.metrics.split_scores import SplitScores
+from common.networks.checkpoint import ModelCard, load_checkpoint
+from common.networks.precision import Precision, choose_precision
+from common.networks.probabilities import binary_probability
+from common.training import loop as training
+from common.training.loop import evaluate, fit, seed_everything
+from common.training.runs import RunFolder
+from common.training.schedule import Clock
+from common.training.state import PLAIN
+
+CPU, BF16 = choose_precision("cpu", "off"), Precision(torch.device("cpu"), torch.bfloat16)
+CARD = ModelCard("toy", "net", {}, ["ground", "thing"], {0: (0, 0, 0), 1: (255, 255, 255)})
+LENGTH, EPOCHS = 10, 4
+CONFIG = TrainConfig(epochs=EPOCHS, batch_size=2, lr=0.02, weight_decay=0.01, ema=0.9, grad_accum=2, clip_norm=1.0,
+                     scheduler="plateau", lr_patience=0, early_stopping=50, seed=3)  # fmt: skip
+COSINE = replace(CONFIG, scheduler="cosine", warmup_steps=3)
+UNTIMED = ("seconds", "samples_per_second", "peak_memory_mb")
+
+
+class Blobs:
+    """Pictures whose truth is where the first channel is bright; ``events`` happen when their key (or call) comes."""
+
+    def __init__(self, length=LENGTH, ignored=False):
+        rng = np.random.default_rng(0)
+        self.images = torch.from_numpy(rng.random((length, 3, 8, 8), dtype=np.float32))
+        self.targets = (self.images[:, 0] > 0.5).long()
+        if ignored:
+            for i in range(length):
+                self.targets[i].view(-1)[: 5 * i] = 255
+        self.events, self.calls = {}, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        self.calls += 1
+        self.events.get(key if seed is not None else self.calls, lambda: None)()
+        image, target = self.images[index], self.targets[index]
+        if seed is not None:
+            rng = np.random.default_rng(seed)
+            image = image + torch.from_numpy(rng.normal(0, 0.1, image.shape).astype(np.float32))
+            if rng.random() < 0.5:
+                image, target = image.flip(-1), target.flip(-1)
+        return {"image": image, "target": target, "id": f"blob{index}.png"}
+
+
+def network(norm=True):
+    middle = [nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3)] if norm else [nn.Tanh()]
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *middle, nn.Conv2d(4, 1, 1))
+
+
+def criterion(logits, batch):
+    return F.binary_cross_entropy_with_logits(logits[:, 0], batch["target"].float())
+
+
+def key_of(epoch, batch, config=CONFIG):
+    sampler = EpochBatches(LENGTH, config.batch_size, config.seed)
+    sampler.epoch, sampler.first_batch = epoch, batch
+    return next(iter(sampler))[0]
+
+
+def train(folder, config=CONFIG, *, events=None, val_events=None, resume=False, model=None, precision=CPU, data=None):
+    resume = resume and (folder / "last.pt").exists()
+    seed_everything(12345 if resume else 0)  # resuming must not depend on what was drawn before it
+    data, val = data or Blobs(), Blobs(4)
+    data.events, val.events = events or {}, val_events or {}
+    run = RunFolder(folder, folder / "last.pt" if resume else None)
+    return fit(model or network(), data, val, criterion=criterion, probabilities=binary_probability, card=CARD,
+               config=config, run=run, precision=precision)  # fmt: skip
+
+
+def contents(folder):
+    """Everything a run leaves, apart from how fast it was and its settings."""
+    found = {}
+    for name in ("last.pt", "best_iou.pt", "best_loss.pt"):
+        card, weights, state = load_checkpoint(folder / name, "toy")
+        history = [{k: v for k, v in row.items() if k not in UNTIMED} for row in state.pop("history", [])]
+        found[name] = (replace(card, config={}), dict(weights), state, history)
+    with (folder / "metrics.csv").open() as file:
+        found["metrics.csv"] = [{k: v for k, v in row.items() if k not in UNTIMED} for row in csv.DictReader(file)]
+    return found
+
+
+def assert_same(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the uninterrupted runs leave, by schedule."""
+    results = {}
+    for config in (CONFIG, COSINE):
+        folder = tmp_path_factory.mktemp(config.scheduler)
+        train(folder, config)
+        results[config.scheduler] = contents(folder)
+    return results
+
+
+def send(signum):
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def test_two_parts_equal_the_whole(tmp_path, whole):
+    train(tmp_path, replace(CONFIG, epochs=1))
+    train(tmp_path, CONFIG, resume=True)
+    assert_same(contents(tmp_path), whole["plateau"])
+
+
+def test_these_runs_are_what_they_should_be(whole):
+    state = whole["plateau"]["last.pt"][2]
+    assert state["average_updates"] == state["step"] == 3 * EPOCHS
+    assert len(whole["plateau"]["metrics.csv"]) == EPOCHS
+
+
+def test_everything_in_the_state_comes_back(tmp_path):
+    state = train(tmp_path, replace(CONFIG, epochs=1))
+    state.schedule.best_loss, state.schedule.bad_epochs, state.schedule.falls = 0.25, 3, 2
+    for i, name in enumerate(PLAIN):
+        setattr(state, name, [{"row": i}] if name == "history" else i + 1)
+    saved = copy.deepcopy(state.snapshot())
+    fresh = train(tmp_path / "other", replace(CONFIG, epochs=2, seed=9))
+    fresh.restore(copy.deepcopy(state.model.state_dict()), copy.deepcopy(saved))
+    assert_same(fresh.snapshot(), saved)
+    assert_same(dict(fresh.model.state_dict()), dict(state.model.state_dict()))
+    assert set(PLAIN) | {"model", "optimizer", "schedule", "scaler", "average"} == {f.name for f in fields(state)}
+
+
+def test_resuming_a_finished_run_changes_nothing_and_mends_its_table(tmp_path, whole):
+    train(tmp_path, COSINE)
+    (tmp_path / "metrics.csv").unlink()
+    train(tmp_path, COSINE, resume=True)
+    assert_same(contents(tmp_path), whole["cosine"])
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 4)], ids=str)
+def test_a_signal_in_the_middle_of_an_epoch(tmp_path, whole, signum, code, place, capsys):
+    before = signal.getsignal(signum)
+    stopped = exit_code(lambda: bool(train(tmp_path, COSINE, events={key_of(*place): send(signum)})))
+    assert stopped == code
+    assert "last.pt" in capsys.readouterr().err.splitlines()[-1]
+    assert signal.getsignal(signum) is before
+    _, _, state = load_checkpoint(tmp_path / "last.pt")
+    assert (state["epoch"], state["batch"]) == (place[0], min(2 * (place[1] // 2 + 1), 5))
+    train(tmp_path, COSINE, resume=True)
+    assert_same(contents(tmp_path), whole["cosine"])
+
+
+@pytest.mark.parametrize("call", [1 + 4 + 2, 1 + 4 * EPOCHS], ids=["second epoch", "very last picture"])
+def test_a_signal_in_validation(tmp_path, whole, call):
+    with pytest.raises(Interrupted):  # one more call is the estimate's
+        train(tmp_path, COSINE, val_events={call: send(signal.SIGTERM)})
+    assert load_checkpoint(tmp_path / "last.pt")[2]["batch"] == 5
+    train(tmp_path, COSINE, resume=True)
+    assert_same(contents(tmp_path), whole["cosine"])
+
+
+def test_a_signal_while_the_last_epoch_is_booked_is_not_lost(tmp_path, monkeypatch, whole):
+    log_epoch = RunFolder.log_epoch
+
+    def logged(self, history):
+        log_epoch(self, history)
+        if len(history) == EPOCHS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "log_epoch", logged)
+    with pytest.raises(Interrupted):
+        train(tmp_path, COSINE)
+    assert_same(contents(tmp_path), whole["cosine"])
+
+
+def test_stopping_twice_goes_on_twice(tmp_path, whole):
+    for place in ((0, 3), (0, 4), (2, 0)):
+        with pytest.raises(Interrupted):
+            train(tmp_path, COSINE, events={key_of(*place): send(signal.SIGTERM)}, resume=True)
+    train(tmp_path, COSINE, resume=True)
+    assert_same(contents(tmp_path), whole["cosine"])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
+def test_data_workers_change_nothing(tmp_path, whole, stopped):
+    config = replace(COSINE, workers=2)
+    if stopped:
+
+        def group_signal():
+            for process in (os.getppid(), os.getpid()):
+                os.kill(process, signal.SIGTERM)
+
+        with pytest.raises(Interrupted):
+            train(tmp_path, config, events={key_of(1, 1): group_signal})
+    train(tmp_path, config, resume=stopped)
+    assert_same(contents(tmp_path), whole["cosine"])
+
+
+# SIGKILL: one child process forks a run for each of these moments, so that torch is imported once.
+
+
+def _kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_in_epoch_two(self, state, *_):
+    if state.epoch == 2:
+        _kill()
+    RunFolder.former_save_last(self, state, *_)
+
+
+def _kill_half_written(payload, path):
+    if "training" in payload and payload["training"]["epoch"] == 2:
+        Path(path).write_bytes(b"half a check")
+        _kill()
+    torch.former_save(payload, path)
+
+
+def killed_run(moment, folder):
+    torch.set_num_threads(1)
+    events = {}
+    if moment == "between best and last":
+        RunFolder.former_save_last, RunFolder.save_last = RunFolder.save_last, _kill_in_epoch_two
+    elif moment == "while last.pt is written":
+        torch.former_save, torch.save = torch.save, _kill_half_written
+    elif moment == "before metrics.csv":
+        RunFolder.log_epoch = lambda self, history: _kill()
+    else:
+        epoch, batch = map(int, moment.split("."))
+        events[key_of(epoch, batch)] = _kill
+    train(folder, COSINE, events=events)
+
+
+MOMENTS = ["0.2", "1.0", "2.3", "3.4", "between best and last", "while last.pt is written", "before metrics.csv"]
+SCRIPT = """
+import importlib.util, os, pathlib, sys
+spec = importlib.util.spec_from_file_location("runs_to_kill", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+for i, moment in enumerate(module.MOMENTS):
+    child = os.fork()
+    if not child:
+        module.killed_run(moment, pathlib.Path(sys.argv[2]) / str(i))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", SCRIPT, __file__, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(training.__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(MOMENTS), done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(killed, whole, moment):
+    folder = killed / str(MOMENTS.index(moment))
+    train(folder, COSINE, resume=True)
+    assert_same(contents(folder), whole["cosine"])
+
+
+def test_resume_in_another_folder_takes_the_best_weights_along(tmp_path):
+    train(tmp_path / "a", replace(CONFIG, epochs=1))
+    run = RunFolder(tmp_path / "b", tmp_path / "a" / "last.pt")
+    fit(network(), Blobs(), Blobs(4), criterion=criterion, probabilities=binary_probability, card=CARD,
+        config=replace(CONFIG, epochs=1), run=run, precision=CPU)  # fmt: skip
+    for name in ("best_iou.pt", "best_loss.pt"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "card", "message"),
+    [
+        (replace(CONFIG, ema=0.0), None, CARD, "--ema"),
+        (CONFIG, nn.Conv2d(3, 1, 1), CARD, "another network"),
+        (CONFIG, None, replace(CARD, task="other"), "belongs to the task toy"),
+    ],
+)
+def test_resume_refuses_what_does_not_fit(tmp_path, config, model, card, message):
+    train(tmp_path, replace(CONFIG, epochs=1))
+    with pytest.raises(ValueError, match=message):
+        fit(model or network(), Blobs(), Blobs(4), criterion=criterion, probabilities=binary_probability, card=card,
+            config=config, run=RunFolder(tmp_path, tmp_path / "last.pt"), precision=CPU)  # fmt: skip
+
+
+def test_best_weights_cannot_be_resumed(tmp_path):
+    state = train(tmp_path, replace(CONFIG, epochs=1))
+    with pytest.raises(ValueError, match=r"give the run's last\.pt"):
+        RunFolder(tmp_path, tmp_path / "best_iou.pt").restore(state, "toy")
+
+
+def test_the_command_line_decides_about_weight_decay(tmp_path):
+    train(tmp_path, replace(CONFIG, epochs=1))
+    state = train(tmp_path, replace(CONFIG, epochs=1, weight_decay=0.5), resume=True)
+    assert state.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradient of every optimization step, flat."""
+    found = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **options):
+        found.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    return found
+
+
+def test_accumulated_gradients_equal_a_larger_batch(tmp_path, gradients):
+    torch.manual_seed(0)
+    start = network(norm=False).state_dict()
+    weights = []
+    for name, batch_size, grad_accum in (("small", 2, 2), ("large", 4, 1)):
+        model = network(norm=False)
+        model.load_state_dict(start)
+        config = TrainConfig(epochs=3, batch_size=batch_size, grad_accum=grad_accum, lr=0.01, seed=1)
+        state = train(tmp_path / name, config, model=model, data=Blobs(8))
+        assert state.step == 6
+        weights.append(state.model.state_dict())
+    for key in start:
+        torch.testing.assert_close(weights[0][key], weights[1][key], atol=1e-6, rtol=1e-6)
+        assert not torch.equal(start[key], weights[0][key])
+    for small, large in zip(gradients[:6], gradients[6:], strict=True):  # Adam would hide another scale
+        torch.testing.assert_close(small, large, atol=1e-6, rtol=1e-5)
+
+
+def test_clipping_bounds_the_gradient(tmp_path, gradients):
+    train(tmp_path, replace(CONFIG, epochs=1, clip_norm=1e-3))
+    assert [float(gradient.norm()) for gradient in gradients] == pytest.approx([1e-3] * 3, rel=1e-2)
+
+
+def test_a_non_finite_loss_names_the_files(tmp_path, capsys):
+    data = Blobs()
+    index = key_of(1, 2)[0]
+    data.events = {}
+
+    def poison():
+        data.images[index] = math.nan
+
+    assert exit_code(lambda: bool(train(tmp_path, data=data, events={key_of(1, 2): poison}))) == NON_FINITE == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"blob{index}.png" in last and "nan" in last and "epoch 2, batch 3" in last
+    _, weights, state = load_checkpoint(tmp_path / "last.pt")
+    assert state["epoch"] == 1 and all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_non_finite_loss_in_validation_names_the_file():
+    data = Blobs(4)
+    data.images[2] = math.inf
+    with pytest.raises(NonFiniteLoss, match=r"blob2\.png"):
+        evaluate(
+            network(),
+            data,
+            SplitScores(CARD.classes),
+            criterion=criterion,
+            probabilities=binary_probability,
+            precision=CPU,
+        )
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_evaluation_does_not_depend_on_the_batch_size(quick):
+    torch.manual_seed(0)
+    model = network()
+    results = []
+    for batch_size in (1, 3, 7):
+        scores = SplitScores(CARD.classes, threshold=None if quick else 0.5, quick=quick)
+        evaluate(model, Blobs(7, ignored=True), scores, criterion=lambda logits, batch: bce(logits, batch["target"]),
+                 probabilities=binary_probability, precision=CPU, batch_size=batch_size)  # fmt: skip
+        results.append(scores.result())
+    loss = [result.pop("loss") for result in results]
+    assert loss == pytest.approx([loss[0]] * 3, rel=1e-6)
+    assert results[0] == results[1] == results[2]
+    assert results[0]["n_images"] == 7 and results[0]["n_pixels"] == 7 * 64 - 5 * 21
+
+
+def test_the_best_checkpoints_are_those_of_the_best_epochs(tmp_path, monkeypatch):
+    script = iter([(0.2, 1.0), (0.6, 0.9), (0.5, 0.5), (0.6, 0.7), (0.9, 0.1)])
+
+    class Scripted(SplitScores):
+        def result(self):
+            miou, loss = next(script)
+            return {**super().result(), "miou": miou, "loss": loss}
+
+    monkeypatch.setattr(training, "SplitScores", Scripted)
+    weights = []
+    save_last = RunFolder.save_last
+
+    def remember(self, state, card):
+        save_last(self, state, card)
+        weights.append(copy.deepcopy(dict(state.average.module.state_dict())))
+
+    monkeypatch.setattr(RunFolder, "save_last", remember)
+    state = train(tmp_path, replace(CONFIG, epochs=5, early_stopping=2))
+    assert [row["miou"] for row in state.history] == [0.2, 0.6, 0.5, 0.6]  # then two epochs without a better one
+    for name, epoch in (("best_iou.pt", 2), ("best_loss.pt", 3)):
+        card, saved, training_state = load_checkpoint(tmp_path / name)
+        assert card.scores["epoch"] == epoch and not training_state
+        assert card.threshold == state.history[epoch - 1]["threshold"]
+        assert card.config["batch_size"] == 2
+        assert_same(dict(saved), weights[epoch - 1])
+    assert not torch.equal(weights[1]["0.weight"], weights[2]["0.weight"])
+
+
+def test_an_expired_budget_still_leaves_a_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STARTED", training.STARTED - 1e6)
+    state = train(tmp_path, replace(COSINE, max_minutes=1, epochs=1000))
+    assert (state.step, len(state.history)) == (1, 1)
+    for name in ("best_iou.pt", "best_loss.pt", "last.pt"):
+        assert load_checkpoint(tmp_path / name)[0].scores["epoch"] == 1
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
+
+
+def test_the_budget_ends_the_run_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr("common.training.schedule.time", clock)
+    monkeypatch.setattr(training, "STARTED", 0.0)
+    config = replace(CONFIG, max_minutes=10, epochs=1000)
+    state = train(tmp_path, config, events={key_of(1, 1): lambda: now.__setitem__(0, 600 - training.FINISH_SECONDS)})
+    assert len(state.history) == 2 and state.step == 3 + 1
+    assert load_checkpoint(tmp_path / "last.pt")[2]["epoch"] == 2
+
+
+def test_slow_validation_keeps_more_time_free(tmp_path, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr("common.training.schedule.time", clock)
+    monkeypatch.setattr(training, "STARTED", 0.0)
+    slow = {2 + 4 * i: lambda: now.__setitem__(0, now[0] + 200) for i in range(10)}
+    state = train(tmp_path, replace(CONFIG, max_minutes=10, epochs=1000), val_events=slow)
+    assert now[0] <= 600 - training.FINISH_SECONDS
+    assert len(state.history) == 2
+
+
+def test_progress_follows_steps_or_time_whichever_is_further(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("common.training.schedule.time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert Clock(100).progress(25) == 0.25 and not Clock(100).expired
+    clock = Clock(100, deadline=10.0, start=0.0, start_progress=0.5)
+    assert [clock.progress(step) for step in (0, 60, 200)] == [0.5, 0.6, 1.0]
+    now[0] = 5.0
+    assert clock.progress(0) == 0.75 and not clock.expired
+    now[0] = 10.0
+    assert clock.progress(0) == 1.0 and clock.expired
+
+
+def test_bf16_trains_on_the_cpu(tmp_path):
+    seen = set()
+    model = network()
+    model[0].register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    state = train(
+        tmp_path,
+        replace(CONFIG, ema=0.0, epochs=6),
+        model=model,
+        precision=Precision(torch.device("cpu"), torch.bfloat16),
+    )
+    assert seen == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())
+    assert state.history[-1]["val_loss"] < state.history[0]["val_loss"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_training_equals_eager(tmp_path, monkeypatch, whole):
+    compiled = Mock(side_effect=functools.partial(torch.compile, backend="eager"))  # without the minute of C++
+    monkeypatch.setattr(torch, "compile", compiled)
+    train(tmp_path, replace(CONFIG, compile=True))
+    assert compiled.call_count == 1
+    assert_same(contents(tmp_path), whole["plateau"])
+
+
+def test_signal_handlers_are_restored():
+    handler = signal.getsignal(signal.SIGTERM)
+    with StopRequest().listening() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_the_loader_draws_nothing_from_the_global_generator():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(training._loader(Blobs(2), 0, batch_size=1))
+    assert torch.equal(torch.get_rng_state(), before)
