@@ -10,12 +10,9 @@ import numpy as np
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
-from rasterio.warp import transform
 
-from common.images.grids import Grid
+from common.images.grids import Grid, apply, convert
 from common.inference.windows import Window
 from permeability.site import Site, Source, Warp, clip
 
@@ -37,16 +34,13 @@ def outline(grid: Grid, crs: CRS) -> Points:
     zero, one = np.zeros_like(steps), np.ones_like(steps)
     x = np.concatenate([steps, one, 1 - steps, zero]) * grid.width
     y = np.concatenate([zero, steps, one, 1 - steps]) * grid.height
-    place = grid.transform
-    xs, ys = place.a * x + place.b * y + place.c, place.d * x + place.e * y + place.f
+    points = apply(grid.transform, np.column_stack([x, y]))
     if same_system(grid.crs, crs):
-        return np.column_stack([xs, ys])
+        return points
     try:
-        return np.column_stack(transform(grid.crs, crs, xs, ys))
-    except CRSError as error:
-        raise ValueError(f"{grid.path}: {grid.crs} cannot be converted to {crs}: {error}") from error
-    except CPLE_BaseError:  # no place on Earth, such as meters that are taken for degrees
-        return np.full((len(xs), 2), np.inf)
+        return convert(points, grid.crs, crs)
+    except ValueError as error:
+        raise ValueError(f"{grid.path}: {error}") from error
 
 
 class GroundIndex:

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.warp import transform
 
 from common.images.gdal import open_raster
 
@@ -24,6 +27,22 @@ def apply(grid: Affine, points: NDArray[Any]) -> NDArray[np.float64]:
     """Coordinates (n, 2) of (column, row) points (n, 2)."""
     x, y = np.asarray(points, np.float64).T
     return np.column_stack([grid.a * x + grid.b * y + grid.c, grid.d * x + grid.e * y + grid.f])
+
+
+def convert(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
+    """Points (n, 2) in another coordinate system; all infinite where one of them has no place there.
+
+    Raises:
+        ValueError: there is no way from one system to the other.
+    """
+    if not len(points):
+        return points
+    try:
+        return np.column_stack(transform(source, target, points[:, 0], points[:, 1]))
+    except CRSError as error:
+        raise ValueError(f"{source} cannot be converted to {target}: {' '.join(str(error).split())}") from error
+    except CPLE_BaseError:  # beyond the edge of a projection, such as metres that are taken for degrees
+        return np.full_like(points, np.inf)
 
 
 def window_grid(grid: Affine, row: int, col: int) -> Affine:
@@ -68,6 +87,8 @@ class Grid:
         with open_raster(path) as dataset:
             if dataset.crs is None or dataset.transform.is_identity:
                 raise ValueError(f"{path}: has no georeference (coordinate system and place); georeference it first")
+            if dataset.transform.is_degenerate:
+                raise ValueError(f"{path}: its georeference gives pixels no extent: {tuple(dataset.transform)[:6]}")
             return cls(path, dataset.height, dataset.width, dataset.transform, dataset.crs)
 
     @property

@@ -17,15 +17,18 @@ import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.features import rasterize
-from rasterio.warp import transform, transform_bounds
+from rasterio.warp import transform_bounds
 
-from common.images.grids import Bounds, Grid, apply, describe
+from common.images.grids import Bounds, Grid, apply, convert, describe
+from common.images.ground import Ground
 
 POLYGONAL = (3, 6)
 """shapely's type ids of polygon and multipolygon."""
+READ_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.ShapelyError)
 Objects = NDArray[np.object_]
 
 
@@ -91,9 +94,12 @@ class PolygonLayer:
             raise ValueError(f"{path}: has no field '{field}'; its fields are {', '.join(info['fields']) or 'none'}")
         left, bottom, right, top = (float(value) for value in info["total_bounds"])
         self.bounds = (left, bottom, right, top)
+        self._turn = _full_turn(self.crs)
 
     def bounds_of(self, grid: Grid) -> Bounds:
         """A raster's extent in the coordinates of this file; where one of them names none, both are taken to be equal.
+
+        East of the antimeridian longitudes go on beyond 180 degrees.
 
         Raises:
             ValueError: there is no way from one coordinate system to the other.
@@ -102,14 +108,25 @@ class PolygonLayer:
             return grid.bounds
         try:
             left, bottom, right, top = transform_bounds(grid.crs, self.crs, *grid.bounds)
-        except CRSError as error:
-            raise ValueError(f"{grid.path}: {grid.crs} cannot be converted to {self.crs}: {error}") from error
-        return left, bottom, right, top
+        except (CRSError, CPLE_BaseError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{grid} cannot be converted to {describe(self.bounds, self.crs)}: {reason}") from error
+        return left, bottom, right + self._turn if right < left else right, top
 
     def meets(self, grid: Grid) -> bool:
         """Whether a raster overlaps the extent of this file."""
+        return bool(self._turns(grid))
+
+    def _turns(self, grid: Grid) -> list[float]:
+        """By how much longitudes of this file differ from a raster's where they overlap: 0, or once around the earth.
+
+        Files that cross the antimeridian count on beyond 180 degrees, or begin again at -180.
+        """
         one, other = self.bounds_of(grid), self.bounds
-        return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+        if not (one[1] < other[3] and other[1] < one[3]):
+            return []
+        shifts = [0.0, -self._turn, self._turn] if self._turn else [0.0]
+        return [shift for shift in shifts if one[0] + shift < other[2] and other[0] < one[2] + shift]
 
     def places(self, grid: Grid) -> str:
         """Where this file and a raster lie, for a message that they do not meet."""
@@ -122,32 +139,52 @@ class PolygonLayer:
         Raises:
             ValueError: they cannot be read, or what is there is lines or points only.
         """
-        columns, box = [] if self.field is None else [self.field], self.bounds_of(grid)
-        with _named(self.path):
-            _, numbers, encoded, fields = pyogrio.raw.read(
-                self.path, layer=self.layer, columns=columns, bbox=box, return_fids=True
-            )
-            order = np.argsort(numbers, kind="stable")  # a spatial index gives them in its own order
-            shapes = shapely.from_wkb(encoded[order], on_invalid="fix")
+        parts = [self._read(grid, shift) for shift in self._turns(grid)]
+        if not parts:
+            return Outlines(np.empty(0, object), np.empty(0, object))
+        shapes, values, numbers = (np.concatenate(part) for part in zip(*parts, strict=True))
+        order = np.argsort(numbers, kind="stable")  # a spatial index gives them in its own order
+        shapes, values = shapes[order], values[order]
         kinds = shapely.get_type_id(shapes)
         polygonal = np.isin(kinds, POLYGONAL)
         if (kinds >= 0).any() and not polygonal.any():
             found = ", ".join(sorted({shape.geom_type for shape in shapes[kinds >= 0]}))
             raise ValueError(f"{self.path}: over {grid.path} it holds {found}, no polygons; polygons are needed")
-        values = np.array([as_text(value) for value in fields[0][order]] if fields else [""] * len(shapes), object)
         shapes = shapely.transform(shapes[polygonal], lambda points: self._to_pixels(points, grid))
         inside = shapely.intersects(shapes, shapely.box(0, 0, grid.width, grid.height))
         return Outlines(shapes[inside], values[polygonal][inside])
+
+    def _read(self, grid: Grid, shift: float) -> tuple[Objects, Objects, NDArray[np.int64]]:
+        """Shapes over a raster, moved by ``-shift`` along x, their values as text, and their numbers in the file."""
+        left, bottom, right, top = self.bounds_of(grid)
+        columns, box = [] if self.field is None else [self.field], (left + shift, bottom, right + shift, top)
+        with _named(self.path):
+            _, numbers, encoded, fields = pyogrio.raw.read(
+                self.path, layer=self.layer, columns=columns, bbox=box, return_fids=True
+            )
+            shapes = shapely.from_wkb(encoded, on_invalid="fix")
+            if shift:
+                shapes = shapely.transform(shapes, lambda points: points - (shift, 0))
+        values = np.array([as_text(value) for value in fields[0]] if fields else [""] * len(shapes), object)
+        return shapes, values, numbers
 
     def _shares_system(self, grid: Grid) -> bool:
         return not self.crs or not grid.crs or bool(self.crs == grid.crs)
 
     def _to_pixels(self, points: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
-        if len(points) and not self._shares_system(grid):
-            points = np.column_stack(transform(self.crs, grid.crs, points[:, 0], points[:, 1]))
+        if not self._shares_system(grid):
+            own, points = points, convert(points, self.crs, grid.crs)
+            if turn := _full_turn(grid.crs):  # longitudes as the raster counts them, be it beyond 180 degrees
+                near = own[:, 0] * turn / self._turn if self._turn else (grid.bounds[0] + grid.bounds[2]) / 2
+                points[:, 0] -= turn * np.round((points[:, 0] - near) / turn)
         if not np.isfinite(points).all():
             raise ValueError(f"{self.path}: a polygon over {grid.path} has corners without a place in {grid.crs}")
         return apply(~grid.transform, points)
+
+
+def _full_turn(crs: CRS) -> float:
+    """Once around the earth in the units of a geographic system; 0 in others."""
+    return 2 * math.pi / Ground(crs).unit if crs and crs.is_geographic else 0.0
 
 
 @contextmanager
@@ -155,10 +192,7 @@ def _named(path: Path) -> Iterator[None]:
     """Errors of reading a file, in one line that names it."""
     try:
         yield
-    except (
-        pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.GEOSException, CRSError,
-        ValueError,
-    ) as error:  # fmt: skip
+    except (*READ_ERRORS, CRSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be used: {' '.join(str(error).split())}") from error
 
 

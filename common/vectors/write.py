@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 import warnings
@@ -15,18 +14,18 @@ import pyogrio
 import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
 
+from common.images.grids import Bounds
+from common.images.ground import Ground
 from common.vectors.polygonize import Polygons
 
 VectorFormat = Literal["gpkg", "shp", "geojson"]
 DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON"}
 FIELDS = ("class_val", "class_name", "area", "mean_prob")
-DEGREE = 111_320.0
-"""Metres of a degree of latitude, for tolerances."""
+LONGEST_EDGE = 1000.0
+"""Metres; longer edges are divided before a projection bends them."""
 SHAPEFILE_LIMIT = 2_000_000_000
 """Bytes of geometry in one shapefile: its offsets end at 2 GB."""
-WEB_MERCATOR = (3857, 3785, 900913)
 
 Geometry = NDArray[np.object_]
 
@@ -34,44 +33,40 @@ Geometry = NDArray[np.object_]
 def areas(geometry: Geometry, crs: CRS | None) -> NDArray[np.float64]:
     """Areas in m2 on the ground.
 
-    In a geographic system it is the area on the ellipsoid (edges are straight in longitude and latitude, as those of
-    pixels are), in Web Mercator too, whose own areas are far too large away from the equator; in any other projected
-    system the planar area. Without a coordinate system it is in the coordinates' own unit: pixels, of a picture.
+    It is the area on the system's ellipsoid; edges are straight in the system, as those of pixels are. Projected
+    systems that are true to 1 % where the polygons lie (UTM, national grids) and local ones have their planar area.
+    Without a coordinate system it is in the coordinates' own unit: pixels, of a picture.
+
+    Args:
+        geometry: polygons.
+        crs: their coordinate system.
+
+    Returns:
+        One each; NaN for a polygon that reaches beyond the edge of the projection.
+
+    Raises:
+        ValueError: the coordinate system cannot be interpreted.
     """
-    if crs is None:
-        return np.asarray(shapely.area(geometry), np.float64)
-    if crs.is_projected and crs.to_epsg() not in WEB_MERCATOR:
-        return np.asarray(shapely.area(geometry) * float(crs.linear_units_factor[1]) ** 2, np.float64)
-    if crs.is_projected:
-        geometry = _reproject(geometry, crs, CRS.from_epsg(4326))
-    return np.asarray(shapely.area(shapely.transform(geometry, _equal_area(crs))), np.float64)
+    if not len(geometry):
+        return np.zeros(0)
+    ground, box = Ground(crs), _bounds(geometry)
+    convert = ground.equal_area(box)
+    if convert is None:
+        return np.asarray(shapely.area(geometry) * ground.unit**2, np.float64)
+    if ground.is_projected:
+        geometry = shapely.segmentize(geometry, LONGEST_EDGE / min(ground.metres_per_unit(box)))
+    points, owner = shapely.get_coordinates(geometry, return_index=True)
+    points = convert(points)
+    lost = ~np.isfinite(points).all(axis=1)
+    points[lost] = 0
+    found = np.asarray(shapely.area(shapely.set_coordinates(geometry.copy(), points)), np.float64)
+    found[owner[lost]] = np.nan
+    return found
 
 
-def _reproject(geometry: Geometry, source: CRS, target: CRS) -> Geometry:
-    def convert(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.column_stack(transform_points(source, target, points[:, 0], points[:, 1]))
-
-    return np.asarray(shapely.transform(geometry, convert), object)
-
-
-def _equal_area(crs: CRS) -> Any:  # noqa: ANN401 - a function of points
-    """Lambert's cylindrical equal-area projection of (longitude, latitude) in degrees on the system's ellipsoid.
-
-    Snyder, Map Projections: A Working Manual (1987), equations 3-12 and 10-14 to 10-17.
-    """
-    axis, flattening = 6378137.0, 1 / 298.257223563
-    if found := re.search(r'(?:ELLIPSOID|SPHEROID)\["[^"]*",([\d.]+),([\d.]+)', crs.to_wkt()):
-        axis, flattening = float(found[1]), 1 / float(found[2]) if float(found[2]) else 0.0
-    e = np.sqrt(flattening * (2 - flattening))
-
-    def project(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        longitude, sine = np.radians(points[:, 0]), np.sin(np.radians(points[:, 1]))
-        q = 2 * sine
-        if e > 0:
-            q = (1 - e**2) * (sine / (1 - (e * sine) ** 2) + np.arctanh(e * sine) / e)
-        return np.column_stack([axis * longitude, axis * q / 2])
-
-    return project
+def _bounds(geometry: Geometry) -> Bounds:
+    left, bottom, right, top = (float(value) for value in shapely.total_bounds(geometry))
+    return left, bottom, right, top
 
 
 def select(polygons: Polygons, crs: CRS | None, *, min_area: float = 0.0, simplify: float = 0.0) -> Polygons:
@@ -85,18 +80,13 @@ def select(polygons: Polygons, crs: CRS | None, *, min_area: float = 0.0, simpli
         simplify: tolerance in metres (pixels, of a picture); 0 = exact outlines.
     """
     if min_area > 0:
-        polygons = polygons[areas(polygons.geometry, crs) >= min_area]
+        polygons = polygons[~(areas(polygons.geometry, crs) < min_area)]
     if simplify > 0 and len(polygons):
-        geometry = shapely.coverage_simplify(polygons.geometry, simplify / _metres_per_unit(crs))
+        across, along = Ground(crs).metres_per_unit(_bounds(polygons.geometry))
+        geometry = shapely.coverage_simplify(polygons.geometry, simplify / (across * along) ** 0.5)
         simple = Polygons(np.asarray(geometry, object), polygons.class_val, polygons.mean_prob)
-        polygons = simple[~shapely.is_empty(simple.geometry) & (areas(simple.geometry, crs) >= min_area)]
+        polygons = simple[~shapely.is_empty(simple.geometry) & ~(areas(simple.geometry, crs) < min_area)]
     return polygons
-
-
-def _metres_per_unit(crs: CRS | None) -> float:
-    if crs is None:
-        return 1.0
-    return float(crs.linear_units_factor[1]) if crs.is_projected else DEGREE
 
 
 def write_polygons(
@@ -150,7 +140,8 @@ def _write(
         options["layer_metadata"] = tags or None
     if kind == "geojson":
         options["layer_options"] = {"DESCRIPTION": "; ".join(f"{key}={value}" for key, value in tags.items())}
-        options["layer_options"] |= {"RFC7946": "YES"} if crs is not None else {}
+        if crs is not None:  # seven decimals, its default, are a centimetre
+            options["layer_options"] |= {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")
         pyogrio.raw.write(

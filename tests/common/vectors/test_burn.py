@@ -267,3 +267,76 @@ def test_points_alone_are_refused(tmp_path):
     path = write_vector(tmp_path / "cover.gpkg", [shapely.Point(440_005, 4_469_990)])
     with pytest.raises(ValueError, match=r"cover\.gpkg: over .*sheet\.tif it holds Point, no polygons"):
         PolygonLayer(path).over(Grid.of(make_raster(tmp_path / "sheet.tif")))
+
+
+# Where the earth ends
+
+
+def lonlat_box(left, bottom, right, top):
+    return shapely.segmentize(shapely.box(left, bottom, right, top), (right - left) / 4)
+
+
+def fiji(crs):
+    """A sheet across the antimeridian, 1 m pixels: its grid, and the square of 10 m around its middle, burnt."""
+    x, y = (values[0] for values in transform(GEOGRAPHIC, crs, [179.99999], [-17.0]))
+    place = Affine(1, 0, round(x) - 30, 0, -1, round(y) + 30)
+    if crs == GEOGRAPHIC:
+        place = Affine(1e-5, 0, 180 - 30e-5, 0, -1e-5, -17 + 30e-5)
+    return Grid("sheet.tif", 60, 60, place, CRS.from_string(crs))
+
+
+@pytest.mark.parametrize("crs", [GEOGRAPHIC, "EPSG:32701", "EPSG:32760", "EPSG:3832"])
+@pytest.mark.parametrize("style", ["cut in two", "beyond 180", "below -180", "projected"])
+def test_outlines_across_the_antimeridian_are_burnt(tmp_path, crs, style):
+    half, bottom, top = 8e-5, -17 - 8e-5, -17 + 8e-5
+    shapes = {
+        "cut in two": [shapely.box(180 - half, bottom, 180, top), shapely.box(-180, bottom, -180 + half, top)],
+        "beyond 180": [shapely.box(180 - half, bottom, 180 + half, top)],
+        "below -180": [shapely.box(-180 - half, bottom, -180 + half, top)],
+        "projected": [shapely.box(180 - half, bottom, 180 + half, top)],
+    }[style]
+    shapes, system = np.array([*shapes, shapely.box(170, -10, 171, -9)]), GEOGRAPHIC
+    if style == "projected":
+        system = "EPSG:3832"
+        shapes = shapely.transform(shapes, lambda p: np.column_stack(transform(GEOGRAPHIC, system, p[:, 0], p[:, 1])))
+    path = tmp_path / "cover.gpkg"
+    pyogrio.raw.write(path, shapely.to_wkb(shapes), [], [], geometry_type="Polygon", crs=system)
+    grid = fiji(crs)
+    layer = PolygonLayer(path)
+    assert layer.meets(grid)
+    burnt = layer.over(grid).burn((0, 0, 60, 60))
+    x, y = grid.transform @ (np.mgrid[:60, :60][1] + 0.5, np.mgrid[:60, :60][0] + 0.5)
+    if crs != GEOGRAPHIC:
+        x, y = (np.reshape(values, (60, 60)) for values in transform(crs, GEOGRAPHIC, x.ravel(), y.ravel()))
+    expected = (np.abs((x % 360) - 180) < half) & (np.abs(y + 17) < half)
+    assert expected.sum() > 200 and (burnt != expected).sum() <= 20
+
+
+def test_a_polygon_around_the_earth_is_not_torn(tmp_path):
+    """In another geographic system than the sheet's, which lies far from the antimeridian."""
+    path = tmp_path / "cover.gpkg"
+    world = lonlat_box(-180, -80, 180, 80)
+    pyogrio.raw.write(path, shapely.to_wkb(np.array([world])), [], [], geometry_type="Polygon", crs="EPSG:4258")
+    grid = Grid("sheet.tif", 50, 50, Affine(1e-5, 0, 10, 0, -1e-5, 60), CRS.from_epsg(4807))
+    assert PolygonLayer(path).over(grid).burn((0, 0, 50, 50)).all()
+
+
+def test_corners_beyond_the_edge_of_the_projection_are_one_line(tmp_path):
+    path = tmp_path / "cover.gpkg"
+    wild = shapely.box(-4, 40, -3, 95)
+    pyogrio.raw.write(path, shapely.to_wkb(np.array([wild])), [], [], geometry_type="Polygon", crs=GEOGRAPHIC)
+    grid = Grid.of(make_raster(tmp_path / "sheet.tif"))
+    with pytest.raises(
+        ValueError, match=r"cover\.gpkg: a polygon over .*sheet\.tif has corners without a place in"
+    ) as error:
+        PolygonLayer(path).over(grid)
+    assert "\n" not in str(error.value)
+    metres_for_degrees = Grid(tmp_path / "lost.tif", 60, 80, PLACE, CRS.from_string(GEOGRAPHIC))
+    utm = PolygonLayer(write_vector(tmp_path / "utm.gpkg", SQUARE))
+    assert not utm.meets(metres_for_degrees) and not len(utm.over(metres_for_degrees).shapes)
+
+
+def test_pixels_without_extent_are_refused(tmp_path):
+    path = make_raster(tmp_path / "sheet.tif", place=Affine(1, 0, 440_000, 0, 0, 4_470_000))
+    with pytest.raises(ValueError, match=r"sheet\.tif: its georeference gives pixels no extent"):
+        Grid.of(path)

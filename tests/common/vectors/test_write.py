@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyogrio
+import pyproj
 import pytest
 import shapely
 from affine import Affine
@@ -68,12 +69,72 @@ def test_projected_areas_are_planar_and_in_square_metres():
     assert areas(box, None)[0] == 100
 
 
-def test_web_mercator_areas_are_those_on_the_ground():
-    x, y = transform_points(CRS.from_epsg(4326), CRS.from_epsg(3857), [10, 10.001], [60, 60.001])
-    there = areas(np.array([shapely.box(10, 60, 10.001, 60.001)], object), CRS.from_epsg(4326))
-    here = areas(np.array([shapely.box(x[0], y[0], x[1], y[1])], object), CRS.from_epsg(3857))
-    assert here[0] == pytest.approx(there[0], rel=1e-6)
-    assert here[0] < 0.3 * (x[1] - x[0]) * (y[1] - y[0])
+SPHERE = "+proj=merc +a=6378137 +b=6378137 +lat_ts=0 +lon_0=0 +x_0=0 +y_0=0 +k=1 +no_defs"
+SYSTEMS = {
+    "EPSG:4326": (10, 60, 1e-6),
+    "EPSG:4807": (10, 60, 1e-6),
+    "EPSG:4979": (10, 60, 1e-6),
+    "EPSG:3857": (10, 60, 1e-6),
+    "EPSG:3857+5773": (10, 60, 1e-6),
+    "EPSG:6871": (10, 60, 1e-6),
+    "ESRI:102113": (10, 60, 1e-6),
+    SPHERE + " +units=m": (10, 60, 1e-6),
+    SPHERE + " +units=us-ft": (10, 60, 1e-6),
+    "EPSG:3395": (10, 60, 1e-6),
+    "EPSG:3832": (179.9999, -17, 1e-6),
+    "EPSG:4087": (10, 60, 1e-6),
+    "EPSG:3031": (20, -75, 1e-5),
+    "EPSG:3347": (-100, 60, 1e-5),
+    "EPSG:25830": (-3, 40, 3e-3),
+    "EPSG:2263": (-74, 40.7, 3e-3),
+    "EPSG:27572": (2.3, 46.8, 3e-3),
+    "EPSG:3035": (10, 60, 1e-6),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("side", [2.0, 20_000.0])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_areas_are_the_geodesic_ones_in_every_system(name, side):
+    longitude, latitude, tolerance = SYSTEMS[name]
+    crs = CRS.from_user_input(name)
+    system = pyproj.CRS.from_wkt(crs.to_wkt())
+    while system.is_compound or system.is_bound:
+        system = system.sub_crs_list[0] if system.is_compound else system.source_crs
+    to_map = pyproj.Transformer.from_crs(system.geodetic_crs, system, always_xy=True)
+    degree = 180 / np.pi * system.geodetic_crs.axis_info[0].unit_conversion_factor
+    east = longitude + np.degrees(side / 6.4e6 / np.cos(np.radians(latitude)))
+    (x, far), (y, _) = to_map.transform(np.array([longitude, east]) / degree, np.array([latitude] * 2) / degree)
+    u = abs(far - x)
+    outline = shapely.Polygon(
+        [(x, y), (x + u, y), (x + u, y + u / 2), (x + u / 2, y + u / 2), (x + u / 2, y + u), (x, y + u)]
+    )
+    dense = shapely.get_coordinates(shapely.segmentize(outline, u / 300))
+    geod = pyproj.Geod(ellps="WGS84") if "merc" in name or "ESRI" in name else system.get_geod()
+    on_earth = np.array(to_map.transform(*dense.T, direction="INVERSE")) * degree
+    expected = abs(geod.polygon_area_perimeter(*on_earth)[0])
+    assert areas(np.array([outline], object), crs)[0] == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize(("unit", "metres"), [('"metre",1', 1.0), ('"foot",0.3048', 0.3048)])
+def test_local_systems_have_planar_areas_in_their_unit(unit, metres):
+    local = CRS.from_wkt(f'LOCAL_CS["site",UNIT[{unit}]]')
+    assert areas(np.array([shapely.box(0, 0, 83, 20)], object), local)[0] == pytest.approx(1660 * metres**2)
+    assert len(select(some(5), local, min_area=300 * metres**2)) == 3
+
+
+def test_the_area_around_a_pole_is_that_of_its_cap():
+    cap = shapely.Point(0, 0).buffer(1_000_000, quad_segs=200)
+    dense = shapely.get_coordinates(shapely.segmentize(cap, 5000))
+    longitude, latitude = pyproj.Transformer.from_crs(3031, 4326, always_xy=True).transform(*dense.T)
+    expected = abs(pyproj.Geod(ellps="WGS84").polygon_area_perimeter(longitude, latitude)[0])
+    assert areas(np.array([cap], object), CRS.from_epsg(3031))[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_polygon_beyond_the_edge_of_the_projection_has_no_area():
+    crs = CRS.from_user_input("ESRI:54009")  # Mollweide: an ellipse
+    got = areas(np.array([shapely.box(0, 0, 1000, 1000), shapely.box(1.7e7, 8e6, 1.8e7, 9e6)], object), crs)
+    assert got[0] == pytest.approx(1e6, rel=0.01) and np.isnan(got[1])
 
 
 # Selection
@@ -121,6 +182,20 @@ def test_tolerance_is_in_metres_in_degrees_too():
     wgs = CRS.from_epsg(4326)
     assert shapely.get_num_coordinates(select(polygons, wgs, simplify=3).geometry[0]) < 10
     assert shapely.get_num_coordinates(select(polygons, wgs, simplify=0.01).geometry[0]) == 23
+
+
+def test_tolerance_is_in_metres_on_the_ground_of_a_map_that_enlarges_it():
+    """At 60 degrees north a metre is two units of Mercator, so a step of 1 m there is one of 2."""
+    (x,), (y,) = transform_points(CRS.from_epsg(4326), CRS.from_epsg(3395), [10], [60])
+    wave = [(x + 2 * i, y + 2.0 * (i % 2)) for i in range(20)]
+    polygons = Polygons(
+        np.array([shapely.Polygon([*wave, (x + 38, y + 99), (x, y + 99)])], object),
+        np.array([1], np.int32),
+        np.array([0.5]),
+    )
+    mercator = CRS.from_epsg(3395)
+    assert shapely.get_num_coordinates(select(polygons, mercator, simplify=0.9).geometry[0]) == 23
+    assert shapely.get_num_coordinates(select(polygons, mercator, simplify=1.1).geometry[0]) < 23
 
 
 def test_no_simplified_polygon_is_smaller_than_asked():
@@ -211,6 +286,18 @@ def test_more_than_a_shapefile_holds_goes_on_in_the_next_one(tmp_path, monkeypat
     assert shapely.equals(np.concatenate([part[1] for part in parts]), some(5).geometry).all()
     assert all(part[0]["crs"] == "EPSG:25830" for part in parts)
     assert len(write_polygons(tmp_path / "a.gpkg", some(5), NAMES, UTM)) == 1
+
+
+@pytest.mark.parametrize("pixel", [0.01, 0.05])
+def test_polygons_of_centimetre_pictures_keep_their_area_in_geojson(tmp_path, pixel):
+    mask = (np.random.default_rng(1).random((40, 40)) < 0.55).astype(np.uint8)
+    grid = Affine(pixel, 0, 430000, 0, -pixel, 4580000)
+    exact = polygonize(lambda a, b: (mask[a:b], np.ones((b - a, 40))), mask.shape, [1], grid)
+    write_polygons(tmp_path / "a.geojson", exact, NAMES, UTM)
+    _, geometry, fields = read(tmp_path / "a.geojson")
+    there = areas(geometry, CRS.from_epsg(4326))
+    assert np.abs(there / fields["area"] - 1).max() < 0.03 * (0.01 / pixel)
+    assert there.sum() == pytest.approx(mask.sum() * pixel**2, rel=2e-3)
 
 
 def test_field_names_fit_a_shapefile_and_any_class_name_its_table(tmp_path):
