@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from shapely import Polygon
 from shapely.affinity import rotate
+from shapely.geometry.base import BaseGeometry
 
 from common.images.grids import apply
+from common.images.ground import Ground
 
 MIN_IOU = 0.8
 TOLERANCES = (3.0, 2.0, 1.2)
@@ -76,17 +78,48 @@ def regularize_all(geometry: NDArray[Any], grid: Affine, crs: CRS | None = None)
         crs: the raster's coordinate system; in degrees, a pixel is as wide as it is on the ground at its latitude.
 
     Returns:
-        As many polygons.
+        As many polygons, none of them on the ground of another.
     """
-    wide = math.cos(math.radians(grid.f)) if crs is not None and crs.is_geographic else 1.0
-    wide *= math.hypot(grid.a, grid.d) / math.hypot(grid.b, grid.e)
+    across, along = Ground(crs).metres_per_unit((grid.c, grid.f, grid.c, grid.f))
+    wide = across / along * math.hypot(grid.a, grid.d) / math.hypot(grid.b, grid.e)
     stretch = np.array([wide, 1.0])
     pixels = shapely.transform(geometry, lambda points: apply(~grid, points) * stretch)
-    squared = np.array([regularize(polygon, min(wide, 1.0)) for polygon in pixels], object)
+    squared = without_overlaps(np.array([regularize(polygon, min(wide, 1.0)) for polygon in pixels], object), pixels)
     result = np.asarray(shapely.transform(squared, lambda points: apply(grid, points / stretch)), object)
     kept = squared == pixels
     result[kept] = geometry[kept]
     return result
+
+
+def without_overlaps(polygons: NDArray[np.object_], raw: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Cut from the smaller of two neighbors what the larger one covers too: terraced houses share a wall.
+
+    Args:
+        polygons: regularized outlines.
+        raw: outlines that share no ground; where too little is left, a polygon is cut from its own one.
+
+    Returns:
+        As many polygons.
+    """
+    result = polygons.copy()
+    one, other = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    place = np.empty(len(polygons), np.int64)
+    place[np.argsort(-shapely.area(polygons), kind="stable")] = np.arange(len(polygons))
+    larger: dict[int, list[int]] = {}
+    for index, neighbor in zip(one.tolist(), other.tolist(), strict=True):
+        if place[neighbor] < place[index] and polygons[index].intersection(polygons[neighbor]).area > 0:
+            larger.setdefault(index, []).append(neighbor)
+    for index in sorted(larger, key=lambda number: place[number]):
+        around = shapely.union_all(result[larger[index]])
+        result[index] = _largest(polygons[index].difference(around))
+        if overlap(raw[index], result[index]) < MIN_IOU:
+            result[index] = _largest(raw[index].difference(around))
+    return result
+
+
+def _largest(shape: BaseGeometry) -> Polygon:
+    parts: list[Polygon] = [part for part in shapely.get_parts(shape) if isinstance(part, Polygon)]
+    return max(parts, key=lambda part: part.area)
 
 
 def overlap(one: Polygon, other: Polygon) -> float:

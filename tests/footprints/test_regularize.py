@@ -4,13 +4,14 @@ import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.features import rasterize, shapes
 from shapely import Polygon, box
 from shapely.affinity import rotate, scale, translate
 
 from common.images.grids import apply
-from footprints.regularize import main_direction, overlap, regularize, regularize_all
+from footprints.regularize import main_direction, overlap, regularize, regularize_all, without_overlaps
 
 HOUSES = {
     "rectangle": box(-20, -12, 20, 12),
@@ -109,7 +110,8 @@ def test_the_main_direction_is_that_of_the_long_walls(degrees):
 ])  # fmt: skip
 def test_outlines_are_regularized_in_pixels_as_they_are_on_the_ground(grid, crs):
     """The house is turned and pixelated on the ground; at 60 north, pixels in degrees are half as wide."""
-    wide = 0.5 if crs is not None and crs.is_geographic else 1.0
+    _, _, (east, north) = Geod(ellps="WGS84").inv([-3.7] * 2, [60] * 2, [-3.6999, -3.7], [60, 60.0001])
+    wide = east / north if crs is not None and crs.is_geographic else 1.0
     house = rotate(HOUSES["L"], 20, origin=(0, 0))
     raw = scale(pixelated(scale(house, 1 / wide, 1, origin=(0, 0)), 160), wide, 1, origin=(0, 0))
 
@@ -136,3 +138,37 @@ def test_kept_outlines_are_the_same_to_the_bit(monkeypatch):
 def test_a_pixel_has_a_size():
     with pytest.raises(ValueError, match="size of a pixel"):
         regularize(HOUSES["L"], 0.0)
+
+
+def terrace(degrees, count=6):
+    """Houses of unequal depth, wall to wall, turned, as their pixels give them: neighbors share no ground."""
+    mask = np.zeros((160, 160), np.uint8)
+    place = Affine.translation(80, 80) @ Affine.rotation(degrees)
+    for number in range(count):
+        house = box(-60 + 20 * number, -10 - 2 * (number % 3), -40 + 20 * number, 12 + 3 * (number % 2))
+        outline = shapely.transform(house, lambda points: apply(place, points))
+        rasterize([(outline, number + 1)], out=mask)
+    outlines = sorted(
+        ((value, shapely.geometry.shape(shape)) for shape, value in shapes(mask, connectivity=4)), key=str
+    )
+    largest = {value: outline for value, outline in sorted(outlines, key=lambda pair: pair[1].area) if value}
+    return np.array(list(largest.values()), object)
+
+
+@pytest.mark.parametrize("degrees", range(3, 90, 12))
+def test_terraced_houses_share_walls_but_no_ground(degrees):
+    raw = terrace(degrees)
+    grid = Affine(0.3, 0, 456_000, 0, -0.3, 6_717_000)
+    ground = shapely.transform(raw, lambda points: apply(grid, points))
+    result = regularize_all(ground, grid, CRS.from_epsg(31982))
+    shared = [a.intersection(b).area for n, a in enumerate(result) for b in result[:n]]
+    assert max(shared) < 1e-6, "m2"
+    assert shapely.is_valid(result).all() and (shapely.get_type_id(result) == 3).all()
+    assert min(overlap(a, b) for a, b in zip(ground, result, strict=True)) >= 0.8 - 1e-6
+    assert shapely.count_coordinates(result) < shapely.count_coordinates(ground) / 2
+
+
+def test_of_two_on_the_same_ground_the_smaller_one_goes_back_to_its_pixels():
+    raw = np.array([box(0, 0, 20, 20), box(20, 0, 28, 10)])
+    covered = without_overlaps(np.array([box(0, 0, 26, 20), box(19, 0, 28, 10)]), raw)
+    assert covered[0].equals(box(0, 0, 26, 20)) and covered[1].equals(box(26, 0, 28, 10))
