@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import warnings
@@ -95,7 +96,7 @@ def write_polygons(
     class_names: Sequence[str],
     crs: CRS | None,
     tags: Mapping[str, str] | None = None,
-    workshop: Path | None = None,
+    temporary_dir: Path | None = None,
 ) -> list[Path]:
     """Write polygons with the fields ``class_val, class_name, area, mean_prob``; ``area`` is that of the geometry.
 
@@ -108,7 +109,7 @@ def write_polygons(
         class_names: by class index.
         crs: coordinate system of the geometry.
         tags: provenance: the layer's metadata in a GeoPackage, the description in GeoJSON; a shapefile has no place.
-        workshop: folder on the same disk in which the files are made; None = that of ``path``.
+        temporary_dir: folder on the same disk in which the files are made; None = that of ``path``.
 
     Returns:
         The files written, sidecars left out.
@@ -117,21 +118,31 @@ def write_polygons(
     if kind not in DRIVERS:
         raise ValueError(f"{path}: unknown vector format; use {', '.join(f'.{name}' for name in DRIVERS)}")
     parts = _shapefile_parts(polygons) if kind == "shp" else [polygons]
-    names = [path.name if number == 0 else f"{path.stem}_{number + 1}.shp" for number in range(len(parts))]
+    stems = [path.stem, *(f"{path.stem}_{number}" for number in range(2, len(parts) + 1))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-", dir=workshop or path.parent) as folder:
-        for name, part in zip(names, parts, strict=True):
-            _write(Path(folder) / name, kind, part, class_names, crs, dict(tags or {}))
-            made = sorted(
-                Path(folder).iterdir(), key=lambda file: file.suffix == ".shp"
-            )  # the file people look for last
-            for file in made:
-                shutil.move(file, path.parent / file.name)
-    return [path.parent / name for name in names]
+    with tempfile.TemporaryDirectory(prefix=".polygons-", dir=temporary_dir or path.parent) as folder:
+        for stem, part in zip(stems, parts, strict=True):
+            made = Path(folder) / f"polygons.{kind}"  # drivers take some characters of names for commands
+            _write(made, kind, part, class_names, crs, dict(tags or {}), _layer_name(path.stem))
+            files = sorted(Path(folder).iterdir(), key=lambda file: file.suffix == ".shp")  # what people look for: last
+            for file in files:
+                shutil.move(file, path.parent / f"{stem}{file.suffix}")
+    return [path.parent / f"{stem}{path.suffix}" for stem in stems]
+
+
+def _layer_name(stem: str) -> str:
+    """A file's name as that of a layer: letters, digits, spaces, dots, hyphens, the first one a letter or a digit."""
+    return re.sub(r"[^\w .-]", "_", stem).lstrip(" .-_") or "polygons"
 
 
 def _write(
-    path: Path, kind: str, polygons: Polygons, class_names: Sequence[str], crs: CRS | None, tags: dict[str, str]
+    path: Path,
+    kind: str,
+    polygons: Polygons,
+    class_names: Sequence[str],
+    crs: CRS | None,
+    tags: dict[str, str],
+    layer: str,
 ) -> None:
     names = np.asarray([class_names[value] for value in polygons.class_val], object)
     area = areas(polygons.geometry, crs)
@@ -149,7 +160,7 @@ def _write(
             shapely.to_wkb(polygons.geometry),
             [polygons.class_val, names, area, polygons.mean_prob],
             FIELDS,
-            layer=path.stem,
+            layer=layer,
             driver=DRIVERS[kind],
             geometry_type="Polygon",
             crs=None if crs is None else crs.to_wkt(),

@@ -129,7 +129,7 @@ def test_outlines_are_regularized_in_pixels_as_they_are_on_the_ground(grid, crs)
 
 def test_kept_outlines_are_the_same_to_the_bit(monkeypatch):
     monkeypatch.setattr("footprints.regularize._square_up", lambda *_: None)
-    geometry = np.array([rotate(HOUSES["Z"], 33), HOUSES["court"]])
+    geometry = np.array([rotate(HOUSES["Z"], 33), translate(HOUSES["court"], 80, 0)])
     result = regularize_all(geometry, Affine(0.37, 0, 1e6, 0, -0.37, 7e6))
     assert all(shapely.equals_exact(a, b, 0) for a, b in zip(geometry, result, strict=True))
     assert len(regularize_all(np.empty(0, object), Affine(0.37, 0, 1e6, 0, -0.37, 7e6))) == 0

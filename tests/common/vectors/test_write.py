@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyogrio
@@ -317,3 +318,22 @@ def test_the_file_people_look_for_comes_last_in_a_folder_that_is_made(tmp_path, 
 def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.kml: unknown vector format; use \.gpkg"):
         write_polygons(tmp_path / "a.kml", some(), NAMES, UTM)
+
+
+ODD_NAMES = [
+    "a!b", "a;b", "semi;colon|pipe&and", "[final] ortho", "(x)", "$x", "${HOME}", "`id`", "{0}", "*", "'quote'",
+    "-dash", '"double"', "--threshold", ".hidden", "~", "line\nbreak", "tab\there", "layer'); DROP TABLE x;--",
+    "_", "é ü", "a.b.c", "not-utf8-\udcff\udcfe",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpkg", "shp", "geojson"])
+def test_whatever_the_name_the_file_has_it_and_holds_the_polygons(tmp_path, kind):
+    for number, stem in enumerate(ODD_NAMES):
+        path = tmp_path / str(number) / f"{stem}.{kind}"
+        assert write_polygons(path, some(2), NAMES, UTM) == [path] and path.is_file()
+        assert {file.name.removesuffix(file.suffix) for file in path.parent.iterdir()} == {stem}
+        plain = tmp_path / f"{number}"
+        for file in path.parent.iterdir():
+            shutil.copy(file, plain.with_suffix(file.suffix))
+        assert len(read(plain.with_suffix(f".{kind}"))[1]) == 2
