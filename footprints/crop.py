@@ -23,7 +23,6 @@ import numpy as np
 import rasterio
 import tyro
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from tqdm import tqdm
 
@@ -123,11 +122,11 @@ class Source:
     def __init__(self, pair: Pair) -> None:
         part, _, self.stem = pair.id.rpartition("/")
         self.part: str | None = part or None
-        self.image = WindowReader(pair.image)
+        self.image = WindowReader(pair.image, "label")
         self.frame = self.image.frame
         self.label = LabelReader(pair.label, self.frame, pair.image)
-        self.label_file = None if is_vector(pair.label) else WindowReader(pair.label)
-        dataset = self.image.open()
+        self.label_file = None if is_vector(pair.label) else WindowReader(pair.label, "label")
+        dataset, _ = self.image.open()
         self.bytes_per_pixel = dataset.count * np.dtype(dataset.dtypes[0]).itemsize + 1
 
 
@@ -283,7 +282,7 @@ def read_crop(source: Source, block: Block) -> Crop:
     Raises:
         ValueError: a file is damaged.
     """
-    bands, valid = source.image.read(*block, alpha=True)
+    bands, valid = source.image.read(*block)
     if source.label_file is None:
         classes = source.label.read(*block)
         label, nodata = classes[None] * np.uint8(255), None
@@ -294,11 +293,17 @@ def read_crop(source: Source, block: Block) -> Crop:
         if nodata is None and not known.all():
             label, nodata = classes[None], IGNORE
     profile = _profile(source, block)
-    dataset = source.image.open()
-    kept: dict[str, Any] = {"nodata": source.image.nodata, "colorinterp": source.image.meanings}
-    if source.image.is_palette:
-        kept["colormap"] = dataset.colormap(1)
-    if MaskFlags.per_dataset in dataset.mask_flag_enums[0] and MaskFlags.alpha not in dataset.mask_flag_enums[0]:
+    dataset, meaning = source.image.open()
+    kept: dict[str, Any] = {"nodata": source.image.nodata}
+    if meaning.alpha:
+        row, col, height, width = block
+        alpha = dataset.read(list(meaning.alpha), window=((row, row + height), (col, col + width)))
+        bands = np.concatenate([bands, alpha])
+    if len(bands) == dataset.count and meaning.white_is_zero is None:
+        kept["colorinterp"] = [dataset.colorinterp[number - 1] for number in (*meaning.colors, *meaning.alpha)]
+    if meaning.colormap is not None and not source.image.expanded:
+        kept["colormap"] = meaning.colormap
+    if meaning.masked and source.image.nodata is None:
         kept["mask"] = valid
     return Crop(bands, valid, label, classes, {**profile, **kept}, {**profile, "nodata": nodata})
 

@@ -8,7 +8,6 @@ by it: masks are often saved so, and the rest would be buildings alone.
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-from rasterio.windows import Window
+from rasterio.io import DatasetReader
 
 from common.data.pairs import Pair
+from common.images.gdal import Bands, open_dataset, place_of, read_bands, require_file
 from common.images.grids import Grid, apply
+from common.images.pictures import PaletteReading
 from common.images.ranges import scale_to_unit
 from common.images.rasters import TIFF_EXTENSIONS, Raster, read_label, read_raster
 from common.labels import IGNORE
@@ -58,18 +56,10 @@ class Frame:
 
 
 @lru_cache(MOST_OPEN)
-def _opened(path: Path, version: int, process: int) -> tuple[Any, tuple[ColorInterp, ...]]:
-    """An open dataset of this process (handles do not survive a fork) and of this version of the file, and its bands.
-
-    What the bands mean is asked at once: later rasterio would take the error of another file for an answer.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = rasterio.open(path)
-            return dataset, tuple(dataset.colorinterp)
-    except RasterioIOError as error:
-        raise ValueError(f"{path}: cannot be read as an image: {error}; remove or replace it") from error
+def _opened(path: Path, version: int, process: int) -> tuple[DatasetReader, Bands]:
+    """An open file of this process (handles do not survive a fork), of this version, and what its bands mean."""
+    dataset = open_dataset(path)
+    return dataset, Bands.of(dataset)
 
 
 class WindowReader:
@@ -77,43 +67,37 @@ class WindowReader:
 
     Args:
         path: the file.
+        palette: whether its numbers are colors or labels, see `common.images.gdal.read_bands`.
 
     Raises:
         ValueError, FileNotFoundError: it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        dataset, self.meanings = self._entry()
-        placed = dataset.crs is not None or not dataset.transform.is_identity
-        self.frame = Frame(dataset.height, dataset.width, dataset.transform if placed else None, dataset.crs)
-        self.nodata: float | None = dataset.nodata
-        self.bands = [i for i, meaning in enumerate(self.meanings, start=1) if meaning != ColorInterp.alpha]
-        if not self.bands:
-            raise ValueError(f"{path}: has an alpha band only")
-        self.is_palette = len(self.bands) == 1 and self.meanings[self.bands[0] - 1] == ColorInterp.palette
+    def __init__(self, path: Path, palette: PaletteReading = "rgb") -> None:
+        self.path, self.palette = path, palette
+        dataset, self.bands = self.open()
+        self.frame = Frame(dataset.height, dataset.width, place_of(dataset), dataset.crs)
+        self.expanded = self.bands.colormap is not None and not self.bands.decorated
+        """Whether what is read are the colors of a palette."""
+        white, nodata = self.bands.white_is_zero, dataset.nodata
+        self.nodata: float | None = None if self.expanded or nodata is None else white - nodata if white else nodata
 
-    def open(self) -> Any:  # noqa: ANN401 - rasterio has no types
-        """The open dataset of this process."""
-        return self._entry()[0]
-
-    def _entry(self) -> tuple[Any, tuple[ColorInterp, ...]]:
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path}: no such file; check the path")
+    def open(self) -> tuple[DatasetReader, Bands]:
+        """The open file of this process, and what its bands mean."""
+        require_file(self.path)
         return _opened(self.path, self.path.stat().st_mtime_ns, os.getpid())
 
     def read(
-        self, row: int, col: int, height: int, width: int, *, bands: int = 0, alpha: bool = False
+        self, row: int, col: int, height: int, width: int, *, bands: int | None = None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Bands of a window, and where they mean something.
+        """Bands of a window without alpha, and where they mean something.
 
         Args:
             row: of its first pixel.
             col: of its first pixel.
             height: of the window, pixels.
             width: of the window, pixels.
-            bands: how many of them, from the first on (0 = all).
-            alpha: with alpha among them.
+            bands: how many of them, from the first on (None = all).
 
         Returns:
             (C, height, width) in the file's own numbers, and (height, width) bool.
@@ -121,17 +105,9 @@ class WindowReader:
         Raises:
             ValueError: the file is damaged.
         """
-        dataset, window = self.open(), Window(col, row, width, height)
-        chosen = None if alpha else self.bands[:bands] if bands else self.bands
-        try:
-            data = dataset.read(chosen, window=window)
-            valid = np.asarray(dataset.dataset_mask(window=window) != 0)
-        except RasterioIOError as error:
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
-            raise ValueError(f"{self.path}: cannot be read as an image: {reason}; remove or replace it") from error
-        if data.dtype.kind == "f":
-            valid &= np.isfinite(data).all(axis=0)
-        return data, valid
+        dataset, meaning = self.open()
+        place = (row, row + height), (col, col + width)
+        return read_bands(dataset, *place, self.palette, bands=meaning, count=bands)
 
 
 class ArrayScene:
@@ -166,8 +142,6 @@ class RasterScene:
     def __init__(self, pair: Pair) -> None:
         self.id = pair.id
         self._image = WindowReader(pair.image)
-        if self._image.is_palette:
-            raise ValueError(f"{pair.image}: has a palette; convert it with gdal_translate -expand rgb")
         self.frame = self._image.frame
         self._label = LabelReader(pair.label, self.frame, pair.image)
 
@@ -199,7 +173,7 @@ class LabelReader:
         if is_vector(path):
             self._outlines = read_outlines(path, frame, image)
         else:
-            self._raster = WindowReader(path)
+            self._raster = WindowReader(path, "label")
             check_grid(image, frame, path, self._raster.frame)
 
     def read(self, row: int, col: int, height: int, width: int) -> Classes:
@@ -314,7 +288,7 @@ def label_values(path: Path) -> Counter[float]:
     if is_vector(path):
         return found
     if path.suffix.lower() in TIFF_EXTENSIONS:
-        reader = WindowReader(path)
+        reader = WindowReader(path, "label")
         height, width = reader.frame.height, reader.frame.width
         rows = max(1, STRIP // width)
         strips = (reader.read(row, 0, min(rows, height - row), width)[0].max(axis=0) for row in range(0, height, rows))

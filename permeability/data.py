@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.errors import RasterioError
 
 from common.data.inputs import find_images
 from common.data.pairs import natural_key
@@ -139,9 +138,8 @@ def open_grids(paths: Sequence[Path], problems: list[str]) -> list[Grid]:
     for path in paths:
         try:
             grids.append(Grid.of(path))
-        except (ValueError, RasterioError) as error:
-            text = " ".join(str(error).split())
-            problems.append(text if str(path) in text else f"{path}: cannot be opened: {text}; repair or replace it")
+        except (ValueError, OSError) as error:
+            problems.append(" ".join(str(error).split()))
     return grids
 
 

@@ -20,14 +20,12 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.inputs import find_images, output_stems
-from common.images.gdal import open_raster
-from common.images.rasters import unreadable
+from common.images.gdal import decoding, open_raster
 from common.images.write import GEOTIFF
 from common.inference.files import InferConfig, infer_inputs, load_predictor
 from common.networks.checkpoint import ModelCard
@@ -101,36 +99,33 @@ def cut_out(path: Path, target: Path, window: tuple[int, int, int, int]) -> Path
     """
     col, row, width, height = window
     target = target.with_stem("_".join([target.stem, *map(str, window)]))
-    try:
-        with open_raster(path) as source:
-            if col + width > source.width or row + height > source.height:
-                raise ValueError(
-                    f"--window {col} {row} {width} {height} does not lie in {path}, "
-                    f"which is {source.width} x {source.height} (columns x rows)"
-                )
-            options = GEOTIFF | {"height": height, "width": width, "count": source.count, "dtype": source.dtypes[0]}
-            options |= {
-                "crs": source.crs,
-                "nodata": source.nodata,
-                "transform": source.transform @ Affine.translation(col, row),
-            }
-            if source.transform.is_identity and source.crs is None:
-                del options["transform"]
+    with decoding(path), open_raster(path) as source:
+        if col + width > source.width or row + height > source.height:
+            raise ValueError(
+                f"{path}: --window {col} {row} {width} {height} does not lie in its "
+                f"{source.width} x {source.height} pixels (columns x rows)"
+            )
+        options = GEOTIFF | {"height": height, "width": width, "count": source.count, "dtype": source.dtypes[0]}
+        options |= {
+            "crs": source.crs,
+            "nodata": source.nodata,
+            "transform": source.transform @ Affine.translation(col, row),
+        }
+        if source.transform.is_identity and source.crs is None:
+            del options["transform"]
+        if ColorInterp.palette in source.colorinterp:
+            options["photometric"] = "palette"
+        masked = MaskFlags.per_dataset in source.mask_flag_enums[0] and ColorInterp.alpha not in source.colorinterp
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(target, "w", **options) as result:
+            result.colorinterp = source.colorinterp
             if ColorInterp.palette in source.colorinterp:
-                options["photometric"] = "palette"
-            masked = MaskFlags.per_dataset in source.mask_flag_enums[0] and ColorInterp.alpha not in source.colorinterp
-            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(target, "w", **options) as result:
-                result.colorinterp = source.colorinterp
-                if ColorInterp.palette in source.colorinterp:
-                    result.write_colormap(1, source.colormap(1))
-                for first in range(0, height, ROWS):
-                    rows = min(ROWS, height - first)
-                    here = Window(col, row + first, width, rows)
-                    result.write(source.read(window=here), window=Window(0, first, width, rows))
-                    if masked:
-                        result.write_mask(source.dataset_mask(window=here), window=Window(0, first, width, rows))
-    except RasterioIOError as error:
-        raise unreadable(path, error) from error
+                result.write_colormap(1, source.colormap(1))
+            for first in range(0, height, ROWS):
+                rows = min(ROWS, height - first)
+                here = Window(col, row + first, width, rows)
+                result.write(source.read(window=here), window=Window(0, first, width, rows))
+                if masked:
+                    result.write_mask(source.dataset_mask(window=here), window=Window(0, first, width, rows))
     return target
 
 
@@ -142,7 +137,7 @@ def draw_figures(paths: Sequence[Path], folder: Path, card: ModelCard) -> None:
             continue
         try:
             row = (_thinned(path, Resampling.average), _thinned(mask, Resampling.nearest)[0])
-        except RasterioIOError:  # the input failed, and the mask is an older one
+        except (ValueError, OSError):  # the input failed, and the mask is an older one
             continue
         target = folder / f"{stem}_figure.png"
         predictions([row], target, card.palette, ("photograph", "prediction"), card.classes)

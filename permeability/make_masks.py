@@ -26,7 +26,7 @@ from common.command.config import load_yaml, parse_flags
 from common.data.inputs import find_images, output_stems
 from common.data.splits import PARTS, split_ids
 from common.files import atomic_path
-from common.images.gdal import open_raster
+from common.images.gdal import open_raster, read_bands
 from common.images.grids import Grid, window_grid
 from common.images.write import GEOTIFF, gdal_colors
 from common.inference.outputs import check_disk
@@ -161,7 +161,7 @@ def open_grids(paths: Sequence[Path]) -> tuple[list[Grid], list[str]]:
         try:
             grids.append(Grid.of(path))
         except (ValueError, OSError) as error:
-            problems.append(f"{error}" if str(path) in str(error) else f"{path}: {error}")
+            problems.append(str(error))
     if not grids:
         raise ValueError(problems[0])
     for problem in problems:
@@ -264,8 +264,7 @@ def write_mask(
         for row in range(first, first + height, ROWS):
             rows = min(ROWS, first + height - row)
             band = polygons.burn((row, column, rows, width), classes, background)
-            span = ((row, row + rows), (column, column + width))
-            band[ortho.dataset_mask(window=span) == 0] = NODATA
+            band[~read_bands(ortho, (row, row + rows), (column, column + width))[1]] = NODATA
             mask.write(band, 1, window=((row - first, row - first + rows), (0, width)))
             counts.update({value: np.count_nonzero(band == value) for value in (*PALETTE, NODATA)})
     return counts

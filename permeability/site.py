@@ -9,24 +9,23 @@ copied to data workers.
 from __future__ import annotations
 
 import os
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
-import rasterio.windows
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
+from common.images.gdal import Bands, decoding, open_dataset, read_bands
 from common.images.grids import Grid
-from common.images.ranges import to_channels
+from common.images.pictures import PaletteReading
+from common.images.ranges import to_pixels
 from common.inference.windows import Window
 from common.labels import IGNORE
 from permeability.labels import to_classes
@@ -65,7 +64,7 @@ class Source:
     warp: Warp | None = None
     is_mask: bool = False
 
-    def read(self, window: Window, channels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    def read(self, window: Window, channels: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """A window that lies inside.
 
         Args:
@@ -73,24 +72,15 @@ class Source:
             channels: bands to read, from the first on, alpha not counted; fewer if it has fewer.
 
         Returns:
-            (C, height, width) in the file's own numbers, and (height, width) bool where they mean something; None =
-            everywhere.
+            (C, height, width) in the file's own numbers, and (height, width) bool where they mean something.
 
         Raises:
             ValueError: the file is damaged.
         """
         opened = open_source(self, os.getpid())
-        part = rasterio.windows.Window(window.col, window.row, window.width, window.height)
-        try:
-            data = opened.dataset.read(opened.bands[:channels], window=part)
-            valid = None if opened.all_valid else opened.dataset.dataset_mask(window=part) != 0
-        except RasterioIOError as error:
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
-            raise ValueError(f"{self.path}: cannot be read: {reason}; repair or replace it") from error
-        if data.dtype.kind == "f" and not self.is_mask:
-            finite = np.isfinite(data).all(axis=0)
-            valid = finite if valid is None else valid & finite
-        return data, valid
+        rows, cols = (window.row, window.row + window.height), (window.col, window.col + window.width)
+        palette: PaletteReading = "index" if self.is_mask else "rgb"
+        return read_bands(opened.dataset, rows, cols, palette, bands=opened.bands, count=channels)
 
     @property
     def nodata(self) -> float | None:
@@ -103,11 +93,8 @@ class Source:
 class Opened:
     """An open file."""
 
-    dataset: Any
-    bands: list[int]
-    """Numbers of the bands without alpha."""
-    all_valid: bool
-    """Whether every pixel means something (of masks the values tell)."""
+    dataset: DatasetReader | WarpedVRT
+    bands: Bands
 
 
 @lru_cache(MOST_OPEN)
@@ -115,24 +102,17 @@ def open_source(source: Source, process: int) -> Opened:
     """Open a file for this process: handles do not survive a fork, so the process is part of the key.
 
     Raises:
-        ValueError: it cannot be opened, or has nothing but alpha.
+        FileNotFoundError, ValueError: it cannot be opened, or has nothing but alpha.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset: Any = rasterio.open(source.path)
-            bands = [i for i, meaning in enumerate(dataset.colorinterp, 1) if meaning != ColorInterp.alpha]
-            if not bands:
-                raise ValueError(f"{source.path}: has an alpha band only")
-            if source.warp is not None:
-                dataset = warped(dataset, source.warp, is_mask=source.is_mask)
-    except RasterioIOError as error:
-        raise ValueError(f"{source.path}: cannot be opened: {error}; repair or replace it") from error
-    all_valid = source.is_mask or all(flags == [MaskFlags.all_valid] for flags in dataset.mask_flag_enums)
-    return Opened(dataset, bands, all_valid)
+    dataset: DatasetReader | WarpedVRT = open_dataset(source.path)
+    if source.warp is not None:
+        with decoding(source.path):
+            dataset = warped(dataset, source.warp, is_mask=source.is_mask)
+    bands = Bands.of(dataset)
+    return Opened(dataset, replace(bands, masked=()) if source.is_mask else bands)
 
 
-def warped(dataset: Any, warp: Warp, *, is_mask: bool) -> WarpedVRT:  # noqa: ANN401 - rasterio has no types
+def warped(dataset: DatasetReader, warp: Warp, *, is_mask: bool) -> WarpedVRT:
     """A view of an open file on another grid."""
     options = {"crs": warp.crs, "transform": warp.transform, "width": warp.width, "height": warp.height}
     if not is_mask:
@@ -177,30 +157,23 @@ class Site:
         """
         image, valid = self._read_image(window, channels)
         classes = self.read_classes(window)
-        if valid is not None and not valid.all():
+        if not valid.all():
             classes = np.where(valid, classes, np.uint8(IGNORE))
         return image, classes
 
-    def _read_image(self, window: Window, channels: int) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    def _read_image(self, window: Window, channels: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         inside = clip(window, self.grid.height, self.grid.width)
         if inside is None:
             shape = (window.height, window.width)
             return np.zeros((channels, *shape), np.uint8), np.zeros(shape, np.bool_)
         data, valid = self.image.read(inside, channels)
-        if data.dtype != np.uint8 or (len(data) < channels and channels != 3):
-            known = np.ones(data.shape[1:], np.bool_) if valid is None else valid
-            try:
-                data = to_channels(data, known, channels)
-            except ValueError as error:
-                raise ValueError(f"{self.image.path}: {error}") from error
-        elif len(data) < channels:
-            data = np.repeat(data[:1], 3, axis=0)
-        if valid is not None and not valid.all():
-            data = np.where(valid, data, data.dtype.type(0))
+        try:
+            data = to_pixels(data, valid, channels)
+        except ValueError as error:
+            raise ValueError(f"{self.image.path}: {error}") from error
         if inside == window:
             return data, valid
-        known = np.ones(data.shape[1:], np.bool_) if valid is None else valid
-        return pad(data, inside, window, 0), pad(known[None], inside, window, 0)[0]
+        return pad(data, inside, window, 0), pad(valid[None], inside, window, 0)[0]
 
     def read_classes(self, window: Window) -> NDArray[np.uint8]:
         """Classes (height, width) of any window by the mask alone.

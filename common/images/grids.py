@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform
 
-from common.images.gdal import open_raster
+from common.images.gdal import control_points, open_raster
 
 Bounds = tuple[float, float, float, float]
 """Left, bottom, right, top."""
@@ -81,12 +81,13 @@ class Grid:
         """The grid of a file.
 
         Raises:
-            ValueError: it has no georeference.
-            rasterio.errors.RasterioIOError: it cannot be opened.
+            FileNotFoundError, ValueError: it cannot be opened, or has no georeference.
         """
         with open_raster(path) as dataset:
             if dataset.crs is None or dataset.transform.is_identity:
-                raise ValueError(f"{path}: has no georeference (coordinate system and place); georeference it first")
+                points = control_points(dataset)
+                remedy = f"warp it by its {points} control points (gdalwarp)" if points else "georeference it"
+                raise ValueError(f"{path}: has no georeference (coordinate system and place); {remedy} first")
             if dataset.transform.is_degenerate:
                 raise ValueError(f"{path}: its georeference gives pixels no extent: {tuple(dataset.transform)[:6]}")
             return cls(path, dataset.height, dataset.width, dataset.transform, dataset.crs)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.images.rasters import Array
-
+Array = npt.NDArray[Any]
 MIN_USED_RANGE = 0.1
 
 
@@ -84,6 +83,24 @@ def to_channels(
     if len(data) < channels:
         raise ValueError(f"it has {len(data)} bands, the network reads {channels}; use images like those it learned on")
     return scale_to_unit(data[:channels], valid, value_range)
+
+
+def to_pixels(
+    data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: tuple[float, float] | None = None
+) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    """What training keeps of an image: the bands of `to_channels`, whole 8-bit values as they are.
+
+    Returns:
+        (channels, H, W) uint8 where the values are 8 bits and no range is given, else float32 in 0-1.
+
+    Raises:
+        ValueError: The image has too few bands.
+    """
+    enough = len(data) >= channels or channels == 3
+    if data.dtype != np.uint8 or value_range is not None or not enough:
+        return to_channels(data, valid, channels, value_range)
+    bands = data[:channels] if len(data) >= channels else np.repeat(data[:1], 3, axis=0)
+    return np.asarray(bands if valid.all() else np.where(valid, bands, np.uint8(0)))
 
 
 def range_warning(

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import RasterioIOError
 
-from common.images.gdal import open_raster, place_of, quiet, read_bands
+from common.images.gdal import decoding, open_raster, place_of, read_whole, require_file
+from common.images.mosaics import MOSAIC
 from common.images.pictures import PaletteReading, read_picture, read_tiff_pages
 
 TIFF_EXTENSIONS = (".tif", ".tiff")
@@ -57,26 +57,20 @@ class Raster:
 
 def _read_gdal(path: Path, palette: PaletteReading) -> Raster:
     """Read with rasterio: georeference, masks, world files."""
-    with open_raster(path) as dataset:
+    with open_raster(path, pages=True) as dataset:
         if dataset.subdatasets:
             return Raster(*read_tiff_pages(path), path)
-        data, valid = read_bands(dataset, palette=palette)
+        data, valid = read_whole(dataset, path, palette)
         return Raster(data, valid, path, dataset.crs, place_of(dataset), dataset.nodata)
 
 
 def _read_tiff(path: Path, palette: PaletteReading) -> Raster:
     try:
         return _read_gdal(path, palette)
-    except RasterioIOError as error:
+    except ValueError as error:
         if "missing codec" not in str(error):
             raise
         return Raster(*read_tiff_pages(path), path)
-
-
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """What to say of a file at which a decoder failed."""
-    reason = str(error.__cause__ or error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    return ValueError(f"{path}: cannot be read as an image: {reason}; remove or replace it")
 
 
 def _read_other(path: Path, palette: PaletteReading) -> Raster:
@@ -84,18 +78,13 @@ def _read_other(path: Path, palette: PaletteReading) -> Raster:
 
 
 def _read(path: Path, palette: PaletteReading) -> Raster:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+    require_file(path)
     suffix = path.suffix.lower()
     placed = palette == "rgb" and any(path.with_suffix(world).exists() for world in WORLD_FILES)
-    reader = _read_tiff if suffix in TIFF_EXTENSIONS else _read_gdal if placed or suffix == ".jp2" else _read_other
-    try:
-        with quiet():
-            raster = reader(path, palette)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files make the decoders raise nearly anything
-        raise unreadable(path, error) from error
+    by_gdal = placed or suffix in (".jp2", MOSAIC)
+    reader = _read_tiff if suffix in TIFF_EXTENSIONS else _read_gdal if by_gdal else _read_other
+    with decoding(path):
+        raster = reader(path, palette)
     if raster.data.dtype.kind not in "buif":
         raise ValueError(f"{path}: has {raster.data.dtype} values; save it with whole or real numbers")
     if raster.data.dtype.kind == "f":
@@ -143,9 +132,3 @@ def read_label(path: Path, *, colors: bool = True) -> Array:
             raise ValueError(f"{path}: label values are not whole numbers; save classes as integers")
         data = data.astype(np.int64)
     return data[0] if len(data) == 1 else np.ascontiguousarray(np.moveaxis(data, 0, -1))
-
-
-# Value ranges
-
-
-# Writing

@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rasterio.errors import RasterioIOError
 from tqdm import tqdm
 
 from common.command.cli import PARTIAL, say
@@ -301,7 +300,7 @@ def infer_files(
                     )
                 else:
                     write(path, stems[path], predict_file(path, predictor, input_range))
-            except (ValueError, OSError, RasterioIOError) as error:
+            except (ValueError, OSError) as error:
                 say(f"failed: {str(error) if str(path) in str(error) else f'{path}: {error}'}")
                 failed += 1
             bar.update(sum(sizes[done] for done in paths[: number + 1]) / 1e6 - bar.n)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 from torch import Tensor
 
 from common.command.cli import say
-from common.images.gdal import open_raster, place_of, read_bands, sample_bands
+from common.images.gdal import decoding, open_raster, place_of, read_bands, sample_bands
+from common.images.mosaics import MOSAIC
+from common.images.pictures import open_picture
 from common.images.ranges import range_warning, to_channels
-from common.images.rasters import TIFF_EXTENSIONS, unreadable
+from common.images.rasters import TIFF_EXTENSIONS
 from common.inference.predictor import Predictor, Range, confidence_of
 from common.inference.products import Products, protect_input, targets, warn_of_range, write_from_spool
 from common.inference.spool import FULL, Layer, Spool, spool_folder
@@ -141,17 +141,14 @@ def predict_raster(
 
         strips = StripReader(dataset, convert)
         bands = predictor.rows(strips.read, dataset.shape, first_row=spool.rows)
-        try:
-            with closing(bands):  # whatever happens, the reading thread ends before the file is closed
-                for row, band in bands:
-                    valid = strips.take_valid(row, row + band.shape[1])
-                    if not np.isfinite(band[:, valid]).all():
-                        raise ValueError(f"{source}: {NOT_FINITE}")
-                    spool.append(_layers(predictor, band, valid, spool.layers))
-                    if progress is not None:
-                        progress(valid.size)
-        except RasterioIOError as error:
-            raise unreadable(source, error) from error
+        with closing(bands):  # whatever happens, the reading thread ends before the file is closed
+            for row, band in bands:
+                valid = strips.take_valid(row, row + band.shape[1])
+                if not np.isfinite(band[:, valid]).all():
+                    raise ValueError(f"{source}: {NOT_FINITE}")
+                spool.append(_layers(predictor, band, valid, spool.layers))
+                if progress is not None:
+                    progress(valid.size)
 
 
 def _layers(
@@ -171,11 +168,11 @@ def _layers(
 
 
 def pixel_count(path: Path) -> int:
-    """Pixels of an image by its header; 0 for what cannot be opened."""
+    """Pixels of an image by its header; 0 for what cannot be opened or claims more than it can hold."""
     try:
         with open_raster(path) as dataset:
             return int(dataset.width * dataset.height)
-    except RasterioIOError:
+    except (ValueError, OSError):
         return 0
 
 
@@ -196,14 +193,12 @@ def _can_stream(path: Path) -> bool:
     """Whether GDAL reads an image just as `read_raster` does: one upright picture of whole or real numbers."""
     try:
         with open_raster(path) as dataset:
-            dataset.read(1, window=((0, 1), (0, 1)))
-            if dataset.subdatasets or any(np.dtype(kind).kind not in "buif" for kind in dataset.dtypes):
-                return False
-            if path.suffix.lower() in (*TIFF_EXTENSIONS, ".jp2") or place_of(dataset) is not None:
+            read_bands(dataset, (0, 1), (0, 1))
+            if path.suffix.lower() in (*TIFF_EXTENSIONS, ".jp2", MOSAIC) or place_of(dataset) is not None:
                 return True
-        with Image.open(path) as picture:
+        with decoding(path), open_picture(path) as picture:
             return bool(picture.getexif().get(ORIENTATION, 1) == 1)
-    except (RasterioIOError, OSError, ValueError, TypeError):
+    except (ValueError, OSError):
         return False  # reading it as a whole will say what is wrong
 
 
@@ -234,10 +229,7 @@ def stream_file(
     with open_raster(path) as dataset:
         size, placed = dataset.shape, place_of(dataset) is not None
         value_range = input_range or predictor.range_for(dataset.dtypes[0])
-        try:
-            warn_of_range(path, range_warning(*sample_bands(dataset), value_range))
-        except RasterioIOError as error:
-            raise unreadable(path, error) from error
+        warn_of_range(path, range_warning(*sample_bands(dataset), value_range))
     for target in targets(folder, stem, products, ".tif" if placed else ".png"):
         protect_input(target, path)
     spool = open_spool(path, predictor, folder, stem, products, size, value_range)
@@ -248,7 +240,7 @@ def stream_file(
     try:
         predict_raster(path, predictor, spool, input_range=value_range, progress=progress)
         write_from_spool(spool, path, folder, stem, predictor.card, products, value_range)
-    except (ValueError, RasterioIOError):  # the input's fault: to go on later would not help
+    except ValueError:  # the input's fault: to go on later would not help
         spool.remove()
         raise
     spool.remove()

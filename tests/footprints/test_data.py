@@ -131,13 +131,16 @@ def test_bands_beside_the_colors_are_no_colors_and_no_labels(tmp_path, memory):
     assert (two[0][:, known] == image[..., 0][known]).all() and (two[0][:, ~known] == 0).all() and known.mean() > 0.9
 
 
-def test_a_palette_raster_beyond_the_memory_is_refused(tmp_path):
+def test_a_palette_raster_beyond_the_memory_is_read_by_its_colors(tmp_path):
     image, mask = roofs(50, 70)
     path = write_raster(tmp_path / "images" / "a.tif", image[..., 0])
     with rasterio.open(path, "r+") as file:
         file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
     write_raster(tmp_path / "labels" / "a.tif", mask)
-    assert "has a palette" in load_scenes(find_pairs(tmp_path)[0], 0)[1][0]
+    (whole,), (streamed,) = (load_scenes(find_pairs(tmp_path)[0], memory)[0].scenes for memory in (1 << 30, 0))
+    for one, other in zip(whole.read(3, 4, 40, 50), streamed.read(3, 4, 40, 50), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert streamed.read(3, 4, 40, 50)[0][0].any() and not streamed.read(3, 4, 40, 50)[0][1:].any()
 
 
 def test_a_label_whose_nodata_is_0_means_background():
