@@ -115,7 +115,7 @@ def test_a_mosaic_of_files_beside_it_is_read(tmp_path, relative):
         (MOSAIC.format(relative=0, source="/vsicurl/http://127.0.0.1:9/a.tif"), "is no raster file beside it"),
         (MOSAIC.format(relative=1, source="link.tif"), "its source link.tif is no raster file beside it"),
         (MOSAIC.format(relative=1, source="pipe.vrt"), "is no raster file beside it"),
-        (MOSAIC.format(relative=1, source="text.tif"), "text.tif: cannot be read as an image"),
+        (MOSAIC.format(relative=1, source="text.tif"), "text.tif. not recognized"),
         (MOSAIC.format(relative=1, source="a.tif").replace("<SourceB", "<OpenOptions/><SourceB"), "OpenOptions"),
         (MOSAIC.format(relative=1, source="a.tif").replace("Dataset ", 'Dataset subClass="VRTWarpedDataset" ', 1),
          "VRTWarpedDataset"),
