@@ -7,7 +7,6 @@ trial n follows from the seed and the trials before it, so a search that was kil
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from common.command.config import load_yaml
 from common.files import write_text
@@ -176,14 +176,15 @@ class Storage:
             ValueError: one does.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(
-                    f"--storage {self.path} is in use by another search; wait, or choose another"
-                ) from error
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ValueError(f"--storage {self.path} is in use by another search; wait, or choose another") from error
+        try:
             yield
+        finally:
+            lock.release()
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 from dataclasses import dataclass
 
@@ -67,9 +66,13 @@ def _fast_type(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory in MiB: allocated on a CUDA device, else resident in the process."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Peak memory in MiB: allocated on a CUDA device, else resident in the process; None where nobody counts it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

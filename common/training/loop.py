@@ -316,7 +316,7 @@ def _end_epoch(
     speed = {
         "seconds": round(seconds, 2),
         "samples_per_second": round(samples / max(seconds, 1e-9), 2),
-        "peak_memory_mb": round(peak_memory_mb(precision.device), 1),
+        "peak_memory_mb": None if (peak := peak_memory_mb(precision.device)) is None else round(peak, 1),
     }
     state.history.append({**row, **speed})
     state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0

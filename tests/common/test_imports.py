@@ -1,9 +1,13 @@
 """Tasks import common, never each other; common imports no task; nothing shipped imports the peers."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.peers import Peer
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("permeability", "rooftops", "footprints", "potsdam_points", "hela_nuclei")
@@ -36,6 +40,14 @@ ARROWS = {
     "checkpoint": {"command", "networks"},
 }
 """Which rooms of common/ a room may import: those on the floors below it."""
+POSIX = {"resource", "fcntl", "pwd", "grp", "termios", "pty"}
+"""Modules that Windows lacks: imported where they are used, with an answer to their absence, or not at all."""
+POSIX_NAMES = {
+    "os": ("fork", "getuid", "geteuid", "uname", "getloadavg", "killpg", "setsid", "sched_getaffinity", "statvfs",
+           "mkfifo", "posix_fadvise", "pread", "pwrite", "sendfile", "O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC",
+           "O_NONBLOCK", "O_SYNC", "O_TMPFILE"),
+    "signal": ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE", "SIGCHLD", "alarm", "setitimer"),
+}  # fmt: skip
 FILES = sorted(path for package in ("common", *TASKS) for path in (ROOT / package).rglob("*.py"))
 
 
@@ -69,6 +81,62 @@ def test_a_file_imports_only_what_it_may(path):
         f"{path.relative_to(ROOT)}:{line} imports {name}" for line, name in offences(path.read_text("utf-8"), package)
     ]
     assert not found
+
+
+def posix_only(source):
+    """Uses of what Windows lacks: modules imported outside a ``try``, and names of os and signal."""
+    tree = ast.parse(source)
+    tried = {id(child) for node in ast.walk(tree) if isinstance(node, ast.Try) for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in tried:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (name for name in names if name in POSIX)
+        elif isinstance(node, ast.Attribute) and node.attr in POSIX_NAMES.get(ast.unparse(node.value), ()):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_shipped_needs_what_windows_lacks(path):
+    assert not list(posix_only(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    "source", ["import resource", "def f():\n    from fcntl import flock", "signal.SIGHUP", "os.open(p, os.O_NOFOLLOW)"]
+)
+def test_what_windows_lacks_is_found(source):
+    assert list(posix_only(source))
+
+
+def test_every_module_loads_without_the_modules_that_windows_lacks():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.stem != "__init__"]
+    lines = [
+        "import sys",
+        *(f"sys.modules[{name!r}] = None" for name in ("resource", "fcntl")),
+        *(f"import {name}" for name in modules),
+        "from common.networks.precision import choose_precision, peak_memory_mb",
+        "assert peak_memory_mb(choose_precision('cpu').device) is None",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_load_without_the_peers(path):
+    """They reach them through tests/peers.py, which skips what needs a missing one."""
+    peers = PEERS | {"sklearn", "torchmetrics", "ctc_metrics", "safetensors"}
+    assert not [name for _, name in imported(path.read_text("utf-8")) if name.split(".")[0] in peers]
+
+
+def test_a_missing_peer_skips_by_name_and_fails_in_the_ci(monkeypatch):
+    missing = Peer("no_such_peer.inner:thing")
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no_such_peer"):
+        missing(1)
+    assert not hasattr(missing, "__wrapped__"), "collecting a test file must not skip all of it"
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(ImportError, match="no_such_peer"):
+        missing.attribute  # noqa: B018
+    assert Peer("math:sqrt")(9) == 3 and Peer("math").pi > 3
 
 
 def arrows(source, package):

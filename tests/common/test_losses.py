@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from scipy.special import expit, log_softmax, softmax
@@ -27,6 +26,9 @@ from common.losses import (
     labeled_pixels,
     partial_cross_entropy,
 )
+from tests.peers import Peer
+
+smp = Peer("segmentation_models_pytorch")
 
 
 def random_case(channels: int, size: tuple[int, int, int] = (3, 8, 9), seed: int = 0, ignored: float = 0.3):

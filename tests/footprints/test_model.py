@@ -8,6 +8,9 @@ from common.inference.files import Predictor
 from common.networks.precision import Precision
 from footprints.model import build_model, recognize
 from footprints.predict import CLASSES, initialize, load_network
+from tests.peers import Peer
+
+ReFineNet = Peer("building_footprint_segmentation.seg.binary.models:ReFineNet")
 
 NETWORKS = [
     ("refinenet", {"encoder": "resnet34"}), ("unet_small", {}), ("unet_small", {"widths": [8, 16, 16], "stem": 2}),
@@ -17,8 +20,6 @@ NETWORKS = [
 def original(encoder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package asks torchvision in an outdated way
-        from building_footprint_segmentation.seg.binary.models import ReFineNet
-
         torch.manual_seed(0)
         network = ReFineNet(res_net_to_use=encoder, pre_trained_image_net=False)
     for module in network.modules():

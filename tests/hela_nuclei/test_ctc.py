@@ -1,16 +1,20 @@
 import numpy as np
 import pytest
 import tifffile
-from ctc_metrics.metrics.technical.det import det as peer_det
-from ctc_metrics.metrics.technical.seg import seg as peer_seg
-from ctc_metrics.scripts.evaluate import evaluate_sequence
-from ctc_metrics.utils.representations import count_acyclic_graph_correction_operations
-from ctc_metrics.utils.representations import match as peer_match
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hela_nuclei.ctc import CtcScore, FrameScores, drop_border_objects, match
 from hela_nuclei.tracking import Linker, write_tracks
+from tests.peers import Peer
+
+peer_det = Peer("ctc_metrics.metrics.technical.det:det")
+peer_seg = Peer("ctc_metrics.metrics.technical.seg:seg")
+count_acyclic_graph_correction_operations = Peer(
+    "ctc_metrics.utils.representations:count_acyclic_graph_correction_operations"
+)
+peer_match = Peer("ctc_metrics.utils.representations:match")
+evaluate_sequence = Peer("ctc_metrics.scripts.evaluate:evaluate_sequence")
 
 
 def golden():

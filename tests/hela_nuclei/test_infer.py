@@ -6,10 +6,12 @@ import time
 import numpy as np
 import pytest
 import tifffile
-from ctc_metrics.scripts.validate import validate_sequence
 from PIL import Image
 
 from common.files import file_hash
+from tests.peers import Peer
+
+validate_sequence = Peer("ctc_metrics.scripts.validate:validate_sequence")
 
 
 @pytest.fixture

@@ -4,15 +4,19 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from ctc_metrics.metrics.technical.det import det as peer_det
-from ctc_metrics.metrics.technical.seg import seg as peer_seg
-from ctc_metrics.utils.representations import count_acyclic_graph_correction_operations
-from ctc_metrics.utils.representations import match as peer_match
-from sklearn.metrics import cohen_kappa_score, f1_score, jaccard_score, roc_auc_score
 
 from hela_nuclei.predict import Prediction
 from hela_nuclei.scoring import NucleiScores, build_criterion
 from hela_nuclei.separate import distance_map
+from tests.peers import Peer
+
+peer_det = Peer("ctc_metrics.metrics.technical.det:det")
+peer_seg = Peer("ctc_metrics.metrics.technical.seg:seg")
+count_acyclic_graph_correction_operations = Peer(
+    "ctc_metrics.utils.representations:count_acyclic_graph_correction_operations"
+)
+peer_match = Peer("ctc_metrics.utils.representations:match")
+sklearn = Peer("sklearn.metrics")
 
 BORDER = 6
 
@@ -52,13 +56,13 @@ def test_scores_equal_an_independent_count(tmp_path):
     core = slice(BORDER, -BORDER)
     foi = [np.concatenate([m[core, core].ravel() for m in maps]) for maps in
            ([labels > 0 for _, labels, _ in frames], [prediction.mask for *_, prediction in frames])]  # fmt: skip
-    assert result["iou"] == pytest.approx(jaccard_score(truth, guess))
-    assert result["miou"] == pytest.approx(jaccard_score(truth, guess, average="macro"))
-    assert result["f1"] == pytest.approx(f1_score(truth, guess))
-    assert result["kappa"] == pytest.approx(cohen_kappa_score(truth, guess))
-    assert result["auc"] == pytest.approx(roc_auc_score(truth, probability), abs=1e-3)
-    assert result["iou_foi"] == pytest.approx(jaccard_score(*foi))
-    each = [jaccard_score((labels > 0).ravel(), prediction.mask.ravel()) for _, labels, prediction in frames]
+    assert result["iou"] == pytest.approx(sklearn.jaccard_score(truth, guess))
+    assert result["miou"] == pytest.approx(sklearn.jaccard_score(truth, guess, average="macro"))
+    assert result["f1"] == pytest.approx(sklearn.f1_score(truth, guess))
+    assert result["kappa"] == pytest.approx(sklearn.cohen_kappa_score(truth, guess))
+    assert result["auc"] == pytest.approx(sklearn.roc_auc_score(truth, probability), abs=1e-3)
+    assert result["iou_foi"] == pytest.approx(sklearn.jaccard_score(*foi))
+    each = [sklearn.jaccard_score((labels > 0).ravel(), prediction.mask.ravel()) for _, labels, prediction in frames]
     assert result["iou_mean_per_image"] == pytest.approx(np.mean(each))
     assert result["n_pixels"] == truth.size
     for name, wanted in (("01", frames[:2]), ("02", frames[2:]), (None, frames)):

@@ -1,13 +1,15 @@
 import numpy as np
 import pytest
 import tifffile
-from ctc_metrics.scripts.evaluate import evaluate_sequence
-from ctc_metrics.scripts.validate import validate_sequence
 from scipy import ndimage
 
 from hela_nuclei import tracking
 from hela_nuclei.scenes.sequences import field_of_interest, render_sequence
 from hela_nuclei.tracking import Linker, write_tracks
+from tests.peers import Peer
+
+evaluate_sequence = Peer("ctc_metrics.scripts.evaluate:evaluate_sequence")
+validate_sequence = Peer("ctc_metrics.scripts.validate:validate_sequence")
 
 
 def disc(image, row, column, radius, name):

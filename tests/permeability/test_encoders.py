@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 import torch
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -21,6 +20,9 @@ from permeability.encoders import (
     encoder_widths,
     recognize_encoder,
 )
+from tests.peers import Peer
+
+get_encoder = Peer("segmentation_models_pytorch.encoders:get_encoder")
 
 TAPS = ["relu", "layer1", "layer2", "layer3", "layer4"]
 

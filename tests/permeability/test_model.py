@@ -4,20 +4,22 @@ import functools
 from unittest import mock
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 
 from permeability.model import ARCHITECTURES, build_model, recognize
+from tests.peers import Peer
+
+smp = Peer("segmentation_models_pytorch")
 
 PEERS = {
-    "unet": smp.Unet,
-    "unetplusplus": smp.UnetPlusPlus,
-    "fpn": smp.FPN,
-    "deeplabv3": smp.DeepLabV3,
-    "deeplabv3plus": smp.DeepLabV3Plus,
-    "linknet": smp.Linknet,
-    "pspnet": smp.PSPNet,
-    "pan": smp.PAN,
+    "unet": Peer("segmentation_models_pytorch:Unet"),
+    "unetplusplus": Peer("segmentation_models_pytorch:UnetPlusPlus"),
+    "fpn": Peer("segmentation_models_pytorch:FPN"),
+    "deeplabv3": Peer("segmentation_models_pytorch:DeepLabV3"),
+    "deeplabv3plus": Peer("segmentation_models_pytorch:DeepLabV3Plus"),
+    "linknet": Peer("segmentation_models_pytorch:Linknet"),
+    "pspnet": Peer("segmentation_models_pytorch:PSPNet"),
+    "pan": Peer("segmentation_models_pytorch:PAN"),
 }
 RESNETS_ONLY = ("unetplusplus", "linknet")
 PAIRS = [

@@ -7,17 +7,19 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
-from safetensors.torch import load_file
 from torchvision.models import get_model
-from transformers import SegformerConfig, SegformerForImageClassification
 
 from common.command.cli import exit_code
 from permeability import weights
 from permeability.encoders import build_encoder, encoder_widths
 from permeability.model import build_model
 from permeability.weights import initialize, original_layout, segformer_state
+from tests.peers import Peer
+
+smp = Peer("segmentation_models_pytorch")
+transformers = Peer("transformers")
+load_file = Peer("safetensors.torch:load_file")
 
 IMAGE = torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96).sin()
 
@@ -26,7 +28,7 @@ IMAGE = torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96).sin()
 def published(tmp_path_factory):
     """A small SegFormer of the peer with random weights, and its state dict in the layout of Hugging Face's files."""
     torch.manual_seed(0)
-    network = SegformerForImageClassification(SegformerConfig(num_labels=5)).eval()
+    network = transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=5)).eval()
     with torch.no_grad():
         for value in network.state_dict().values():
             if value.ndim == 1:

@@ -1,9 +1,11 @@
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
 from rooftops.model import DeepLabV3Plus
+from tests.peers import Peer
+
+smp = Peer("segmentation_models_pytorch")
 
 
 def randomized(network: nn.Module) -> nn.Module:

@@ -1,5 +1,4 @@
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 
 from common.inference.files import Predictor
@@ -9,6 +8,9 @@ from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from rooftops.model import DeepLabV3Plus
 from rooftops.predict import default_tile, initialize, load_network, picture_loss
+from tests.peers import Peer
+
+smp = Peer("segmentation_models_pytorch")
 
 
 def peer(encoder="resnet18", **options):

@@ -13,15 +13,17 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
 import torch
-import torchmetrics.functional.classification as peers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as sklearn
 from torch import Tensor
 
 from common.labels import IGNORE
 from common.metrics import counts as metrics
 from common.metrics.counts import BoundaryF1, ConfusionMatrix, ThresholdCurve
+from tests.peers import Peer
+
+peers = Peer("torchmetrics.functional.classification")
+sklearn = Peer("sklearn.metrics")
 
 SCORES = ("n_pixels", "iou", "miou", "pixel_accuracy", "f1", "precision", "recall", "kappa", "per_class_iou")
 NAMES = {2: ["ground", "roof"], 3: list("abc"), 5: list("abcde")}

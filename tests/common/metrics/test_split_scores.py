@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics
 
 from common.metrics.split_scores import FLAT, SCORE_KEYS, SplitScores, check_root, print_scores
 from common.networks.probabilities import binary_probability, class_probabilities
+from tests.peers import Peer
+
+metrics = Peer("sklearn.metrics")
 
 NAMES = ["ground", "thing"]
 

@@ -8,7 +8,6 @@ import rasterio
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.tree import DecisionTreeClassifier
 
 from common.scenes import aerial, aerial_world
 from common.scenes.aerial import (
@@ -22,6 +21,9 @@ from common.scenes.aerial import (
 )
 from common.scenes.canvas import BUILDING, IMPERVIOUS, TREE, UNDEFINED, Canvas, Surface, Thing
 from common.scenes.town import HIGHEST, NEAR, Town
+from tests.peers import Peer
+
+DecisionTreeClassifier = Peer("sklearn.tree:DecisionTreeClassifier")
 
 STONE = Surface(IMPERVIOUS, (0.5, 0.5, 0.5), (0.0, 0.0, 0.0))
 ROOF = Surface(BUILDING, (0.6, 0.4, 0.3), (0.0, 0.0, 0.0))
