@@ -8,11 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.networks.checkpoint import ModelCard, save_checkpoint
+from common.networks.checkpoint import save_checkpoint
 from common.scenes.aerial_world import AerialWorld
 from common.scenes.canvas import BUILDING
-from footprints.model import build_model
-from footprints.predict import CLASSES, PALETTE, TASK
+from footprints.task import TASK
 
 SIDE, BATCH, SEED = 192, 4, 0
 
@@ -23,7 +22,7 @@ def quick_checkpoint(path: Path, steps: int = 150) -> Path:
         return path
     torch.manual_seed(SEED)
     world, rng = AerialWorld(SEED), np.random.default_rng(SEED)
-    model = build_model("unet_small").to(memory_format=torch.channels_last)
+    model = TASK.build("unet_small").to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for _ in range(steps):
@@ -36,6 +35,6 @@ def quick_checkpoint(path: Path, steps: int = 150) -> Path:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    card = ModelCard(TASK, "unet_small", {}, CLASSES, PALETTE)
+    card = TASK.card("unet_small", {})
     save_checkpoint(path, card, model.state_dict())
     return path

@@ -34,8 +34,7 @@ from common.inference.windows import Window, plan_windows  # noqa: E402
 from common.networks.checkpoint import load_checkpoint  # noqa: E402
 from common.networks.precision import Precision, choose_precision  # noqa: E402
 from common.scenes.aerial_world import AerialWorld  # noqa: E402
-from footprints.model import build_model  # noqa: E402
-from footprints.predict import TASK, load_network  # noqa: E402
+from footprints.task import TASK  # noqa: E402
 
 Image = NDArray[np.float32]
 Run = Callable[[], NDArray[np.float32]]
@@ -124,7 +123,7 @@ def cut(image: Image, windows: list[Window], batch: int) -> list[Tensor]:
 def contenders(config: Config, image: Image) -> dict[str, Run]:
     """What is compared, by name."""
     fast, exact = choose_precision("cpu"), Precision(torch.device("cpu"), None)
-    network, card = load_network(config.checkpoint)
+    network, card = TASK.load(config.checkpoint)
     ours = {
         "": Predictor([(network, card)], fast, tile=config.tile, overlap=config.overlap),
         ", fp32": Predictor([(network, card)], exact, tile=config.tile, overlap=config.overlap),
@@ -132,9 +131,9 @@ def contenders(config: Config, image: Image) -> dict[str, Run]:
     if config.compile:
         for predictor in ours.values():
             predictor.compile()
-    plain = build_model(card.arch, **card.arch_args).eval()
-    plain.load_state_dict(load_checkpoint(config.checkpoint, TASK)[1])
-    last = build_model(card.arch, **card.arch_args).eval().to(memory_format=torch.channels_last)
+    plain = TASK.build(card.arch, **card.arch_args).eval()
+    plain.load_state_dict(load_checkpoint(config.checkpoint, TASK.name)[1])
+    last = TASK.build(card.arch, **card.arch_args).eval().to(memory_format=torch.channels_last)
     last.load_state_dict(plain.state_dict())
     windows = plan_windows(image.shape[1], image.shape[2], config.tile, config.overlap)
     runs: dict[str, Run] = {}
@@ -163,7 +162,7 @@ def main() -> None:
             runs[name]()
             seconds[name].append(time.perf_counter() - started)
     exact = Precision(torch.device("cpu"), None)
-    network = load_network(config.checkpoint)
+    network = TASK.load(config.checkpoint)
     masks["whole"] = Predictor([network], exact, tile=config.size, overlap=0)(image) > 0.5
     median = {name: statistics.median(values) for name, values in seconds.items()}
     rows = [

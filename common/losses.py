@@ -10,15 +10,16 @@ What they all promise, through the one function `labeled_pixels`:
 - logits under ignored pixels influence neither value nor gradient;
 - a target without a labeled pixel gives 0.0 with a graph, so ``backward`` leaves zero gradients and not NaN.
 
-`build_loss` turns a name such as ``"0.3*ce+0.7*dice"`` into a module.
+`build_loss` turns a name such as ``"0.3*ce+0.7*dice"`` into a module; `LossRecipe` is what a checkpoint keeps of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -327,3 +328,28 @@ def build_loss(
     if weights is not None and not (weights.isfinite().all() and weights.ge(0).all() and weights.any()):
         raise ValueError(f"class weights {weights.tolist()} must be finite, at least 0 and not all 0")
     return SegmentationLoss(factors, weight=weights, label_smoothing=label_smoothing, gamma=gamma)
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """All that a loss is built from, in plain values: what a checkpoint says about how it was trained."""
+
+    terms: str = "ce"
+    """A name or a weighted sum of names, as `build_loss` reads it."""
+    label_smoothing: float = 0.0
+    gamma: float = 2.0
+    class_weights: tuple[float, ...] | None = None
+
+    def build(self) -> SegmentationLoss:
+        """Build the loss.
+
+        Raises:
+            ValueError: see `build_loss`.
+        """
+        return build_loss(self.terms, weight=self.class_weights, label_smoothing=self.label_smoothing, gamma=self.gamma)
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> LossRecipe:
+        """The recipe that a training's resolved configuration names; class weights are not among its values."""
+        known = {"terms": "loss", "label_smoothing": "label_smoothing", "gamma": "gamma"}
+        return cls(**{name: config[key] for name, key in known.items() if key in config})

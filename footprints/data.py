@@ -21,8 +21,8 @@ from common.data.splits import PARTS, split_ids
 from common.images.grids import bounds
 from common.images.rasters import TIFF_EXTENSIONS
 from common.inference.windows import Window
-from footprints.predict import CLASSES
 from footprints.scene import STRIP, RasterScene, Scene, WindowReader, is_vector, label_values, load_scene
+from footprints.task import TASK
 
 MEMORY = 2 << 30
 """Scenes beyond this many bytes together are read by windows instead of being kept."""
@@ -178,9 +178,11 @@ def audit(found: SceneSet) -> list[tuple[str, str]]:
     sizes = Counter(f"{scene.frame.height} x {scene.frame.width}" for scene in found.scenes)
     background, building, ignored = (int(n) for n in sum(found.counts.values(), np.zeros(3, np.int64)))
     total = background + building + ignored
-    shares = [f"{name} {n} ({n / max(total, 1):.2%})" for name, n in zip(CLASSES, (background, building), strict=True)]
+    shares = [
+        f"{name} {n} ({n / max(total, 1):.2%})" for name, n in zip(TASK.classes, (background, building), strict=True)
+    ]
     if building == 0 or background == 0:
-        only = "ignored pixels" if building == background else CLASSES[0 if building == 0 else 1]
+        only = "ignored pixels" if building == background else TASK.classes[0 if building == 0 else 1]
         raise ValueError(
             f"the labels of all {len(found.scenes)} images hold nothing but {only}: there is nothing to learn; "
             "building is what is above 0, ignored what is declared nodata or transparent"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,18 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable
 from common.images.ranges import to_unit
-from common.inference.files import Predictor
-from common.inference.score import CONTEXT, TILE_SIDE, EvaluateConfig, ids_of_split, load_predictor, score_samples
-from common.losses import SegmentationLoss, build_loss
-from common.metrics.split_scores import SplitScores, print_scores
+from common.inference.score import (
+    CONTEXT,
+    TILE_SIDE,
+    EvaluateConfig,
+    Sample,
+    ids_of_split,
+    load_predictor,
+    score_samples,
+)
+from common.metrics.split_scores import print_scores
 from footprints.data import Tile, find_pairs, load_scenes, plan_tiles, read_tile
-from footprints.predict import TASK, TILE, load_network
+from footprints.task import TASK
 
 
 @dataclass(frozen=True)
@@ -30,24 +36,23 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, load_network, lambda card: TILE)
+    predictor = load_predictor(config, TASK)
     wanted = ids_of_split(predictor.card, config)
     pairs, unpaired = find_pairs(config.data_root, images=config.images, labels=config.labels)
     for note in unpaired:
         say(f"note: {note}")
     found, problems = load_scenes([pair for pair in pairs if wanted is None or pair.id in wanted])
     require_usable(len(found.scenes), problems, skip_bad=True)
-    loss = build_loss(str(predictor.card.config.get("loss", "bce+dice")))
-    scores = score_tiles(predictor, list(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)), loss)
-    print_scores(TASK, config.split, {**scores.result(), "n_images": len(found.scenes)})
+    scores = score_samples(predictor, read_samples(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)))
+    print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.scenes)})
     return PARTIAL if problems else 0
 
 
-def score_tiles(predictor: Predictor, tiles: Sequence[Tile], loss: SegmentationLoss) -> SplitScores:
-    """Predict and score tiles one by one; every pixel counts once."""
-    read = ((tile.id, read_tile(tile)) for tile in tiles)
-    samples = ((name, to_unit(image), classes) for name, (image, classes) in read)
-    return score_samples(predictor, samples, loss)
+def read_samples(tiles: Iterable[Tile]) -> Iterator[Sample]:
+    """Read tiles one by one; every pixel counts once."""
+    for tile in tiles:
+        image, classes = read_tile(tile)
+        yield tile.id, to_unit(image), classes
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.inputs import find_images
 from common.inference.files import InferConfig, infer_inputs, load_predictor
-from footprints.predict import TASK, TILE, load_network
 from footprints.regularize import regularize_all
+from footprints.task import TASK
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
     paths = find_images(config.input)
-    predictor, tags = load_predictor(config, TASK, load_network, lambda card: TILE)
-    folder = config.output_dir or Path("outputs") / TASK
+    predictor, tags = load_predictor(config, TASK)
+    folder = config.output_dir or Path("outputs") / TASK.name
     refine = regularize_all if config.regularize else None
     return infer_inputs(config, paths, predictor, folder, tags, refine=refine)
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet34, resnet50
 
-from common.networks.load import build_network
 from common.networks.padding import pad_to_multiple
+from common.networks.task import Backbone
 from common.networks.unet_small import UNetSmall, recognize_unet_small
 
 Encoder = Literal["resnet34", "resnet50"]
@@ -128,10 +128,11 @@ class RefineNet(nn.Module):
         self.final_layer = nn.Conv2d(256, outputs, 1)
 
     @property
-    def torchvision_encoder(self) -> nn.ModuleDict:
+    def backbone(self) -> Backbone:
         """The ResNet under torchvision's names."""
         stages = {f"layer{i}": getattr(self, f"layer{i}") for i in range(1, 5)}
-        return nn.ModuleDict({"conv1": self.layer0[0], "bn1": self.layer0[1], **stages})
+        name = "resnet50" if self.layer4[-1].conv1.in_channels == 2048 else "resnet34"
+        return Backbone(nn.ModuleDict({"conv1": self.layer0[0], "bn1": self.layer0[1], **stages}), name)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
@@ -148,15 +149,6 @@ class RefineNet(nn.Module):
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"refinenet": RefineNet, "unet_small": UNetSmall}
-
-
-def build_model(arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401
-    """Build a network by name.
-
-    Raises:
-        ValueError: the name or an argument is unknown.
-    """
-    return build_network(ARCHITECTURES, arch, arch_args)
 
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

@@ -10,31 +10,26 @@ from typing import Any, Literal
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from torch import nn
-
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import require_usable
+from common.data.pairs import Facts, require_usable, say_facts
+from common.data.splits import Split, count_parts
 from common.images.ranges import to_unit
 from common.inference.files import Predictor
-from common.inference.score import CONTEXT, TILE_SIDE
-from common.losses import SegmentationLoss, build_loss
-from common.metrics.split_scores import SplitScores
-from common.networks.checkpoint import ModelCard
-from common.networks.precision import choose_precision
-from common.networks.probabilities import binary_probability
+from common.inference.score import CONTEXT, TILE_SIDE, score_samples
+from common.losses import LossRecipe, build_loss
+from common.networks.precision import Precision, choose_precision
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
-from common.training.finish import Example, finish_run
+from common.training.experiment import Experiment
+from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config, open_run
-from footprints.data import SceneSet, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
-from footprints.evaluate import score_tiles
-from footprints.model import build_model
-from footprints.predict import CLASSES, PALETTE, TASK, TILE, initialize, load_network
+from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
+from footprints.evaluate import read_samples
 from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, FootprintTiles
+from footprints.task import TASK
 
-Rows = list[tuple[str, str]]
 DEMO = Path("data/demo/footprints")
 LOSS_TERMS = ("bce", "dice", "jaccard", "focal")
 
@@ -67,8 +62,9 @@ class Config(TrainConfig):
     """Strength of random color changes, 0...1."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         super().__post_init__()
+        check_loss(self.loss)
         if self.crop_size < 64:
             raise ValueError(f"--crop-size {self.crop_size} must be at least 64")
         if self.samples_per_epoch < 0:
@@ -80,106 +76,95 @@ class Config(TrainConfig):
                 raise ValueError(f"--{name} {getattr(self, name)} must lie in 0...{most}")
 
 
-def main() -> int:
-    """Data, network, training, report."""
-    config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
-    precision = choose_precision(config.device, config.amp)
-    loss = build_footprint_loss(config.loss)
-    seed_everything(config.seed)
-
-    root = config.data_root if config.has_data else demo_scenes()
-    found, split, facts = look(root, config)
-    normalization = NORMALIZATIONS[config.normalization]
-    train_data = FootprintCrops(
-        found, split["train"], crop=config.crop_size, length=config.samples_per_epoch, balance=config.balance,
-        normalization=normalization,
-        augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
-    )  # fmt: skip
-    tiles = {part: list(plan_tiles(found.part(ids), TILE_SIDE, CONTEXT)) for part, ids in split.items()}
-    model, arch_args = new_model(config)
-    card = ModelCard(
-        TASK, config.arch, arch_args, CLASSES, PALETTE, normalization=normalization.card(), split=split,
-        data_root=str((root or config.images or Path()).resolve()),
-    )  # fmt: skip
-    run.create(config)
-    state = fit(
-        model, train_data, FootprintTiles(tiles["val"], normalization),
-        criterion=lambda logits, batch: loss(logits, batch["target"]), probabilities=binary_probability, card=card,
-        config=config, run=run, precision=precision, test_images=len(tiles["test"]),
-    )  # fmt: skip
-    predictor = Predictor.load([run.path / "best_iou.pt"], load_network, precision, tile=TILE)
-    finish(run, config, predictor, loss, state.history, facts, found)
-    return 0
-
-
-def build_footprint_loss(spec: str) -> SegmentationLoss:
-    """The loss of a network with one logit.
+def check_loss(spec: str) -> None:
+    """Refuse losses that a network with one logit cannot have.
 
     Raises:
         ValueError: a term is unknown, or is for several logits.
     """
-    loss = build_loss(spec)
-    strange = [term for term in ("ce", "partial_ce") if term in spec.replace("*", "+").replace(" ", "").split("+")]
+    strange = sorted(build_loss(spec).factors.keys() - set(LOSS_TERMS))
     if strange:
         raise ValueError(f"--loss {spec}: {strange[0]} is for several logits; use {', '.join(LOSS_TERMS)}")
-    return loss
 
 
-def new_model(config: Config) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its initial weights, and the arguments that build it."""
-    if config.arch == "refinenet":
-        arch_args: dict[str, Any] = {"encoder": config.encoder}
-    else:
-        arch_args = {"widths": list(config.widths), "stem": config.stem}
-    model = build_model(config.arch, **arch_args)
-    initialize(model, config.weights)
-    return model, arch_args
+@dataclass(frozen=True)
+class Data:
+    """What is trained and scored on."""
+
+    found: SceneSet
+    split: Split
+    tiles: dict[str, list[Tile]]
+    """Of each part."""
+    facts: Facts
+    root: Path
 
 
-def look(root: Path | None, config: Config) -> tuple[SceneSet, dict[str, list[str]], Rows]:
-    """Open and split the data, and print what they are, as (name, value) rows that are returned too."""
+def main() -> int:
+    """Load data, build, fit, finish."""
+    config = load_train_config(Config, Path(__file__).resolve().parent)
+    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    precision = choose_precision(config.device, config.amp)
+    seed_everything(config.seed)
+    data = load_data(config)
+    experiment = build(config, data)
+    run.create(config)
+    state = fit(experiment, config, run, precision)
+    finish(run, config, data, state.history, precision)
+    return 0
+
+
+def load_data(config: Config) -> Data:
+    """Open and split the data, and print what they are."""
+    root = config.data_root if config.has_data else demo_scenes()
     pairs, unpaired = find_pairs(root, images=config.images, labels=config.labels)
     for note in unpaired:
         say(f"note: {note}")
     found, problems = load_scenes(pairs)
     require_usable(len(found.scenes), problems, skip_bad=config.skip_bad)
-    facts = [*audit(found), ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs")]
     split, how = split_scenes(found.scenes, config.val_fraction, config.test_fraction, config.seed)
-    facts.append(("split", ", ".join(f"{part} {len(ids)}" for part, ids in split.items()) + f" ({how})"))
-    for name, value in facts:
-        say(f"{name + ':':24}{value}")
-    return found, split, facts
+    facts = [
+        *audit(found),
+        ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs"),
+        ("split", f"{count_parts(split)} ({how})"),
+    ]
+    say_facts(facts)
+    tiles = {part: list(plan_tiles(found.part(ids), TILE_SIDE, CONTEXT)) for part, ids in split.items()}
+    return Data(found, split, tiles, facts, root or config.images or Path())
 
 
-def finish(
-    run: RunFolder, config: Config, predictor: Predictor, loss: SegmentationLoss, history: History, facts: Rows,
-    found: SceneSet,
-) -> None:  # fmt: skip
+def build(config: Config, data: Data) -> Experiment:
+    """The network with its initial weights, its card, and the samples it is trained on."""
+    arch_args: dict[str, Any] = {"encoder": config.encoder}
+    if config.arch == "unet_small":
+        arch_args = {"widths": list(config.widths), "stem": config.stem}
+    model = TASK.build(config.arch, **arch_args)
+    TASK.initialize(model, config.weights)
+    normalization = NORMALIZATIONS[config.normalization]
+    card = TASK.card(
+        config.arch, arch_args, normalization=normalization.card(), loss=LossRecipe.of_config(vars(config)),
+        split=data.split, data_root=str(data.root.resolve()),
+    )  # fmt: skip
+    crops = FootprintCrops(
+        data.found, data.split["train"], crop=config.crop_size, length=config.samples_per_epoch, balance=config.balance,
+        normalization=normalization,
+        augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
+    )  # fmt: skip
+    return Experiment(model, card, crops, FootprintTiles(data.tiles["val"], normalization), len(data.tiles["test"]))
+
+
+def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
-    split = predictor.card.split
-    name = "test" if split["test"] else "val"
-    scenes = found.part(split[name])
-    tiles = {tile.id: tile for tile in plan_tiles(scenes, TILE_SIDE, CONTEXT)}
-    scores = score_tiles(predictor, list(tiles.values()), loss)
+    predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
+    part = "test" if data.split["test"] else "val"
+    tiles = {tile.id: tile for tile in data.tiles[part]}
+    scores = score_samples(predictor, read_samples(data.tiles[part]))
 
     def example(tile_id: str) -> Example:
         image, classes = read_tile(tiles[tile_id])
         return image, classes, predictor.classify(predictor(to_unit(image)))
 
-    result = {**scores.result(), "n_images": len(scenes)}
-    finish_run(
-        run, card=predictor.card, config=config, audit=facts, history=history, scores=result, detail=scores, part=name,
-        example=example,
-    )  # fmt: skip
-    draw_roc(run, scores, result)
-    numbers = ", ".join(f"{key} {result[key]:.4f}" for key in ("iou", "miou", "f1", "precision", "recall", "auc")
-                        if result[key] is not None)  # fmt: skip
-    say(f"{name}: {numbers} at threshold {predictor.threshold:.3f}")
-
-
-def draw_roc(run: RunFolder, scores: SplitScores, result: dict[str, Any]) -> None:
-    """Write roc.png, if the part has buildings and background."""
+    result = {**scores.result(), "n_images": len(data.split[part])}
+    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, result, scores, example))
     curve = scores.curve.roc()
     if curve is not None:
         roc(list(zip(*curve, strict=True)), run.path / "roc.png", result["auc"])

@@ -16,8 +16,9 @@ from common.inference.score import EvaluateConfig, ids_of_split
 from common.metrics.split_scores import print_scores
 from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames, load_frames
-from hela_nuclei.predict import TASK, Predictor
-from hela_nuclei.scoring import build_criterion, score_frames
+from hela_nuclei.predict import Predictor
+from hela_nuclei.scoring import score_frames
+from hela_nuclei.task import TASK
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def main() -> int:
         say(f"failed: {problem}")
     if not loaded:
         return PARTIAL
-    scores = score_frames(predictor, loaded, build_criterion(str(card.config.get("loss", "bce"))), config.border)
-    print_scores(TASK, config.split, scores.result())
+    scores = score_frames(predictor, loaded, config.border)
+    print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0
 
 

@@ -34,9 +34,10 @@ from common.networks.checkpoint import newest_checkpoint
 from common.networks.precision import choose_precision
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
-from hela_nuclei.predict import TASK, TILE, Prediction, Predictor
+from hela_nuclei.predict import TILE, Prediction, Predictor
 from hela_nuclei.results import Member, challenge_results, check_replaceable, in_order, write_result
 from hela_nuclei.separate import MIN_AREA
+from hela_nuclei.task import TASK
 from hela_nuclei.tracking import Linker
 
 ENDINGS = ("_mask.png", "_mask.tif", "_prob.tif", "_overlay.png", "_nuclei.csv", "_counts.csv")
@@ -54,7 +55,7 @@ class Config:
     """Images, stacks, or folders of them (not recursive). A folder of numbered frames is one sequence."""
     checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """Checkpoint(s); several are averaged. Default: the newest run's best."""
-    output_dir: Path = Path("outputs") / TASK
+    output_dir: Path = Path("outputs") / TASK.name
     """Where results go."""
     tile_size: int = TILE
     """Side of the tiles in which larger frames are predicted, pixels."""
@@ -84,7 +85,7 @@ def main() -> int:
     check(config)
     paths = find_images(config.input)
     stems = output_stems(paths)
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
+    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK.name)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
     predictor, _ = Predictor.load(
         checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold, tile=config.tile_size,
@@ -95,7 +96,7 @@ def main() -> int:
     sizes = announce(paths, config, predictor)
 
     started, failed, done = time.monotonic(), 0, 0
-    bar = tqdm(total=sum(sizes.values()) / 1e6, desc=TASK, unit="Mpx", disable=None)
+    bar = tqdm(total=sum(sizes.values()) / 1e6, desc=TASK.name, unit="Mpx", disable=None)
     with challenge_results(paths, stems, config.output_dir) as members, bar:
         for path in in_order(paths, members):
             try:

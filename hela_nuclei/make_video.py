@@ -27,7 +27,8 @@ from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import outlines, viridis
 from hela_nuclei.frames import check_axes, read_stack, scale_frame
-from hela_nuclei.predict import TASK, Predictor
+from hela_nuclei.predict import Predictor
+from hela_nuclei.task import TASK
 
 CODECS = {".avi": "XVID", ".mp4": "mp4v"}
 
@@ -66,7 +67,7 @@ def main() -> int:
     check_axes(config.axes)
     if config.out is not None and config.out.suffix.lower() not in CODECS:
         raise ValueError(f"--out {config.out}: the suffix must be .avi or .mp4")
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK)]
+    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK.name)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
     predictor, card = Predictor.load(
         checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold
@@ -109,7 +110,7 @@ def default_output(inputs: Sequence[Path], checkpoint: Path) -> Path:
     """Beside the checkpoint without INPUT, else under outputs/."""
     if not inputs:
         return checkpoint.parent / "predictions.avi"
-    return Path("outputs") / TASK / f"{inputs[0].resolve().stem}.avi"
+    return Path("outputs") / TASK.name / f"{inputs[0].resolve().stem}.avi"
 
 
 def frames_of(paths: Sequence[Path], config: Config) -> Iterator[NDArray[np.generic]]:

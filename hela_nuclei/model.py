@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from common.networks.load import build_network
 from common.networks.padding import pad_to_multiple
+from common.networks.task import Backbone
 
 WIDTHS = (16, 32, 64, 128)
 
@@ -122,6 +122,11 @@ class UNetResnet(nn.Module):
         self.deconv1, self.deconv2, self.deconv3 = Up(512, 256), Up(256, 128), Up(128, 64)
         self.out = FullResolution(64, outputs)
 
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder."""
+        return Backbone(self.encoder, "resnet18")
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
         encoder = self.encoder
@@ -135,16 +140,7 @@ class UNetResnet(nn.Module):
         return logits[..., : image.shape[-2], : image.shape[-1]]
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"unet": UNet, "unet_resnet18": UNetResnet}
-
-
-def build_model(arch: str, **arch_args: object) -> nn.Module:
-    """Build a network by name.
-
-    Raises:
-        ValueError: the name or an argument is unknown.
-    """
-    return build_network(ARCHITECTURES, arch, arch_args)
+ARCHITECTURES: dict[str, type[nn.Module]] = {"unet_resnet18": UNetResnet, "unet": UNet}
 
 
 def recognize(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,52 +15,16 @@ from torch import Tensor, nn
 
 from common.inference.tiling import Tta, predict_array
 from common.inference.windows import plan_windows
-from common.networks import load as networks
-from common.networks.checkpoint import ModelCard, StateDict
+from common.losses import LossRecipe
+from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
-from hela_nuclei.model import build_model, recognize
 from hela_nuclei.separate import MIN_AREA, Labels, separate
+from hela_nuclei.task import TASK
 
-TASK = "hela_nuclei"
-CLASSES = ["background", "nucleus"]
-PALETTE = {0: (0, 0, 0), 1: (253, 231, 37)}
 TILE = 1536
 """Larger than a HeLa frame, so that one is predicted in one go."""
 SMALLEST = 32
 """Smaller images are padded: they would vanish in the networks' poolings."""
-
-
-def load_network(path: Path) -> tuple[nn.Module, ModelCard]:
-    """Load one of our checkpoints, or the original notebook's state dict (threshold 0.5 then).
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or it holds no network of this task.
-    """
-    network, card = networks.load_network(path, TASK, build_model, adopt)
-    channels, outputs = card.arch_args.get("channels", 1), card.arch_args.get("outputs", 1)
-    if channels != 1 or outputs not in (1, 2):
-        raise ValueError(
-            f"checkpoint {path}: a network of {channels} channels and {outputs} outputs; 1 and 1 are needed"
-        )
-    return network, card
-
-
-def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
-    """A card for the original notebook's weights (or our own without one); the unused classifier is dropped."""
-    weights = {key: value for key, value in state.items() if not key.startswith("encoder.fc.")}
-    found = recognize(weights)
-    if found is None:
-        return None
-    return ModelCard(TASK, found[0], {**found[1], "pad_input": False}, CLASSES, PALETTE), weights
-
-
-def initialize(model: nn.Module, weights: str) -> None:
-    """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder), or the path of a checkpoint.
-
-    Raises:
-        ValueError, FileNotFoundError: see `common.networks.load.initialize`.
-    """
-    networks.initialize(model, weights, getattr(model, "encoder", None), arch="unet_resnet18")
 
 
 @dataclass(frozen=True)
@@ -94,6 +58,7 @@ class Predictor:
         tta: average over flips too.
         scale: frames are resized by this factor before the network, and its output back.
         min_area: smaller nuclei are dropped, pixels of the frame.
+        losses: what each network was trained with.
         stride: frames are padded to a multiple of this; 1 for networks that do without (``pad_input`` False).
 
     Raises:
@@ -103,6 +68,7 @@ class Predictor:
     def __init__(
         self, networks: Sequence[nn.Module], threshold: float, precision: Precision, *, tile: int = TILE,
         overlap: float = 0.25, tta: Tta = "none", scale: float = 1.0, min_area: int = MIN_AREA, stride: int = 16,
+        losses: Sequence[LossRecipe] = (),
     ) -> None:  # fmt: skip
         if not 0 <= threshold <= 1:
             raise ValueError(f"--threshold {threshold} must lie in 0...1")
@@ -112,7 +78,7 @@ class Predictor:
         self.networks = [network.eval().to(precision.device) for network in networks]
         for network in self.networks:
             network.to(memory_format=torch.channels_last)
-        self.threshold, self.precision = threshold, precision
+        self.threshold, self.precision, self.losses = threshold, precision, list(losses)
         self.tile, self.overlap, self.tta = tile, overlap, tta
         self.scale, self.min_area, self.stride = scale, min_area, stride
         with torch.inference_mode():
@@ -134,7 +100,7 @@ class Predictor:
         Raises:
             ValueError: their networks have different outputs.
         """
-        loaded = [load_network(path) for path in checkpoints]
+        loaded = [TASK.load(path) for path in checkpoints]
         outputs = {card.arch_args.get("outputs", 1) for _, card in loaded}
         if len(outputs) > 1:
             raise ValueError("the checkpoints cannot be averaged: some predict a distance map, others do not")
@@ -144,17 +110,36 @@ class Predictor:
         scale = card.scale if scale is None else scale
         stride = 16 if all(card.arch_args.get("pad_input", True) for _, card in loaded) else 1
         networks = [network for network, _ in loaded]
-        return cls(networks, threshold, precision, scale=scale, stride=stride, **options), card
+        losses = [card.loss for _, card in loaded]
+        return cls(networks, threshold, precision, scale=scale, stride=stride, losses=losses, **options), card
 
     def __call__(self, image: NDArray[np.float32]) -> Prediction:
         """Predict a frame (H, W) scaled to 0..1."""
+        return self._prediction(self._maps(image, self._probabilities, self.outputs))
+
+    def scored(self, image: NDArray[np.float32]) -> tuple[Prediction, list[NDArray[np.float32]]]:
+        """Predict a frame (H, W) scaled to 0..1, and each network's own logits (outputs, H, W) behind that."""
+
+        def predict(tiles: Tensor) -> Tensor:
+            logits = [network(tiles).float() for network in self.networks]
+            return torch.cat([torch.stack([each.sigmoid() for each in logits]).mean(0), *logits], dim=1)
+
+        maps = self._maps(image, predict, self.outputs * (1 + len(self.networks)))
+        probabilities, *logits = np.split(maps, 1 + len(self.networks))
+        return self._prediction(probabilities), logits
+
+    def _maps(
+        self, image: NDArray[np.float32], predict: Callable[[Tensor], Tensor], outputs: int
+    ) -> NDArray[np.float32]:
         small = resize(image[None], [max(1, round(size * self.scale)) for size in image.shape])
         tiny = min(small.shape[1:]) < SMALLEST or self.tile < SMALLEST
         maps = predict_array(
-            small, self._probabilities, num_outputs=self.outputs, tile=self.tile, overlap=self.overlap, tta=self.tta,
+            small, predict, num_outputs=outputs, tile=self.tile, overlap=self.overlap, tta=self.tta,
             stride=16 if tiny else self.stride, device=self.precision.device, amp_dtype=self.precision.amp_dtype,
         )  # fmt: skip
-        maps = resize(maps, image.shape)
+        return resize(maps, image.shape)
+
+    def _prediction(self, maps: NDArray[np.float32]) -> Prediction:
         return Prediction(maps[0], maps[1] if self.outputs > 1 else None, self.threshold, self.min_area)
 
     def _probabilities(self, image: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,27 +13,27 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.labels import IGNORE
-from common.losses import build_loss
+from common.losses import LossRecipe
 from common.metrics.counts import ConfusionMatrix
 from common.metrics.split_scores import SplitScores
-from common.training.loop import Batch
+from common.training.experiment import Batch, Criterion
+from common.training.state import TrainState
 from hela_nuclei.ctc import CtcScore, drop_border_objects
 from hela_nuclei.data import LoadedFrame, semantic_target
 from hela_nuclei.frames import scale_frame
-from hela_nuclei.predict import CLASSES, Prediction, Predictor
+from hela_nuclei.predict import Prediction, Predictor
 from hela_nuclei.separate import distance_map
+from hela_nuclei.task import TASK
 
-Criterion = Callable[[Tensor, Batch], Tensor]
 
-
-def build_criterion(loss: str) -> Criterion:
-    """The training loss: ``loss`` by name on the nucleus logit, plus cross-entropy of a predicted distance map.
+def build_criterion(recipe: LossRecipe) -> Criterion:
+    """The training loss: a recipe's on the nucleus logit, plus cross-entropy of a predicted distance map.
 
     The distance map is a soft target in 0..1, so cross-entropy against it is smallest where the sigmoid equals it.
     """
-    pixels = build_loss(loss)
+    pixels = recipe.build()
 
-    def criterion(logits: Tensor, batch: Batch) -> Tensor:
+    def criterion(logits: Tensor, batch: Batch, state: TrainState | None = None) -> Tensor:
         total: Tensor = pixels(logits[:, :1], batch["target"])
         if logits.shape[1] > 1:
             valid = batch["target"] != IGNORE
@@ -49,36 +49,30 @@ class NucleiScores:
 
     Args:
         threshold: nucleus iff P >= threshold.
-        criterion: the loss to report.
         border: width of the band outside the field of interest, pixels.
     """
 
-    def __init__(self, threshold: float, criterion: Criterion, border: int = 25) -> None:
-        self.pixels = SplitScores(CLASSES, threshold=threshold)
-        self.interior = ConfusionMatrix(len(CLASSES))
+    def __init__(self, threshold: float, border: int = 25) -> None:
+        self.pixels = SplitScores(TASK.classes, threshold=threshold)
+        self.interior = ConfusionMatrix(len(TASK.classes))
         self.sequences: dict[str, CtcScore] = {}
         self.image_iou: list[float] = []
-        self.threshold, self.criterion, self.border = threshold, criterion, border
+        self.border = border
 
-    def update(self, sequence: str, name: str, labels: NDArray[np.int32], prediction: Prediction) -> None:
-        """Add a frame: its truth and its prediction."""
+    def update(
+        self, sequence: str, name: str, labels: NDArray[np.int32], prediction: Prediction, loss: float = 0.0
+    ) -> None:
+        """Add a frame: its truth, its prediction and the loss to report."""
         target = torch.from_numpy(semantic_target(labels, 0).astype(np.int64))[None]
         probability = torch.from_numpy(prediction.probability)[None, None]
         mask = torch.from_numpy(prediction.mask.astype(np.int64))[None]
-        self.pixels.update(probability, target, self._loss(probability, target, labels, prediction), [name])
+        self.pixels.update(probability, target, loss, [name])
         self.image_iou.append(_iou(mask[0].numpy() > 0, labels > 0))
         inner = (slice(None), *(slice(self.border, max(size - self.border, 0)) for size in labels.shape))
         if mask[inner].numel():
             self.interior.update(mask[inner], target[inner])
         score = self.sequences.setdefault(sequence, CtcScore())
         score.update(drop_border_objects(labels, self.border), drop_border_objects(prediction.nuclei(), self.border))
-
-    def _loss(self, probability: Tensor, target: Tensor, labels: NDArray[np.int32], prediction: Prediction) -> float:
-        maps = [probability]
-        if prediction.distance is not None:
-            maps.append(torch.from_numpy(prediction.distance)[None, None])
-        batch = {"target": target, "distance": torch.from_numpy(distance_map(labels))[None]}
-        return float(self.criterion(torch.logit(torch.cat(maps, 1), eps=1e-6), batch))
 
     def result(self) -> dict[str, Any]:
         """The keys of every task, and ``iou_foi``, ``iou_mean_per_image``, ``seg``, ``det``, ``per_sequence``."""
@@ -87,7 +81,7 @@ class NucleiScores:
             overall.merge(score)
         return {
             **self.pixels.result(),
-            "iou_foi": self.interior.scores(CLASSES)["iou"],
+            "iou_foi": self.interior.scores(TASK.classes)["iou"],
             "iou_mean_per_image": float(np.mean(self.image_iou)) if self.image_iou else None,
             "seg": overall.seg(),
             "det": overall.det(),
@@ -104,11 +98,18 @@ def _iou(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float((prediction & truth).sum()) / union if union else 1.0
 
 
-def score_frames(
-    predictor: Predictor, loaded: Sequence[LoadedFrame], criterion: Criterion, border: int = 25
-) -> NucleiScores:
-    """Predict and score frames one by one."""
-    scores = NucleiScores(predictor.threshold, criterion, border)
+def score_frames(predictor: Predictor, loaded: Sequence[LoadedFrame], border: int = 25) -> NucleiScores:
+    """Predict and score frames one by one; the loss is that of the training, of several networks their mean."""
+    scores = NucleiScores(predictor.threshold, border)
+    criteria = [build_criterion(recipe) for recipe in predictor.losses]
     for item in tqdm(loaded, desc="evaluate", leave=False, disable=None):
-        scores.update(item.frame.sequence, item.frame.id, item.labels, predictor(scale_frame(item.image)))
+        prediction, logits = predictor.scored(scale_frame(item.image))
+        batch = {
+            "target": torch.from_numpy(semantic_target(item.labels, 0).astype(np.int64))[None],
+            "distance": torch.from_numpy(distance_map(item.labels))[None],
+        }
+        pairs = zip(criteria, logits, strict=True)
+        losses = [float(criterion(torch.from_numpy(each)[None], batch, None)) for criterion, each in pairs]
+        loss = sum(losses) / len(losses)
+        scores.update(item.frame.sequence, item.frame.id, item.labels, prediction, loss)
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,18 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable
 from common.images.ranges import to_unit
-from common.inference.files import Predictor
-from common.inference.score import CONTEXT, TILE_SIDE, EvaluateConfig, ids_of_split, load_predictor, score_samples
-from common.losses import SegmentationLoss, build_loss
-from common.metrics.split_scores import SplitScores, print_scores
+from common.inference.score import (
+    CONTEXT,
+    TILE_SIDE,
+    EvaluateConfig,
+    Sample,
+    ids_of_split,
+    load_predictor,
+    score_samples,
+)
+from common.metrics.split_scores import print_scores
 from permeability.data import Join, Tile, find_files, join_sites, look_at, plan_tiles
-from permeability.predict import TASK, TILE, load_network, prediction_loss
+from permeability.task import TASK
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, load_network, lambda card: TILE)
+    predictor = load_predictor(config, TASK)
     wanted = ids_of_split(predictor.card, config)
     how = Join(config.reproject or bool(predictor.card.config.get("reproject", False)))
     sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), how)
@@ -41,18 +47,16 @@ def main() -> int:
         say(f"note: {note}")
     found, bad = look_at([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=True)
-    settings = predictor.card.config
-    loss = build_loss(str(settings.get("loss", "ce")), label_smoothing=float(settings.get("label_smoothing", 0.0)))
-    scores = score_tiles(predictor, list(plan_tiles(found.sites, TILE_SIDE, CONTEXT)), loss)
-    print_scores(TASK, config.split, {**scores.result(), "n_images": len(found.sites)})
+    scores = score_samples(predictor, read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels))
+    print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.sites)})
     return PARTIAL if problems or bad else 0
 
 
-def score_tiles(predictor: Predictor, tiles: Sequence[Tile], loss: SegmentationLoss) -> SplitScores:
-    """Predict and score tiles one by one; every pixel counts once."""
-    read = ((tile.id, tile.read(predictor.channels)) for tile in tiles)
-    samples = ((name, to_unit(image), classes) for name, (image, classes) in read)
-    return score_samples(predictor, samples, lambda logits, target: prediction_loss(loss, predictor, logits, target))
+def read_samples(tiles: Iterable[Tile], channels: int) -> Iterator[Sample]:
+    """Read tiles one by one; every pixel counts once."""
+    for tile in tiles:
+        image, classes = tile.read(channels)
+        yield tile.id, to_unit(image), classes
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from common.images.write import GEOTIFF
 from common.inference.files import InferConfig, infer_inputs, load_predictor
 from common.networks.checkpoint import ModelCard
 from common.report.plots import predictions
-from permeability.predict import TASK, TILE, load_network
+from permeability.task import TASK
 
 FIGURE_SIDE = 1400
 """Pixels of the longer side in figures."""
@@ -59,8 +59,8 @@ def main() -> int:
     """Find inputs, load networks, map one input after another."""
     config = parse_flags(Config)
     paths = find_images(config.input)
-    predictor, tags = load_predictor(config, TASK, load_network, lambda card: TILE)
-    folder = config.output_dir or Path("outputs") / TASK
+    predictor, tags = load_predictor(config, TASK)
+    folder = config.output_dir or Path("outputs") / TASK.name
     with tempfile.TemporaryDirectory(prefix="windows-") as parts:
         if config.window is not None:
             paths, failed = cut_all(paths, Path(parts), config.window)

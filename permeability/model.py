@@ -12,8 +12,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.networks.load import build_network
-from common.networks.unet_small import UNetSmall, recognize_unet_small
+from common.networks.task import Backbone
+from common.networks.unet_small import recognize_unet_small
 from permeability.context import DeepLabV3Decoder, DeepLabV3PlusDecoder, PANDecoder, PSPDecoder
 from permeability.decoders import FPNDecoder, LinknetDecoder, UNetDecoder, UNetPlusPlusDecoder, resize
 from permeability.encoders import Encoder, build_encoder, check, encoder_widths, recognize_encoder
@@ -43,6 +43,11 @@ class SegmentationModel(nn.Module):
         self.least = max(least, encoder.least)
         decoder.apply(initialize)
         self.register_load_state_dict_pre_hook(accept_foreign)  # type: ignore[no-untyped-call]
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder."""
+        return Backbone(self.encoder, self.encoder.name, self.encoder.stem)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
@@ -199,7 +204,7 @@ def pan(
     return SegmentationModel(features, PANDecoder(features.widths, width), head(width, outputs, 3), 8 * output_stride)
 
 
-ARCHITECTURES: dict[str, Callable[..., SegmentationModel]] = {
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "unet": unet,
     "unetplusplus": unetplusplus,
     "fpn": fpn,
@@ -210,20 +215,6 @@ ARCHITECTURES: dict[str, Callable[..., SegmentationModel]] = {
     "pan": pan,
 }
 """Those that take an encoder."""
-
-
-def build_model(arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401
-    """Build a network by name.
-
-    Args:
-        arch: one of ``ARCHITECTURES``, or ``unet_small``.
-        arch_args: ``encoder`` (not of unet_small), ``outputs`` (logits), ``channels`` (of the image), and what the
-            network has besides.
-
-    Raises:
-        ValueError: a name, an argument or the combination is not possible.
-    """
-    return build_network({**ARCHITECTURES, "unet_small": UNetSmall}, arch, arch_args)
 
 
 ONLY_IN = {

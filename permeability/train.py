@@ -11,31 +11,27 @@ from typing import Any, Literal
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from torch import nn
-
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import require_usable
+from common.data.pairs import Facts, require_usable, say_facts
+from common.data.splits import Split, count_parts
 from common.images.ranges import to_unit
 from common.inference.files import Predictor
-from common.inference.score import CONTEXT, TILE_SIDE
-from common.losses import SegmentationLoss, build_loss
-from common.networks.checkpoint import ModelCard
+from common.inference.score import CONTEXT, TILE_SIDE, score_samples
+from common.losses import LossRecipe
 from common.networks.precision import Precision, choose_precision
-from common.networks.probabilities import foreground_probability
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
-from common.training.finish import Example, finish_run
-from common.training.loop import TrainState, fit, seed_everything
+from common.training.experiment import Experiment
+from common.training.finish import Example, Outcome, finish_run
+from common.training.loop import fit, seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
-from permeability.evaluate import score_tiles
-from permeability.labels import CLASSES, PALETTE
-from permeability.model import build_model
-from permeability.predict import TASK, TILE, initialize, load_network
+from permeability.evaluate import read_samples
+from permeability.labels import CLASSES
 from permeability.samples import Augmentation, Normalization, TrainingWindows, ValidationTiles, measure
+from permeability.task import TASK
 
-Rows = list[tuple[str, str]]
 DEMO = Path("data/demo/permeability")
 MEASURED = 200
 """Training windows whose mean and spread are measured."""
@@ -84,8 +80,9 @@ class Config(TrainConfig):
     """Strength of random color changes, 0...1."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         super().__post_init__()
+        LossRecipe.of_config(vars(self)).build()
         if self.crop_size < 32:
             raise ValueError(f"--crop-size {self.crop_size} must be at least 32")
         if min(self.samples_per_epoch, self.val_tiles, self.resolution) < 0:
@@ -104,23 +101,24 @@ class Data:
     """What is trained and scored on."""
 
     found: SiteSet
-    split: dict[str, list[str]]
+    split: Split
     tiles: dict[str, list[Tile]]
     """Of the validation and the test part."""
-    facts: Rows
+    facts: Facts
     root: Path | None
 
 
 def main() -> int:
-    """Data, network, training, report."""
+    """Load data, build, fit, finish."""
     config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
     precision = choose_precision(config.device, config.amp)
-    loss = build_loss(config.loss, label_smoothing=config.label_smoothing)
+    seed_everything(config.seed)
     data = load_data(config)
-    state = train(config, data, run, precision, loss)
-    predictor = Predictor.load([run.path / "best_iou.pt"], load_network, precision, tile=TILE)
-    finish(run, config, predictor, loss, state.history, data)
+    experiment = build(config, data)
+    run.create(config)
+    state = fit(experiment, config, run, precision)
+    finish(run, config, data, state.history, precision)
     return 0
 
 
@@ -133,41 +131,38 @@ def load_data(config: Config) -> Data:
         say(f"note: {note}")
     found, bad = look_at(sites, config.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=config.skip_bad)
-    facts = [*audit(found), ("left out", f"{len(notes)} notes, {len(problems + bad)} bad files, listed at the start")]
     split, how = split_sites(found.sites, config.val_fraction, config.test_fraction, config.seed)
-    facts.append(("split", ", ".join(f"{part} {len(ids)}" for part, ids in split.items()) + f" ({how})"))
-    for name, value in facts:
-        say(f"{name + ':':24}{value}")
+    facts = [
+        *audit(found),
+        ("left out", f"{len(notes)} notes, {len(problems + bad)} bad files, listed at the start"),
+        ("split", f"{count_parts(split)} ({how})"),
+    ]
+    say_facts(facts)
     tiles = {part: list(plan_tiles(found.part(split[part]), TILE_SIDE, CONTEXT)) for part in ("val", "test")}
     if not tiles["val"]:
         raise ValueError("the masks of the validation part are ignored everywhere; nothing could be validated")
     return Data(found, split, {**tiles, "val": thin(tiles["val"], config.val_tiles)}, facts, root)
 
 
-def train(
-    config: Config, data: Data, run: RunFolder, precision: Precision, loss: SegmentationLoss
-) -> TrainState:  # fmt: skip
-    """Train one network; ``best_iou.pt`` and the other files of a run are then in its folder."""
-    seed_everything(config.seed)
+def build(config: Config, data: Data) -> Experiment:
+    """The network with its initial weights, its card, and the samples it is trained on."""
     normalization = choose_normalization(config, data)
+    arch_args = network_args(config)
+    model = TASK.build(config.arch, **arch_args)
+    TASK.initialize(model, config.weights)
+    normalization.attach(model)
+    card = TASK.card(
+        config.arch, arch_args, normalization=dict(normalization.card()), scale=data.found.pixel,
+        loss=LossRecipe.of_config(vars(config)), split=data.split,
+        data_root=str((data.root or config.images or Path()).resolve()),
+    )  # fmt: skip
     windows = TrainingWindows(
         data.found, data.split["train"], crop=config.crop_size, length=config.samples_per_epoch,
         balance=config.balance, channels=config.channels,
         augment=Augmentation(config.flips, config.rotate, config.zoom, config.color) if config.augment else None,
     )  # fmt: skip
-    model, arch_args = new_model(config)
-    normalization.attach(model)
-    root = data.root or config.images or Path()
-    card = ModelCard(
-        TASK, config.arch, arch_args, CLASSES, PALETTE, normalization=dict(normalization.card()),
-        scale=data.found.pixel, split=data.split, data_root=str(root.resolve()),
-    )  # fmt: skip
-    run.create(config)
-    return fit(
-        model, windows, ValidationTiles(data.tiles["val"], config.channels),
-        criterion=lambda logits, batch: loss(logits, batch["target"]), probabilities=foreground_probability, card=card,
-        config=config, run=run, precision=precision, test_images=len(data.tiles["test"]),
-    )  # fmt: skip
+    tiles = ValidationTiles(data.tiles["val"], config.channels)
+    return Experiment(model, card, windows, tiles, len(data.tiles["test"]))
 
 
 def choose_normalization(config: Config, data: Data) -> Normalization:
@@ -193,33 +188,19 @@ def network_args(config: Config) -> dict[str, Any]:
     return {**SMALL, **ends} if config.arch == "unet_small" else {"encoder": config.encoder, **ends}
 
 
-def new_model(config: Config) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its initial weights, and the arguments that build it."""
-    arch_args = network_args(config)
-    model = build_model(config.arch, **arch_args)
-    initialize(model, config.weights)
-    return model, arch_args
-
-
-def finish(
-    run: RunFolder, config: Config, predictor: Predictor, loss: SegmentationLoss, history: History, data: Data
-) -> None:
+def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
-    name = "test" if data.tiles["test"] else "val"
-    tiles = {tile.id: tile for tile in tiles_at_own_size(config, data, name)}
-    scores = score_tiles(predictor, list(tiles.values()), loss)
+    predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
+    part = "test" if data.tiles["test"] else "val"
+    tiles = {tile.id: tile for tile in tiles_at_own_size(config, data, part)}
+    scores = score_samples(predictor, read_samples(tiles.values(), config.channels))
 
     def example(tile_id: str) -> Example:
         image, classes = tiles[tile_id].read(config.channels)
         return image, classes, predictor.classify(predictor(to_unit(image)))
 
     result = {**scores.result(), "n_images": len({tile.site.id for tile in tiles.values()})}
-    finish_run(
-        run, card=predictor.card, config=config, audit=data.facts, history=history, scores=result, detail=scores,
-        part=name, example=example,
-    )  # fmt: skip
-    parts = ", ".join(f"{key} {value:.4f}" for key, value in result["per_class_iou"].items() if value is not None)
-    say(f"{name}: mIoU {result['miou'] or 0:.4f}, pixel accuracy {result['pixel_accuracy'] or 0:.4f}, {parts}")
+    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, result, scores, example))
 
 
 def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:

@@ -26,15 +26,13 @@ import torch
 from common.command.cli import STARTED, NonFiniteLoss, run_command, say
 from common.command.config import parse_config, parse_flags, read_yaml
 from common.files import atomic_path, write_text
-from common.losses import build_loss
 from common.networks.checkpoint import RUNS
 from common.networks.precision import choose_precision
-from common.training.loop import FINISH_SECONDS
+from common.training.loop import FINISH_SECONDS, fit, seed_everything
 from common.training.runs import RunFolder
 from permeability import train
-from permeability.model import build_model
-from permeability.predict import TASK
 from permeability.search import Choice, Proposal, Space, Storage, Trial, propose, ranked, read_space
+from permeability.task import TASK
 
 FOLDER = Path(__file__).resolve().parent
 OWN_FLAGS = ("data_root", "images", "labels", "seed", "workers", "device", "amp")
@@ -92,7 +90,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """Where everything goes."""
-        return self.output_dir or RUNS / TASK / f"tune-{self.storage.stem}"
+        return self.output_dir or RUNS / TASK.name / f"tune-{self.storage.stem}"
 
 
 class Pruned(Exception):
@@ -161,8 +159,7 @@ def check_space(space: Space, recipe: Mapping[str, Any], config: Config) -> None
     for name, kind in space.searched.items():
         values = kind.values if isinstance(kind, Choice) else (kind.number(kind.low), kind.number(kind.high))
         for value in values:
-            wanted = train_config(config, recipe, {name: value}, config.folder)
-            build_loss(wanted.loss, label_smoothing=wanted.label_smoothing)
+            train_config(config, recipe, {name: value}, config.folder)
 
 
 def train_config(config: Config, recipe: Mapping[str, Any], params: Mapping[str, Any], folder: Path) -> train.Config:
@@ -203,7 +200,7 @@ def is_possible(config: Config, recipe: Mapping[str, Any], proposal: Proposal) -
     wanted = train_config(config, recipe, proposal.params, config.folder)
     try:
         with torch.device("meta"):
-            build_model(wanted.arch, **train.network_args(wanted))
+            TASK.build(wanted.arch, **train.network_args(wanted))
     except ValueError:
         return False
     return True
@@ -223,8 +220,10 @@ def run_trial(
     trial = Trial(number, config.engine, proposal.params, "complete")
     started = time.monotonic()
     try:
-        loss = build_loss(wanted.loss, label_smoothing=wanted.label_smoothing)
-        train.train(wanted, data, run, choose_precision(config.device, config.amp), loss)
+        seed_everything(wanted.seed)
+        experiment = train.build(wanted, data)
+        run.create(wanted)
+        fit(experiment, wanted, run, choose_precision(config.device, config.amp))
     except Pruned:
         trial.state = "pruned"
     except (ValueError, NonFiniteLoss, torch.OutOfMemoryError) as error:

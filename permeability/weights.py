@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from common.command.cli import say
 from common.files import atomic_path
-from common.networks import load as networks
 from common.networks.backbones import adapt_stem, imagenet_state, load_encoder
 from common.networks.checkpoint import StateDict, load_matching, read_weights
+from common.networks.task import load_whole
 from permeability.encoders import MIX_TRANSFORMER_DEPTHS, recognize_encoder
 from permeability.model import SegmentationModel, accept_foreign
 
@@ -44,33 +44,22 @@ PARTS = {
 """Parts of a block: their names on Hugging Face and the original ones."""
 
 
-def initialize(model: nn.Module, weights: str) -> None:
-    """Set a network's initial weights in place: ``none``, ``imagenet`` (the encoder's), or the path of a file.
-
-    A file may hold a whole network (tensors of another shape, such as a head for other classes, keep their random
-    start) or an encoder alone. Filters for RGB are adapted to other input channels.
-
-    Raises:
-        ValueError: the download failed, or the file does not fit.
-        FileNotFoundError: the file does not exist.
-    """
-    if not isinstance(model, SegmentationModel):
-        networks.initialize(model, weights, None, arch="unet")
-        return
-    encoder = model.encoder
-    if weights == "imagenet":
-        published = segformer_state if encoder.name in MIX_TRANSFORMER_DEPTHS else imagenet_state
-        load_encoder(encoder, published(encoder.name), stem=encoder.stem)
-    elif weights != "none":
-        load_file(model, Path(weights))
+def published_state(name: str) -> StateDict:
+    """ImageNet weights of an encoder by its name, torchvision's or SegFormer's."""
+    return segformer_state(name) if name in MIX_TRANSFORMER_DEPTHS else imagenet_state(name)
 
 
-def load_file(model: SegmentationModel, path: Path) -> None:
-    """Load a checkpoint into a network as far as it fits, or the weights of an encoder alone.
+def load_weights(model: nn.Module, path: Path) -> str:
+    """Load a file into a network in place, and say what was loaded.
+
+    It may hold a whole network (tensors of another shape, such as a head for other classes, keep their random start) or
+    an encoder alone. Filters for RGB are adapted to other input channels.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it does not fit.
     """
+    if not isinstance(model, SegmentationModel):
+        return load_whole(model, path)
     encoder, state = model.encoder, original_layout(read_weights(path))
     found = recognize_encoder(state)
     if found is None:
@@ -79,12 +68,11 @@ def load_file(model: SegmentationModel, path: Path) -> None:
         channels = model.state_dict()[stem].shape[1]
         if stem in state and state[stem].shape[1] == 3:
             state[stem] = adapt_stem(state[stem], channels)
-        say(f"weights: {load_matching(model, state)} from {path}")
-    elif found[0] != encoder.name:
+        return load_matching(model, state)
+    if found[0] != encoder.name:
         raise ValueError(f"--weights {path} holds the encoder {found[0]}, the network has {encoder.name}")
-    else:
-        load_encoder(encoder, state, stem=encoder.stem)
-        say(f"weights: encoder {encoder.name} from {path}; the decoder is new and untrained")
+    load_encoder(encoder, state, stem=encoder.stem)
+    return f"encoder {encoder.name} (the decoder is new and untrained)"
 
 
 def segformer_state(name: str) -> StateDict:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.labels import IGNORE
 from common.losses import SegmentationLoss
 from common.networks.precision import Precision
-from common.training.loop import Batch
+from common.training.experiment import Batch
 from common.training.state import TrainState
 
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))
@@ -86,30 +86,23 @@ class PointCriterion:
     confidence: float = 0.8
     affinity: float = 0.0
     ramp: float = 0.3
-    state: TrainState | None = None
 
-    def start(self, state: TrainState) -> None:
-        """Learn where the run keeps its teacher and how far it is."""
-        self.state = state
-
-    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss; unlabeled pixels count only in training."""
+    def __call__(self, logits: Tensor, batch: Batch, state: TrainState | None) -> Tensor:
+        """The loss; unlabeled pixels count only in training, where the state holds the teacher and the progress."""
         loss: Tensor = self.points(*at_points(logits, batch["target"]))
-        if self.state is None or not torch.is_grad_enabled():
+        if state is None:
             return loss
-        rise = min(1.0, self.state.progress / self.ramp) if self.ramp > 0 else 1.0
+        rise = min(1.0, state.progress / self.ramp) if self.ramp > 0 else 1.0
         step = logits.shape[-1] // batch["image"].shape[-1]
         small = logits[..., ::step, ::step]  # at the network's own resolution nothing is lost and it costs a quarter
         if self.pseudo > 0:
-            loss = loss + self.pseudo * rise * self._pseudo(small, batch, step)
+            loss = loss + self.pseudo * rise * self._pseudo(small, batch, step, state.inference_model)
         if self.affinity > 0:
             loss = loss + self.affinity * rise * affinity(small, batch["weak"] if "weak" in batch else batch["image"])
         return loss
 
     @torch.no_grad()
-    def _teach(self, batch: Batch, step: int) -> Tensor:
-        assert self.state is not None
-        teacher = self.state.inference_model
+    def _teach(self, batch: Batch, step: int, teacher: nn.Module) -> Tensor:
         training = teacher.training
         teacher.eval()
         with self.precision.autocast():
@@ -117,8 +110,8 @@ class PointCriterion:
         teacher.train(training)
         return pseudo_labels(logits[..., ::step, ::step].float().softmax(1), self.confidence)
 
-    def _pseudo(self, logits: Tensor, batch: Batch, step: int) -> Tensor:
-        target = self._teach(batch, step)
+    def _pseudo(self, logits: Tensor, batch: Batch, step: int, teacher: nn.Module) -> Tensor:
+        target = self._teach(batch, step, teacher)
         target = target.masked_fill(batch["target"][..., ::step, ::step] != IGNORE, IGNORE)
         loss = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
         return loss / target.numel()

@@ -13,12 +13,10 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable
 from common.inference.score import EvaluateConfig, ids_of_split, load_predictor, score_samples
-from common.losses import build_loss
 from common.metrics.split_scores import print_scores
-from potsdam_points.criterion import at_points
 from potsdam_points.data import Unknown, find_patches, load_patches
 from potsdam_points.labels import Coding
-from potsdam_points.predict import TASK, default_tile, load_network
+from potsdam_points.task import TASK
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Config(EvaluateConfig):
     """Score at the points of this table id,x,y,class in place of dense labels."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone; points need no --labels."""
+        """Validate fields against each other; points need no --labels."""
         if self.points_file is None or self.images is None or self.labels is not None:
             super().__post_init__()
         elif not self.checkpoint:
@@ -43,7 +41,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, load_network, default_tile)
+    predictor = load_predictor(config, TASK)
     wanted = ids_of_split(predictor.card, config)
     patches, unpaired = find_patches(
         config.data_root, images=config.images, labels=config.labels, points_file=config.points_file
@@ -54,10 +52,8 @@ def main() -> int:
         [p for p in patches if wanted is None or p.id in wanted], config.label_coding, config.unknown
     )
     require_usable(len(loaded), problems, skip_bad=True)
-    loss = build_loss(str(predictor.card.config.get("loss", "partial_ce")))
-    samples = ((patch.id, patch.unit(), patch.classes) for patch in loaded)
-    scores = score_samples(predictor, samples, lambda logits, target: loss(*at_points(logits, target)))
-    print_scores(TASK, config.split, scores.result())
+    scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in loaded))
+    print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0
 
 

@@ -29,7 +29,7 @@ from common.inference.files import (
 )
 from common.labels import NODATA
 from potsdam_points.labels import decode
-from potsdam_points.predict import TASK, default_tile, load_network
+from potsdam_points.task import TASK
 
 INPUT, OUTPUT = Path("input_images"), Path("output_images")
 
@@ -47,8 +47,8 @@ def main() -> int:
             f"no INPUT given and there is no folder {INPUT}/; pass images or folders, or make that folder"
         )
     paths = find_images(config.input or (INPUT,))
-    predictor, tags = load_predictor(config, TASK, load_network, default_tile)
-    folder = config.output_dir or (Path("outputs") / TASK if config.input else OUTPUT)
+    predictor, tags = load_predictor(config, TASK)
+    folder = config.output_dir or (Path("outputs") / TASK.name if config.input else OUTPUT)
 
     if config.input:
         return infer_inputs(config, paths, predictor, folder, tags)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from common.networks.load import build_network
+from common.networks.task import Backbone
 from common.networks.unet_small import Residual, conv_bn_relu
 
 Decoder = Literal["plain", "skip"]
@@ -98,6 +98,12 @@ class ResNet18Segmentation(nn.Module):
         self.decoder = plain_decoder(outputs) if decoder == "plain" else SkipDecoder(outputs)
         self.upsample = upsample
 
+    @property
+    def backbone(self) -> Backbone:
+        """The ResNet under torchvision's names."""
+        parts = {name.removeprefix("encoder_"): part for name, part in self.named_children() if name != "decoder"}
+        return Backbone(nn.ModuleDict(parts), "resnet18")
+
     def forward(self, image: Tensor) -> Tensor:
         """Logits at ``upsample`` times the image's size."""
         skips = isinstance(self.decoder, SkipDecoder)
@@ -151,15 +157,6 @@ class SmallUNet(nn.Module):
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"resnet18": ResNet18Segmentation, "small_unet": SmallUNet}
-
-
-def build_model(arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401
-    """Build a network by name.
-
-    Raises:
-        ValueError: the name or an argument is unknown.
-    """
-    return build_network(ARCHITECTURES, arch, arch_args)
 
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

@@ -17,27 +17,25 @@ from torch import Tensor
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import require_usable
+from common.data.pairs import Facts, require_usable, say_facts
+from common.data.splits import count_parts
 from common.inference.files import Predictor
 from common.inference.score import score_samples
-from common.losses import SegmentationLoss, build_loss
-from common.networks.checkpoint import ModelCard
-from common.networks.precision import choose_precision
-from common.networks.probabilities import class_probabilities
+from common.losses import LossRecipe
+from common.networks.precision import Precision, choose_precision
 from common.report.plots import History, predictions
 from common.scenes.aerial import write_potsdam
-from common.training.finish import Example, finish_run
+from common.training.experiment import Experiment
+from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config, open_run
-from potsdam_points.criterion import PointCriterion, at_points
+from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, PALETTE, Coding, class_counts
-from potsdam_points.model import build_model
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
-from potsdam_points.predict import TASK, default_tile, initialize, load_network
 from potsdam_points.samples import MEAN, STD, Augmentation, PointCrops, WholePatches
+from potsdam_points.task import TASK
 
-Rows = list[tuple[str, str]]
 DEMO = Path("data/demo/potsdam_points")
 DOT = 1
 """Points are drawn as squares of 2 DOT + 1 pixels where they are few."""
@@ -97,7 +95,8 @@ class Config(TrainConfig):
     """Weight of the color-affinity term, on all pixels."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
+        LossRecipe.of_config(vars(self)).build()
         if self.points_file is not None and self.labels is None and self.images is not None:
             replace(self, images=None)  # points need no --labels; everything else is checked on this copy
         else:
@@ -116,107 +115,100 @@ class Config(TrainConfig):
             )
 
 
+@dataclass(frozen=True)
+class Data:
+    """What is trained and scored on."""
+
+    part: dict[str, list[LoadedPatch]]
+    """Patches of each part with their dense labels."""
+    sparse: list[LoadedPatch]
+    """The training part with its points alone."""
+    class_weights: Tensor | None
+    facts: Facts
+    root: Path
+
+
 def main() -> int:
-    """Data, points, network, training, report."""
+    """Load data, build, fit, finish."""
     config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
     precision = choose_precision(config.device, config.amp)
     seed_everything(config.seed)
-
-    root = config.data_root if config.has_data else demo_scenes()
-    loaded, facts = look(root, config)
-    ids = [patch.id for patch in loaded]
-    split = split_patches(
-        ids, config.val_last, config.val_fraction, config.test_fraction, config.seed, val_ids=config.val_ids
-    )
-    part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
-    say("split: " + ", ".join(f"{name} {len(patches)}" for name, patches in part.items()))
-    sparse = [with_points(patch, config) for patch in part["train"]]
-    weights = weigh(sparse, config, facts)
-
-    arch_args: dict[str, Any] = {"outputs": len(CLASSES), "upsample": config.shrink}
-    if config.arch == "resnet18":
-        arch_args["decoder"] = config.decoder
-    else:
-        arch_args["widths"] = list(config.widths)
-    model = build_model(config.arch, **arch_args)
-    initialize(model, config.weights)
-    loss = build_loss(config.loss, weight=weights, gamma=config.gamma).to(precision.device)
-    criterion = PointCriterion(loss, precision, config.pseudo, config.confidence, config.affinity)
-    augment = Augmentation(config.zoom, config.rotate, config.color) if config.augment else None
-    train_data = PointCrops(
-        sparse, crop=config.crop_size, shrink=config.shrink, length=config.samples_per_epoch, balance=config.balance,
-        most_points=config.points_per_step,
-        augment=augment, teacher=config.pseudo > 0,
-    )  # fmt: skip
-    card = ModelCard(
-        TASK, config.arch, arch_args, CLASSES, PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
-        scale=1 / config.shrink, split=split, data_root=str((root or config.images or Path()).resolve()),
-    )  # fmt: skip
+    data = load_data(config)
+    experiment = build(config, data)
     run.create(config)
-    save_annotation(run, sparse, config, weights)
-    state = fit(
-        model, train_data, WholePatches(part["val"], shrink=config.shrink), criterion=criterion,
-        probabilities=class_probabilities, card=card, config=config, run=run, precision=precision,
-        test_images=len(part["test"]), on_start=criterion.start,
-    )  # fmt: skip
-    predictor = Predictor.load([run.path / "best_iou.pt"], load_network, precision, tile=default_tile(card))
-    finish(run, config, predictor, loss.cpu(), state.history, facts, part)
+    save_annotation(run, config, data)
+    state = fit(experiment, config, run, precision)
+    finish(run, config, data, state.history, precision)
     return 0
 
 
-def look(root: Path | None, config: Config) -> tuple[list[LoadedPatch], Rows]:
-    """Read the patches and print what they are, as (name, value) rows that are returned too."""
+def load_data(config: Config) -> Data:
+    """Read and split the patches, draw their points, and print what they are."""
+    root = config.data_root if config.has_data else demo_scenes()
     found, unpaired = find_patches(root, images=config.images, labels=config.labels, points_file=config.points_file)
     for note in unpaired:
         say(f"note: {note}")
     loaded, problems = load_patches(found, config.label_coding, config.unknown)
     require_usable(len(loaded), problems, skip_bad=config.skip_bad)
-    facts = [*audit(loaded), ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs")]
-    for name, value in facts:
-        say(f"{name + ':':24}{value}")
-    return loaded, facts
-
-
-def weigh(sparse: Sequence[LoadedPatch], config: Config, facts: Rows) -> Tensor | None:
-    """Class weights of the training points, or None; what was found is printed and added to ``facts``."""
+    split = split_patches(
+        [patch.id for patch in loaded], config.val_last, config.val_fraction, config.test_fraction, config.seed,
+        val_ids=config.val_ids,
+    )  # fmt: skip
+    part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
+    sparse = [with_points(patch, config) for patch in part["train"]]
     counts = class_counts([patch.classes for patch in sparse])
     weights = class_weights(counts) ** config.weight_power if config.class_weights else None
-    rows = [
+    facts = [
+        *audit(loaded),
+        ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs"),
+        ("split", count_parts(split)),
         ("training points", f"{counts.sum()} ({counts.sum() / len(sparse):.0f} an image): {numbers(counts.tolist())}"),
         ("class weights", "none" if weights is None else numbers(weights.tolist())),
     ]
-    never = [name for name, count in zip(CLASSES, counts, strict=True) if count == 0]
-    if never:
-        rows.append(("never labeled", f"{', '.join(never)}: cannot be learned"))
-    for name, value in rows:
-        say(f"{name + ':':24}{value}")
-    facts += rows
-    return weights
+    if never := [name for name, count in zip(CLASSES, counts, strict=True) if count == 0]:
+        facts.append(("never labeled", f"{', '.join(never)}: cannot be learned"))
+    say_facts(facts)
+    return Data(part, sparse, weights, facts, root or config.images or Path())
 
 
-def finish(
-    run: RunFolder, config: Config, predictor: Predictor, loss: SegmentationLoss, history: History, facts: Rows,
-    part: dict[str, list[LoadedPatch]],
-) -> None:  # fmt: skip
+def build(config: Config, data: Data) -> Experiment:
+    """The network with its initial weights, its card, its criterion, and the samples it is trained on."""
+    arch_args: dict[str, Any] = {"outputs": len(CLASSES), "upsample": config.shrink}
+    arch_args |= {"decoder": config.decoder} if config.arch == "resnet18" else {"widths": list(config.widths)}
+    model = TASK.build(config.arch, **arch_args)
+    TASK.initialize(model, config.weights)
+    weights = None if data.class_weights is None else tuple(data.class_weights.tolist())
+    loss = replace(LossRecipe.of_config(vars(config)), class_weights=weights)
+    card = TASK.card(
+        config.arch, arch_args, normalization={"mean": list(MEAN), "std": list(STD)}, scale=1 / config.shrink,
+        loss=loss, split={name: [patch.id for patch in patches] for name, patches in data.part.items()},
+        data_root=str(data.root.resolve()),
+    )  # fmt: skip
+    crops = PointCrops(
+        data.sparse, crop=config.crop_size, shrink=config.shrink, length=config.samples_per_epoch,
+        balance=config.balance, most_points=config.points_per_step, teacher=config.pseudo > 0,
+        augment=Augmentation(config.zoom, config.rotate, config.color) if config.augment else None,
+    )  # fmt: skip
+    precision = choose_precision(config.device, config.amp)
+    criterion = PointCriterion(loss.build(), precision, config.pseudo, config.confidence, config.affinity)
+    whole = WholePatches(data.part["val"], shrink=config.shrink)
+    return Experiment(model, card, crops, whole, len(data.part["test"]), criterion)
+
+
+def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
-    name = "test" if part["test"] else "val"
-    by_id = {patch.id: patch for patch in part[name]}
-    samples = ((patch.id, patch.unit(), patch.classes) for patch in part[name])
-    scores = score_samples(predictor, samples, lambda logits, target: loss(*at_points(logits, target)))
+    predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
+    part = "test" if data.part["test"] else "val"
+    by_id = {patch.id: patch for patch in data.part[part]}
+    scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in by_id.values()))
 
     def example(patch_id: str) -> Example:
         patch = by_id[patch_id]
         return patch.image, patch.classes, predictor.classify(predictor(patch.unit()))
 
-    result = scores.result()
-    finish_run(
-        run, card=predictor.card, config=config, audit=facts, history=history, scores=result, detail=scores, part=name,
-        example=example,
-    )  # fmt: skip
-    draw_predictions(run, part, config, predictor)
-    classes = ", ".join(f"{key} {value:.3f}" for key, value in result["per_class_iou"].items() if value is not None)
-    say(f"{name}: mIoU {result['miou'] or 0:.4f}, pixel accuracy {result['pixel_accuracy'] or 0:.4f}, {classes}")
+    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, scores.result(), scores, example))
+    draw_predictions(run, data.part, config, predictor)
 
 
 def demo_scenes() -> Path:
@@ -239,12 +231,12 @@ def numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(CLASSES, values, strict=True))
 
 
-def save_annotation(run: RunFolder, sparse: list[LoadedPatch], config: Config, weights: Tensor | None) -> None:
+def save_annotation(run: RunFolder, config: Config, data: Data) -> None:
     """Write points.csv (unless every pixel is labeled) and class_weights.pt into the run folder."""
     if config.points > 0 or config.points_file is not None:
-        write_points(run.path / "points.csv", ((patch.id, to_points(patch.classes)) for patch in sparse))
-    if weights is not None:
-        save_class_weights(run.path / "class_weights.pt", weights)
+        write_points(run.path / "points.csv", ((patch.id, to_points(patch.classes)) for patch in data.sparse))
+    if data.class_weights is not None:
+        save_class_weights(run.path / "class_weights.pt", data.class_weights)
 
 
 def draw_predictions(run: RunFolder, part: dict[str, list[LoadedPatch]], config: Config, predictor: Predictor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,11 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable
-from common.inference.score import EvaluateConfig, ids_of_split, load_predictor, score_samples
-from common.losses import build_loss
+from common.inference.score import EvaluateConfig, Sample, ids_of_split, load_predictor, score_samples
 from common.metrics.split_scores import print_scores
-from rooftops.data import find_pairs, load_pictures
+from rooftops.data import Pictures, find_pairs, load_pictures
 from rooftops.labels import Coding, read_coding
-from rooftops.predict import TASK, default_tile, load_network, picture_loss
+from rooftops.task import TASK
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, load_network, default_tile)
+    predictor = load_predictor(config, TASK)
     coding = read_coding(config.classes)
     check_classes(coding, predictor.card.classes)
     wanted = ids_of_split(predictor.card, config)
@@ -41,12 +41,15 @@ def main() -> int:
     pictures, problems = load_pictures([pair for pair in pairs if wanted is None or pair.id in wanted], coding)
     problems = (missing if wanted is None else []) + problems
     require_usable(len(pictures), problems, skip_bad=True)
-    loss = build_loss(str(predictor.card.config.get("loss", "ce")))
-    chosen = (pictures[name] for name in pictures.pairs)
-    samples = ((picture.id, picture.unit(), picture.classes) for picture in chosen)
-    scores = score_samples(predictor, samples, lambda logits, target: picture_loss(predictor, loss, logits, target))
-    print_scores(TASK, config.split, scores.result())
+    scores = score_samples(predictor, read_samples(pictures, pictures.pairs))
+    print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0
+
+
+def read_samples(pictures: Pictures, ids: Iterable[str]) -> Iterator[Sample]:
+    """Read pictures one by one."""
+    for picture in (pictures[name] for name in ids):
+        yield picture.id, picture.unit(), picture.classes
 
 
 def check_classes(coding: Coding, names: list[str]) -> None:

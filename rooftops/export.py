@@ -31,7 +31,7 @@ from common.command.config import parse_flags
 from common.files import atomic_path, file_hash
 from common.inference.outputs import VERSION
 from common.networks.checkpoint import ModelCard
-from rooftops.predict import load_network
+from rooftops.task import TASK
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +56,7 @@ def main() -> int:
     config = parse_flags(Config)
     if config.out.suffix.lower() != ".onnx":
         raise ValueError(f"--out {config.out} must end in .onnx")
-    network, card = load_network(config.checkpoint)
+    network, card = TASK.load(config.checkpoint)
     difference = export(network, card, config.out, file_hash(config.checkpoint))
     sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
     say(f"{config.out}: {config.out.stat().st_size / 1e6:.1f} MB; largest difference {difference:.1e} at {sizes}")

@@ -13,7 +13,7 @@ from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.inputs import find_images
 from common.inference.files import InferConfig, infer_inputs, load_predictor
-from rooftops.predict import TASK, default_tile, load_network
+from rooftops.task import TASK
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
     paths = find_images(config.input)
-    predictor, tags = load_predictor(config, TASK, load_network, lambda card: default_tile(card, config.scale))
-    return infer_inputs(config, paths, predictor, config.output_dir or Path("outputs") / TASK, tags)
+    predictor, tags = load_predictor(config, TASK)
+    return infer_inputs(config, paths, predictor, config.output_dir or Path("outputs") / TASK.name, tags)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import efficientnet_b0, resnet18, resnet34, resnet50, resnet101
 
-from common.networks.load import build_network
+from common.networks.task import Backbone
 
 RATES = {16: (12, 24, 36), 8: (24, 48, 72)}
 """Dilations of the pyramid by output stride: the receptive field in the image stays the same."""
@@ -201,6 +201,13 @@ class DeepLabV3Plus(nn.Module):
             self.encoder = ResNetEncoder(encoder, channels, output_stride)
         self.decoder = Decoder(self.encoder.low_channels, self.encoder.high_channels, output_stride, dropout=dropout)
         self.segmentation_head = nn.Sequential(nn.Conv2d(256, outputs, 1))
+        self.encoder_name = encoder
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder."""
+        stem = "features.0.0.weight" if self.encoder_name == "efficientnet_b0" else "conv1.weight"
+        return Backbone(self.encoder, self.encoder_name, stem)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
@@ -209,15 +216,6 @@ class DeepLabV3Plus(nn.Module):
         logits = self.segmentation_head(self.decoder(*self.encoder(padded)))
         logits = F.interpolate(logits, size=padded.shape[-2:], mode="bilinear", align_corners=True)
         return logits[..., :height, :width]
-
-
-def build_model(arch: str, **arch_args: object) -> nn.Module:
-    """Build the network of a checkpoint's card.
-
-    Raises:
-        ValueError: the name or an argument is unknown.
-    """
-    return build_network({"deeplabv3plus": DeepLabV3Plus}, arch, arch_args)
 
 
 def recognize(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

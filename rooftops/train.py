@@ -12,25 +12,24 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import require_usable
+from common.data.pairs import Facts, require_usable, say_facts
+from common.data.splits import Split, count_parts
 from common.inference.files import Predictor
 from common.inference.score import score_samples
-from common.losses import SegmentationLoss, build_loss
-from common.networks.checkpoint import ModelCard
-from common.networks.precision import choose_precision
-from common.networks.probabilities import class_probabilities, foreground_probability
+from common.losses import LossRecipe
+from common.networks.precision import Precision, choose_precision
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
-from common.training.finish import Example, finish_run
+from common.training.experiment import Experiment
+from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config, open_run
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
+from rooftops.evaluate import read_samples
 from rooftops.labels import read_coding
-from rooftops.model import DeepLabV3Plus
-from rooftops.predict import TASK, default_tile, initialize, load_network, picture_loss
 from rooftops.samples import NORMALIZATION, Augmentation, WholePictures, Windows, median_side
+from rooftops.task import TASK
 
-Rows = list[tuple[str, str]]
 DEMO = Path("data/demo/rooftops")
 
 
@@ -68,8 +67,9 @@ class Config(TrainConfig):
     """Share of the samples of which a rectangle is replaced by another sample's."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         super().__post_init__()
+        LossRecipe.of_config(vars(self)).build()
         if self.image_size < 32 or self.image_size % 16:
             raise ValueError(f"--image-size {self.image_size} must be a multiple of 16, at least 32")
         if not 0.05 <= self.coverage <= 2:
@@ -81,98 +81,89 @@ class Config(TrainConfig):
             raise ValueError(f"--zoom {self.zoom} must lie in 0...2")
 
 
-def main() -> int:
-    """Data, network, training, report."""
-    config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
-    precision = choose_precision(config.device, config.amp)
-    loss = build_loss(config.loss, label_smoothing=config.label_smoothing)
-    seed_everything(config.seed)
+@dataclass(frozen=True)
+class Data:
+    """What is trained and scored on."""
 
+    pictures: Pictures
+    split: Split
+    scale: float
+    """At which pictures are read."""
+    facts: Facts
+    root: Path
+
+
+def main() -> int:
+    """Load data, build, fit, finish."""
+    config = load_train_config(Config, Path(__file__).resolve().parent)
+    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    precision = choose_precision(config.device, config.amp)
+    seed_everything(config.seed)
+    data = load_data(config)
+    experiment = build(config, data)
+    run.create(config)
+    state = fit(experiment, config, run, precision)
+    finish(run, config, data, state.history, precision)
+    return 0
+
+
+def load_data(config: Config) -> Data:
+    """Read and split the pictures, and print what they are."""
     root = config.data_root if config.has_data else demo_scenes()
-    pictures, facts = look(root, config)
+    pairs, missing, notes = find_pairs(root, images=config.images, labels=config.labels)
+    for note in notes:
+        say(f"note: {note}")
+    pictures, problems = load_pictures(pairs, read_coding(config.classes))
+    problems = missing + problems
+    require_usable(len(pictures), problems, skip_bad=config.skip_bad)
     split = split_pictures(
         list(pictures.pairs), config.val_fraction, config.test_fraction, config.seed, config.split_by
     )
     median = median_side([one.size for one in pictures.facts.values()])
     scale = config.image_size / (config.coverage * median)
-    for name, value in (
-        ("split", counted(split)),
+    facts = [
+        *audit(pictures),
+        ("left out", f"{len(notes)} labels without an image, {len(problems)} bad files"),
+        ("split", count_parts(split)),
         ("scale", f"{scale:.4g} (a picture of {median:.0f} pixels becomes {scale * median:.0f})"),
-    ):
-        facts.append((name, value))
-        say(f"{name + ':':24}{value}")
+    ]
+    say_facts(facts)
+    return Data(pictures, split, scale, facts, root or config.images or Path())
 
-    coding = pictures.coding
+
+def build(config: Config, data: Data) -> Experiment:
+    """The network with its initial weights, its card, and the samples it is trained on."""
+    coding = data.pictures.coding
     arch_args: dict[str, Any] = {
         "encoder": config.encoder, "outputs": len(coding.names), "output_stride": config.output_stride,
         "dropout": config.dropout,
     }  # fmt: skip
-    model = DeepLabV3Plus(**arch_args)
-    initialize(model, config.encoder, config.weights)
+    model = TASK.build("deeplabv3plus", **arch_args)
+    TASK.initialize(model, config.weights)
+    card = TASK.card(
+        "deeplabv3plus", arch_args, classes=list(coding.names), palette=coding.palette, normalization=NORMALIZATION,
+        scale=data.scale, loss=LossRecipe.of_config(vars(config)), split=data.split, data_root=str(data.root.resolve()),
+    )  # fmt: skip
     augment = Augmentation(config.zoom, config.rotate, config.color, config.blur, config.cutmix)
-    train_data = Windows(
-        pictures, split["train"], side=config.image_size, scale=scale, length=config.samples_per_epoch,
+    windows = Windows(
+        data.pictures, data.split["train"], side=config.image_size, scale=data.scale, length=config.samples_per_epoch,
         augment=augment if config.augment else None,
     )  # fmt: skip
-    card = ModelCard(
-        TASK, "deeplabv3plus", arch_args, list(coding.names), coding.palette, normalization=NORMALIZATION, scale=scale,
-        split=split, data_root=str((root or config.images or Path()).resolve()),
-    )  # fmt: skip
-    run.create(config)
-    state = fit(
-        model, train_data, WholePictures(pictures, split["val"], scale=scale),
-        criterion=lambda logits, batch: loss(logits, batch["target"]),
-        probabilities=foreground_probability if len(coding.names) == 2 else class_probabilities, card=card,
-        config=config, run=run, precision=precision, test_images=len(split["test"]),
-    )  # fmt: skip
-    predictor = Predictor.load([run.path / "best_iou.pt"], load_network, precision, tile=default_tile(card))
-    finish(run, config, predictor, loss, state.history, facts, pictures)
-    return 0
+    whole = WholePictures(data.pictures, data.split["val"], scale=data.scale)
+    return Experiment(model, card, windows, whole, len(data.split["test"]))
 
 
-def look(root: Path | None, config: Config) -> tuple[Pictures, Rows]:
-    """Read the pictures and print what they are, as (name, value) rows that are returned too."""
-    coding = read_coding(config.classes)
-    pairs, missing, notes = find_pairs(root, images=config.images, labels=config.labels)
-    for note in notes:
-        say(f"note: {note}")
-    pictures, problems = load_pictures(pairs, coding)
-    problems = missing + problems
-    require_usable(len(pictures), problems, skip_bad=config.skip_bad)
-    facts = [*audit(pictures), ("left out", f"{len(notes)} labels without an image, {len(problems)} bad files")]
-    for name, value in facts:
-        say(f"{name + ':':24}{value}")
-    return pictures, facts
-
-
-def counted(split: dict[str, list[str]]) -> str:
-    """``train 60, val 10, test 10``."""
-    return ", ".join(f"{part} {len(ids)}" for part, ids in split.items())
-
-
-def finish(
-    run: RunFolder, config: Config, predictor: Predictor, loss: SegmentationLoss, history: History, facts: Rows,
-    pictures: Pictures,
-) -> None:  # fmt: skip
+def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
-    split = predictor.card.split
-    name = "test" if split["test"] else "val"
-    chosen = (pictures[picture_id] for picture_id in split[name])
-    samples = ((picture.id, picture.unit(), picture.classes) for picture in chosen)
-    scores = score_samples(predictor, samples, lambda logits, target: picture_loss(predictor, loss, logits, target))
+    predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
+    part = "test" if data.split["test"] else "val"
+    scores = score_samples(predictor, read_samples(data.pictures, data.split[part]))
 
     def example(picture_id: str) -> Example:
-        picture = pictures[picture_id]
+        picture = data.pictures[picture_id]
         return picture.image, picture.classes, predictor.classify(predictor(picture.unit()))
 
-    result = scores.result()
-    finish_run(
-        run, card=predictor.card, config=config, audit=facts, history=history, scores=result, detail=scores, part=name,
-        example=example,
-    )  # fmt: skip
-    classes = ", ".join(f"{key} {value:.3f}" for key, value in result["per_class_iou"].items() if value is not None)
-    say(f"{name}: mIoU {result['miou'] or 0:.4f}, pixel accuracy {result['pixel_accuracy'] or 0:.4f}, {classes}")
+    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, scores.result(), scores, example))
 
 
 def demo_scenes() -> Path:

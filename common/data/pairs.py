@@ -10,6 +10,8 @@ from pathlib import Path
 from common.command.cli import say
 from common.data.inputs import IMAGE_EXTENSIONS
 
+Facts = list[tuple[str, str]]
+"""What was found in the data, as (name, value) rows."""
 LABEL_SUFFIXES = ("_label", "_mask")
 
 
@@ -88,6 +90,12 @@ def _by_key(paths: Sequence[Path], key: Callable[[str], str]) -> dict[str, Path]
             raise ValueError(f"{table[name]} and {path} have the same name '{name}'; rename or remove one of them")
         table[name] = path
     return table
+
+
+def say_facts(facts: Facts) -> None:
+    """Print what was found, a line for each (name, value) row."""
+    for name, value in facts:
+        say(f"{name + ':':24}{value}")
 
 
 def require_usable(usable: int, problems: Sequence[str], *, skip_bad: bool) -> None:

@@ -8,6 +8,13 @@ from itertools import pairwise
 import numpy as np
 
 PARTS = ("train", "val", "test")
+Split = dict[str, list[str]]
+"""Ids of each part."""
+
+
+def count_parts(split: Split) -> str:
+    """``train 60, val 10, test 10``."""
+    return ", ".join(f"{part} {len(ids)}" for part, ids in split.items())
 
 
 def split_ids(ids: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[str]]:

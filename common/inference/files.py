@@ -24,7 +24,7 @@ from common.images.ranges import range_warning, to_channels
 from common.images.rasters import Raster, read_raster
 from common.images.write import mask_suffix, write_mask, write_probability
 from common.inference.outputs import check_disk, provenance
-from common.inference.predictor import LoadNetwork, Predictor, Range, confidence_of, normalize, rescale
+from common.inference.predictor import Predictor, Range, confidence_of, normalize, rescale
 from common.inference.products import (
     Products,
     Refine,
@@ -38,6 +38,7 @@ from common.inference.stream import is_large, is_streamed, layers_of, pixel_coun
 from common.labels import NODATA
 from common.networks.checkpoint import ModelCard, newest_checkpoint
 from common.networks.precision import choose_precision
+from common.networks.task import Task
 
 __all__ = [
     "InferConfig",
@@ -193,27 +194,22 @@ def write_result_vectors(folder: Path, stem: str, result: Result, card: ModelCar
 # Any image
 
 
-def load_predictor(
-    config: InferConfig, task: str, load_network: LoadNetwork, default_tile: Callable[[ModelCard], int]
-) -> tuple[Predictor, dict[str, str]]:
+def load_predictor(config: InferConfig, task: Task) -> tuple[Predictor, dict[str, str]]:
     """The network(s) that the flags name, or the newest run's, and the provenance of what they predict.
 
     Args:
         config: the command's flags.
-        task: the task's name.
-        load_network: the task's own function from a checkpoint to a network.
-        default_tile: side of the tiles that suits a network, for ``--tile-size 0``.
+        task: whose networks they are.
 
     Raises:
         FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
     """
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(task)]
+    checkpoints = list(config.checkpoint) or [newest_checkpoint(task.name)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
     predictor = Predictor.load(
-        checkpoints, load_network, choose_precision(config.device, config.amp), overlap=config.overlap,
+        task, checkpoints, choose_precision(config.device, config.amp), tile=config.tile_size, overlap=config.overlap,
         threshold=config.threshold, tta="flips" if config.tta else "none", scale=config.scale,
     )  # fmt: skip
-    predictor.tile = config.tile_size or default_tile(predictor.card)
     return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
 
 

@@ -24,9 +24,9 @@ from common.inference.tiling import Read, Tta, predict_array, predict_rows
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.networks.probabilities import class_probabilities, foreground_probability
+from common.networks.task import Task
 
 Range = tuple[float, float]
-LoadNetwork = Callable[[Path], tuple[nn.Module, ModelCard]]
 BATCHES = {"cuda": 8, "mps": 4}
 """Tiles predicted at once; on a CPU one, whose maps stay in its caches."""
 AHEAD = 2
@@ -60,7 +60,7 @@ class Predictor:
         scale: float | None = None,
         threshold: float | None = None,
     ) -> None:
-        cards = [card for _, card in networks]
+        cards = self.cards = [card for _, card in networks]
         self.card = cards[0]
         if any(card.classes != self.card.classes for card in cards):
             raise ValueError("the checkpoints cannot be averaged: their classes differ")
@@ -84,13 +84,16 @@ class Predictor:
     @classmethod
     def load(
         cls,
+        task: Task,
         checkpoints: Sequence[Path],
-        load_network: LoadNetwork,
         precision: Precision,
+        *,
+        tile: int = 0,
         **options: Any,  # noqa: ANN401 - those of the constructor
     ) -> Predictor:
-        """Load checkpoints with the task's own function."""
-        return cls([load_network(path) for path in checkpoints], precision, **options)
+        """Load checkpoints of a task; ``tile`` 0 = what suits the first network."""
+        networks = [task.load(path) for path in checkpoints]
+        return cls(networks, precision, tile=tile or task.tile_of(networks[0][1], options.get("scale")), **options)
 
     @property
     def value_range(self) -> Range | None:
@@ -162,17 +165,39 @@ class Predictor:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Of tiles (N, C, h, w) in 0...1: (N, 1, h, w) P(foreground), or (N, K, h, w) for more classes."""
+        return self._mean_probability(self.logits(images))
+
+    def _mean_probability(self, logits: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None
+        for each in logits:
+            probability = foreground_probability(each) if self.binary else class_probabilities(each)
+            total = probability if total is None else total + probability
+        assert total is not None
+        return total / len(logits)
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """Each network's own outputs for tiles (N, C, h, w) in 0...1, at the tiles' size: (N, L, h, w)."""
+        found = []
         for network, scale, card in self._networks:
             small = rescale(images, [max(1, round(size * scale)) for size in images.shape[2:]])
             logits = network(normalize(small, card.normalization)).float()
-            if self.binary:
-                probability = foreground_probability(rescale(logits, images.shape[2:]))
-            else:  # further outputs are no classes (the Potsdam original's "undefined")
-                probability = class_probabilities(rescale(logits[:, : self.outputs], images.shape[2:]))
-            total = probability if total is None else total + probability
-        assert total is not None
-        return total / len(self._networks)
+            if not self.binary:  # further outputs are no classes (the Potsdam original's "undefined")
+                logits = logits[:, : self.outputs]
+            found.append(rescale(logits, images.shape[2:]))
+        return found
+
+    def scored(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """Probabilities of an image (C, H, W) in 0...1, and each network's own logits (L, H, W) behind them."""
+        counts = [int(card.arch_args.get("outputs", 1)) if self.binary else self.outputs for card in self.cards]
+
+        def predict(tiles: Tensor) -> Tensor:
+            logits = self.logits(tiles)
+            return torch.cat([self._mean_probability(logits), *logits], dim=1)
+
+        tiling = {**self._tiling(), "num_outputs": self.outputs + sum(counts)}
+        maps = predict_array(image, predict, **tiling)
+        probability, *logits = np.split(maps, np.cumsum([self.outputs, *counts[:-1]]))
+        return probability, logits
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

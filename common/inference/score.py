@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
-from common.inference.predictor import LoadNetwork, Predictor
+from common.inference.predictor import Predictor
 from common.metrics.split_scores import SplitScores, check_root
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
+from common.networks.task import Task
 
 Sample = tuple[str, NDArray[np.float32], NDArray[np.uint8]]
 """Id, image (3, H, W) in 0...1, truth (H, W) with 255 = ignored."""
@@ -61,25 +61,14 @@ class EvaluateConfig:
         return str((self.data_root or self.images or Path()).resolve())
 
 
-def load_predictor(
-    config: EvaluateConfig, load_network: LoadNetwork, default_tile: Callable[[ModelCard], int]
-) -> Predictor:
-    """The network(s) that the flags name.
-
-    Args:
-        config: the command's flags.
-        load_network: the task's own function from a checkpoint to a network.
-        default_tile: side of the tiles that suits a network.
+def load_predictor(config: EvaluateConfig, task: Task) -> Predictor:
+    """The network(s) of a task that the flags name.
 
     Raises:
         FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
     """
-    predictor = Predictor.load(
-        config.checkpoint, load_network, choose_precision(config.device, config.amp), threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-    )  # fmt: skip
-    predictor.tile = default_tile(predictor.card)
-    return predictor
+    precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
+    return Predictor.load(task, config.checkpoint, precision, threshold=config.threshold, tta=tta)
 
 
 def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:
@@ -101,20 +90,17 @@ def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:
     return ids
 
 
-def score_samples(
-    predictor: Predictor, samples: Iterable[Sample], loss: Callable[[Tensor, Tensor], Tensor]
-) -> SplitScores:
+def score_samples(predictor: Predictor, samples: Iterable[Sample]) -> SplitScores:
     """Predict and score images one by one, at the labels' own resolution.
 
-    Args:
-        predictor: the network(s).
-        samples: the images with their truth.
-        loss: of logits (N, C, H, W) and target (N, H, W), to be reported.
+    The loss is the one that each network was trained with, of its own logits; of several networks their mean.
     """
     scores = SplitScores(predictor.card.classes, threshold=predictor.threshold)
+    losses = [card.loss.build() for card in predictor.cards]
     for name, image, truth in tqdm(samples, desc="evaluate", leave=False, disable=None):
-        probability = torch.from_numpy(predictor(image))[None]
+        probability, logits = predictor.scored(image)
         target = torch.from_numpy(truth.astype(np.int64))[None]
-        logits = torch.logit(probability, eps=1e-6) if predictor.binary else probability.clamp_min(1e-12).log()
-        scores.update(probability, target, float(loss(logits, target)), [name])
+        pairs = zip(losses, logits, strict=True)
+        values = [float(loss(torch.from_numpy(each)[None], target)) for loss, each in pairs]
+        scores.update(torch.from_numpy(probability)[None], target, sum(values) / len(values), [name])
     return scores

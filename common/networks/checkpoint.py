@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.files import atomic_path, file_hash
+from common.losses import LossRecipe
 
 RUNS = Path("runs")
 FORMAT = 1
@@ -33,7 +34,7 @@ class ModelCard:
     task: str
     """Name of the task folder, such as ``hela_nuclei``."""
     arch: str
-    """Name by which the task's ``build_model`` knows the network."""
+    """Name by which the `Task` knows the network."""
     arch_args: dict[str, Any]
     """Arguments of the network: input channels, number of outputs, widths."""
     classes: list[str]
@@ -48,6 +49,10 @@ class ModelCard:
     """Two classes: foreground iff P >= threshold."""
     split: dict[str, list[str]] = field(default_factory=dict)
     """Ids of the train, val and test part."""
+    loss: LossRecipe = field(default_factory=LossRecipe)
+    """The loss that was trained, which evaluation reports."""
+    maps: tuple[str, ...] = ()
+    """Further outputs after the classes' logits, such as ``distance``."""
     scores: dict[str, Any] = field(default_factory=dict)
     """Validation scores when the weights were saved."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +116,9 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
         raise ValueError(f"checkpoint {path} has format {payload.get('format')}, this version reads {FORMAT}")
     known = {f.name for f in fields(ModelCard)}
     try:
-        card = ModelCard(**{key: value for key, value in payload["card"].items() if key in known})
+        values = {key: value for key, value in payload["card"].items() if key in known}
+        loss = LossRecipe(**values["loss"]) if "loss" in values else LossRecipe.of_config(values.get("config", {}))
+        card = ModelCard(**{**values, "loss": loss})
     except (TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {path} is damaged: its card is incomplete ({error})") from error
     if task is not None and card.task != task:
@@ -190,6 +197,7 @@ def describe(path: Path) -> str:
         f"classes        {', '.join(card.classes)}",
         f"threshold      {card.threshold:.3f}",
         f"scale          {card.scale:g}",
+        f"loss           {card.loss.build()}",
         f"normalization  {card.normalization}",
         "split          " + ", ".join(f"{part} {len(ids)}" for part, ids in card.split.items()),
         "scores         " + ", ".join(f"{k} {v:.4f}" for k, v in card.scores.items() if isinstance(v, float)),

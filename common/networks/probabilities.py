@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from common.networks.checkpoint import ModelCard
 
-def binary_probability(logits: Tensor) -> Tensor:
-    """(N, C, H, W) logits -> (N, 1, H, W) P(foreground): the sigmoid of the first channel."""
-    return logits[:, :1].sigmoid()
+Probabilities = Callable[[Tensor], Tensor]
 
 
 def foreground_probability(logits: Tensor) -> Tensor:
     """Logits of two classes, one channel or one for each -> (N, 1, H, W) P(foreground)."""
-    return binary_probability(logits if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, :1])
+    return (logits if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, :1]).sigmoid()
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
     """(N, C, H, W) logits -> probabilities of the same shape: the softmax over the channels."""
     return logits.softmax(1)
+
+
+def probabilities_of(card: ModelCard) -> Probabilities:
+    """What turns the outputs of a network into probabilities: P(foreground) of two classes, else the softmax."""
+    if len(card.classes) > 2:
+        return class_probabilities
+    return lambda outputs: foreground_probability(outputs[:, : outputs.shape[1] - len(card.maps)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from common.command.cli import say
 from common.command.config import TrainConfig, config_values
+from common.data.pairs import Facts
 from common.files import write_text
 from common.images.display import colorize, stretch, strip
 from common.metrics.split_scores import SplitScores
@@ -22,6 +24,10 @@ from common.training.runs import RunFolder
 Example = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8]]
 """Image (C, H, W), truth (H, W) and prediction (H, W) of one sample; 255 = ignored."""
 
+SHOWN = 4
+"""Best and worst samples in the report, each."""
+HEADLINE = ("miou", "pixel_accuracy", "f1", "auc")
+"""Scores of the line that ends a training, before the classes'."""
 FILES = {
     "best_iou.pt": "weights of the best validation mIoU: what infer.py takes",
     "best_loss.pt": "weights of the lowest validation loss",
@@ -34,33 +40,35 @@ FILES = {
 }
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How the best network of a run did."""
+
+    part: str
+    """``test``, or ``val`` where there is no test part."""
+    card: ModelCard
+    """Of the best checkpoint."""
+    scores: Mapping[str, Any]
+    """As evaluate.py prints them."""
+    detail: SplitScores
+    """What was accumulated behind ``scores``: calibration, ROC, single images."""
+    example: Callable[[str], Example]
+    """Sample id -> pictures."""
+
+
 def finish_run(
-    run: RunFolder,
-    *,
-    card: ModelCard,
-    config: TrainConfig,
-    audit: Sequence[tuple[str, str]],
-    history: Sequence[Mapping[str, Any]],
-    scores: Mapping[str, Any],
-    detail: SplitScores,
-    part: str,
-    example: Callable[[str], Example],
-    shown: int = 4,
+    run: RunFolder, config: TrainConfig, audit: Facts, history: Sequence[Mapping[str, Any]], outcome: Outcome
 ) -> None:
     """Write curves.png, predictions.png, report.html, TensorBoard figures and, if tested, test_metrics.json.
 
     Args:
         run: the run folder.
-        card: of the best checkpoint.
         config: the resolved configuration.
-        audit: what was found in the data, as (name, value) rows.
+        audit: what was found in the data.
         history: rows of metrics.csv.
-        scores: evaluation of ``part``, as evaluate.py prints it.
-        detail: the accumulated evaluation behind ``scores``: calibration, ROC, single images.
-        part: ``test``, or ``val`` where there is no test part.
-        example: sample id -> pictures.
-        shown: best and worst samples to show, each.
+        outcome: scores of the best network.
     """
+    card, scores, detail, part = outcome.card, outcome.scores, outcome.detail, outcome.part
     if history:
         curves(history, run.path / "curves.png")
     if part == "test":
@@ -68,7 +76,7 @@ def finish_run(
             run.path / "test_metrics.json",
             json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
         )
-    examples = _examples(run, card, detail, example, shown, len(history))
+    examples = _examples(run, outcome, len(history))
     run.close()
     bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
     calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
@@ -93,21 +101,16 @@ def finish_run(
         files={name: meaning for name, meaning in FILES.items() if (run.path / name).exists()},
     )
     say(f"report: {run.path / 'report.html'}")
+    named = {name: scores[name] for name in HEADLINE} | scores["per_class_iou"]
+    say(f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items() if value is not None))
 
 
-def _examples(
-    run: RunFolder,
-    card: ModelCard,
-    detail: SplitScores,
-    example: Callable[[str], Example],
-    shown: int,
-    epochs: int,
-) -> dict[str, list[tuple[str, float, NDArray[np.uint8]]]]:
+def _examples(run: RunFolder, outcome: Outcome, epochs: int) -> dict[str, list[tuple[str, float, NDArray[np.uint8]]]]:
     """Write predictions.png and its TensorBoard figure; return the best and worst samples as picture strips."""
-    ranked = sorted(detail.per_image, key=lambda item: item[1])
-    shown = min(shown, (len(ranked) + 1) // 2)  # of few samples, half are the best
+    card, ranked = outcome.card, sorted(outcome.detail.per_image, key=lambda item: item[1])
+    shown = min(SHOWN, (len(ranked) + 1) // 2)  # of few samples, half are the best
     chosen = {"best": ranked[-shown:][::-1], "worst": ranked[: min(shown, len(ranked) - shown)]}
-    pictures = {name: _row(example(name), card.palette) for some in chosen.values() for name, _ in some}
+    pictures = {name: _row(outcome.example(name), card.palette) for some in chosen.values() for name, _ in some}
     if pictures:
         legend = {name: card.palette[index] for index, name in enumerate(card.classes)}
         titles = ("input", "truth", "prediction")

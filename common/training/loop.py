@@ -1,10 +1,6 @@
 """The training loop: ``train_one_epoch``, ``evaluate`` and ``fit``, for any network and task.
 
 With mixed precision, moving average, time budget and exact resume.
-
-A dataset sample is a dictionary with ``image`` (C, H, W) float32, ``target`` (H, W) int64 (255 = ignored), ``id`` (its
-files, for messages) and whatever tensors or names the task's criterion reads besides. A training dataset is indexed by
-``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by plain integers.
 """
 
 from __future__ import annotations
@@ -13,10 +9,10 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,27 +27,15 @@ from common.data.sampling import EpochBatches
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard, save_checkpoint
 from common.networks.precision import Precision, peak_memory_mb
+from common.training.estimate import estimate, print_plan
+from common.training.experiment import Batch, Engine, Experiment, SegmentationData, to_device
 from common.training.runs import RunFolder
 from common.training.schedule import Clock, Schedule
 from common.training.state import MovingAverage
 from common.training.state import TrainState as TrainState
 
-Batch = dict[str, Any]
-Criterion = Callable[[Tensor, Batch], Tensor]
-Probabilities = Callable[[Tensor], Tensor]
-
 FINISH_SECONDS = 12.0
 """Time kept free at the end of a budget for pictures and report, besides the evaluation of the test part."""
-
-
-class SegmentationData(Protocol):
-    """A sized, indexable dataset of sample dictionaries."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def __getitem__(self, key: Any, /) -> Batch:  # noqa: ANN401
-        """One sample."""
 
 
 def seed_everything(seed: int) -> None:
@@ -61,49 +45,34 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch's tensors to the device; four-dimensional ones in channels-last order, which convolutions prefer."""
-
-    def move(value: Tensor) -> Tensor:
-        if value.ndim == 4:
-            return value.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return value.to(device, non_blocking=True)
-
-    return {name: move(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-
 def train_one_epoch(
-    state: TrainState,
-    loader: DataLoader[Batch],
-    criterion: Criterion,
-    *,
-    precision: Precision,
-    clock: Clock,
-    lr: float,
-    grad_accum: int = 1,
-    clip_norm: float = 0.0,
-    stop: StopRequest | None = None,
-    forward: nn.Module | None = None,
+    state: TrainState, loader: DataLoader[Batch], engine: Engine, clock: Clock, config: TrainConfig, forward: nn.Module
 ) -> Literal["finished", "interrupted", "expired"]:
     """Optimize over the batches that ``loader`` still has, updating ``state`` in place.
 
-    Ends early, always after a whole optimization step, when ``stop`` was asked for or the clock expired.
+    Ends early, always after a whole optimization step, when a stop was asked for or the clock expired.
+
+    Args:
+        state: the training.
+        loader: what is left of the epoch.
+        engine: how batches are computed.
+        clock: progress and budget.
+        config: for rate, accumulation and clipping.
+        forward: the network or its compiled form.
 
     Raises:
         NonFiniteLoss: the loss is NaN or infinite; names the batch's files and its value.
     """
-    network = forward or state.model
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    for group in _groups(tqdm(loader, desc=f"epoch {state.epoch + 1}", leave=False, disable=None), grad_accum):
+    batches = tqdm(loader, desc=f"epoch {state.epoch + 1}", leave=False, disable=None)
+    for group in _groups(batches, config.grad_accum):
         state.progress = clock.progress(state.step)
         for options in state.optimizer.param_groups:
-            options["lr"] = lr * state.schedule.value(state.step, state.progress)
+            options["lr"] = config.lr * state.schedule.value(state.step, state.progress)
         for batch in group:
-            batch = to_device(batch, precision.device)
-            with precision.autocast():
-                logits = network(batch["image"])
-            loss = criterion(logits.float(), batch)
+            batch = to_device(batch, engine.precision.device)
+            loss = engine.criterion(engine.logits(forward, batch), batch, state)
             value = float(loss.detach())
             if not math.isfinite(value):
                 names = ", ".join(map(str, batch["id"]))
@@ -114,8 +83,8 @@ def train_one_epoch(
             torch.autograd.backward(state.scaler.scale(loss / len(group)))
             state.loss_sum += value
             state.batch += 1
-        _optimize(state, clip_norm)
-        if stop is not None and stop.signum is not None:
+        _optimize(state, config.clip_norm)
+        if engine.interrupted:
             return "interrupted"
         if clock.expired:
             return "expired"
@@ -151,15 +120,12 @@ def evaluate(
     model: nn.Module,
     data: SegmentationData,
     scores: SplitScores,
+    engine: Engine,
     *,
-    criterion: Criterion,
-    probabilities: Probabilities,
-    precision: Precision,
     workers: int = 0,
     batch_size: int = 1,
-    stop: StopRequest | None = None,
 ) -> SplitScores:
-    """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if ``stop`` came.
+    """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if a stop came.
 
     Losses are taken image by image, so that nothing depends on the batch size. Logits of a network that saw the image
     at another size than its truth's are brought to that size.
@@ -169,17 +135,15 @@ def evaluate(
     """
     model.eval()
     for batch in tqdm(_loader(data, workers, batch_size=batch_size), desc="evaluate", leave=False, disable=None):
-        batch = to_device(batch, precision.device)
-        with precision.autocast():
-            logits = model(batch["image"])
-        logits = _at_size(logits.float(), batch["target"].shape[-2:])
+        batch = to_device(batch, engine.precision.device)
+        logits = _at_size(engine.logits(model, batch), batch["target"].shape[-2:])
         for i, name in enumerate(batch["id"]):
             single, one = logits[i : i + 1], {key: value[i : i + 1] for key, value in batch.items()}
-            loss = float(criterion(single, one))
+            loss = float(engine.criterion(single, one, None))
             if not math.isfinite(loss):
                 raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
-            scores.update(probabilities(single), one["target"], loss, [str(name)])
-        if stop is not None and stop.signum is not None:
+            scores.update(engine.probabilities(single), one["target"], loss, [str(name)])
+        if engine.interrupted:
             break
     return scores
 
@@ -208,65 +172,51 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def fit(
-    model: nn.Module, train_data: SegmentationData, val_data: SegmentationData, *, criterion: Criterion,
-    probabilities: Probabilities, card: ModelCard, config: TrainConfig, run: RunFolder, precision: Precision,
-    test_images: int = 0, on_start: Callable[[TrainState], None] | None = None,
-) -> TrainState:  # fmt: skip
-    """Train ``model``: the whole of ``--epochs`` or ``--max-minutes``, resumable after every epoch and after a signal.
+def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: Precision) -> TrainState:
+    """Train a network for ``--epochs`` or ``--max-minutes``, resumable after every epoch and after a signal.
 
     Writes ``best_iou.pt``, ``best_loss.pt``, ``last.pt``, ``metrics.csv`` and TensorBoard events into ``run``. However
     short the budget, one optimization step is done and validated, so that these files exist.
 
     Args:
-        model: the network; moved to the device.
-        train_data: indexed by ``sampling.Key``.
-        val_data: indexed by integers.
-        criterion: (logits, batch) -> scalar loss.
-        probabilities: logits -> probabilities.
-        card: the network's card; threshold and scores are filled in from the validation part in every epoch.
+        experiment: network and data; the network is moved to the device.
         config: the resolved configuration.
         run: where to write, and what to resume.
         precision: device and mixed precision.
-        test_images: number of test samples, for whose evaluation ``--max-minutes`` keeps time.
-        on_start: gets the state before the first step, for a criterion that needs the moving average or the progress.
 
     Raises:
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
-    card = replace(card, config=config_values(config))
-    state = _begin(model, config, run, precision, card.task)
-    if on_start is not None:
-        on_start(state)
-    sampler = EpochBatches(len(train_data), config.batch_size, config.seed)
-    val_seconds = print_estimate(state, train_data, val_data, len(sampler), config, precision)
-    steps, test_share = config.epochs * math.ceil(len(sampler) / config.grad_accum), test_images / len(val_data)
-    clock = Clock(steps, _deadline(config, val_seconds, test_share), start_progress=state.progress)
-    loader = _loader(train_data, config.workers, batch_sampler=sampler)
-    forward = cast(nn.Module, torch.compile(model)) if config.compile else model
+    card = replace(experiment.card, config=config_values(config))
+    state = _begin(experiment.model, config, run, precision, card.task)
+    sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)
+    expected = estimate(experiment, len(sampler) * config.batch_size, precision)
+    print_plan(state, config, precision, len(sampler), expected.epoch)
+    steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
+    test_share = experiment.test_images / len(experiment.val_data)
+    clock = Clock(steps, _deadline(config, expected.validation, test_share), start_progress=state.progress)
+    loader = _loader(experiment.train_data, config.workers, batch_sampler=sampler)
+    forward = cast(nn.Module, torch.compile(state.model)) if config.compile else state.model
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest().listening())
         stack.callback(run.close)
+        engine = Engine.of(experiment, precision, stop)
         while not _is_done(state, config, clock):
             sampler.epoch, sampler.first_batch = state.epoch, state.batch
             started, first = time.monotonic(), state.batch
-            train_one_epoch(
-                state, loader, criterion, precision=precision, clock=clock, lr=config.lr, grad_accum=config.grad_accum,
-                clip_norm=config.clip_norm, stop=stop, forward=forward,
-            )  # fmt: skip
+            train_one_epoch(state, loader, engine, clock, config, forward)
             trained = time.monotonic()
             scores = SplitScores(card.classes, device=precision.device, quick=True)
-            if stop.signum is None:
-                evaluate(
-                    state.inference_model, val_data, scores, criterion=criterion, probabilities=probabilities,
-                    precision=precision, workers=config.workers, stop=stop,
-                )  # fmt: skip
-            if stop.signum is not None:
+            if not engine.interrupted:
+                evaluate(state.inference_model, experiment.val_data, scores, engine, workers=config.workers)
+            if engine.interrupted:
                 run.save_last(state, replace(card, threshold=state.threshold))
                 break
-            samples = (state.batch - first) * sampler.batch_size
-            _end_epoch(state, scores, run, card, trained - started, samples, precision)
+            speed = Speed(
+                trained - started, (state.batch - first) * sampler.batch_size, peak_memory_mb(precision.device)
+            )
+            _end_epoch(state, scores, run, card, speed)
             clock.deadline = min(clock.deadline, _deadline(config, time.monotonic() - trained, test_share))
     if stop.signum is not None:
         last = run.path / "last.pt"
@@ -303,22 +253,31 @@ def _is_done(state: TrainState, config: TrainConfig, clock: Clock) -> bool:
     return state.epoch >= config.epochs or (state.epoch > 0 and clock.expired)
 
 
-def _end_epoch(
-    state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, seconds: float, samples: int,
-    precision: Precision,
-) -> None:  # fmt: skip
+class Speed(NamedTuple):
+    """What an epoch's optimization took."""
+
+    seconds: float
+    samples: int
+    memory_mb: float | None
+    """Peak so far, where it is counted."""
+
+    def row(self) -> dict[str, float | None]:
+        """Its columns of metrics.csv."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "samples_per_second": round(self.samples / max(self.seconds, 1e-9), 2),
+            "peak_memory_mb": None if self.memory_mb is None else round(self.memory_mb, 1),
+        }
+
+
+def _end_epoch(state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, speed: Speed) -> None:
     """Book an epoch: its row in the history, the best checkpoints, then ``last.pt``.
 
     In that order a kill in between repeats the epoch, and with it what was written.
     """
     result = scores.result()
     row = _history_row(state, result)
-    speed = {
-        "seconds": round(seconds, 2),
-        "samples_per_second": round(samples / max(seconds, 1e-9), 2),
-        "peak_memory_mb": None if (peak := peak_memory_mb(precision.device)) is None else round(peak, 1),
-    }
-    state.history.append({**row, **speed})
+    state.history.append({**row, **speed.row()})
     state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
     state.threshold = result["threshold"] if result["threshold"] is not None else 0.5
     state.schedule.end_epoch(row["val_loss"])
@@ -335,8 +294,8 @@ def _end_epoch(
     threshold = f" at {row['threshold']:.3f}" if row["threshold"] is not None else ""
     say(
         f"epoch {state.epoch:3d}  train {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-        f"mIoU {row['miou']:.4f}{threshold}  lr {row['lr']:.2e}  {seconds:.0f} s  "
-        f"{speed['samples_per_second']:.1f} samples/s"
+        f"mIoU {row['miou']:.4f}{threshold}  lr {row['lr']:.2e}  {speed.seconds:.0f} s  "
+        f"{speed.row()['samples_per_second']:.1f} samples/s"
     )
 
 
@@ -353,38 +312,3 @@ def _history_row(state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
         **{f"iou_{name}": value for name, value in result["per_class_iou"].items()},
         "threshold": result["threshold"],
     }
-
-
-@torch.inference_mode()
-def print_estimate(
-    state: TrainState,
-    train_data: SegmentationData,
-    val_data: SegmentationData,
-    batches: int,
-    config: TrainConfig,
-    precision: Precision,
-) -> float:
-    """Time one forward pass, print what the run will take, and return the seconds of one validation.
-
-    A training step is taken as three forward passes. Nothing that the run depends on changes: evaluation mode, nothing
-    drawn at random.
-    """
-    state.model.eval()
-    image = to_device({"image": torch.as_tensor(val_data[0]["image"])[None]}, precision.device)["image"]
-    seconds = math.inf
-    for _ in range(2):  # the first pass sets up kernels
-        started = time.monotonic()
-        with precision.autocast():
-            state.model(image).float().sum().item()
-        seconds = min(seconds, time.monotonic() - started)
-    key: Any = (0, 0)
-    ratio = torch.as_tensor(train_data[key]["image"]).numel() / image.numel()
-    epoch = seconds * (3 * ratio * batches * config.batch_size + len(val_data))
-    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    left = epoch * (config.epochs - state.epoch) / 60
-    planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left:.1f} min"
-    say(
-        f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, "
-        f"{epoch:.0f} s an epoch, {planned}"
-    )
-    return seconds * len(val_data)

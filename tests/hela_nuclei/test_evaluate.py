@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.metrics.split_scores import SCORE_KEYS
-from hela_nuclei.model import build_model
+from hela_nuclei.task import TASK
 
 KEYS = {"task", "split", *SCORE_KEYS, "iou_foi", "iou_mean_per_image", "seg", "det", "per_sequence"}
 
@@ -53,7 +53,7 @@ def test_splits_roots_and_thresholds(call, scene, own_scene, checkpoint, tmp_pat
 
 def test_a_checkpoint_of_the_notebook(call, scene, tmp_path):
     torch.manual_seed(0)
-    torch.save({"model_state_dict": build_model("unet").state_dict()}, tmp_path / "unet.pth")
+    torch.save({"model_state_dict": TASK.build("unet").state_dict()}, tmp_path / "unet.pth")
     flags = ("--checkpoint", tmp_path / "unet.pth", "--data-root", scene)
     call("evaluate", *flags).mistake("--split all")
     result = call("evaluate", *flags, "--split", "all")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +8,9 @@ from torch import nn
 from torchvision.models import resnet18
 
 from common.networks.precision import choose_precision
-from hela_nuclei.model import build_model, recognize
-from hela_nuclei.predict import Predictor, initialize, load_network
+from hela_nuclei.model import recognize
+from hela_nuclei.predict import Predictor
+from hela_nuclei.task import TASK
 
 
 def block(inputs, outputs):
@@ -93,7 +96,7 @@ def test_checkpoints_of_the_notebook_give_the_same_logits(source, tmp_path):
     files = {"plain": state, "nested": {"model_state_dict": state, "epoch": 3}, "parallel": wrapped}
     for name, payload in files.items():
         torch.save(payload, tmp_path / f"{name}.pth")
-    networks = {name: load_network(tmp_path / f"{name}.pth")[0] for name in files}
+    networks = {name: TASK.load(tmp_path / f"{name}.pth")[0] for name in files}
     image = torch.rand(1, 1, 700, 1100)
     with torch.inference_mode():
         expected = reference(image)
@@ -110,44 +113,43 @@ def test_checkpoints_of_the_notebook_give_the_same_logits(source, tmp_path):
 
 
 def test_sizes_and_parameters():
-    networks = {arch: build_model(arch).eval() for arch in ("unet", "unet_resnet18")}
+    networks = {arch: TASK.build(arch).eval() for arch in ("unet", "unet_resnet18")}
     assert round(sum(p.numel() for p in networks["unet"].parameters()) / 1e6, 2) == 0.48
     with torch.inference_mode():
         for arch, network in networks.items():
             for height, width in ((33, 47), (64, 96), (71, 109), (16, 17)):
                 assert network(torch.rand(1, 1, height, width)).shape == (1, 1, height, width), arch
         assert networks["unet"](torch.rand(1, 1, 701, 1099)).shape == (1, 1, 701, 1099)
-    assert build_model("unet", outputs=2).train()(torch.rand(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+    assert TASK.build("unet", outputs=2).train()(torch.rand(1, 1, 32, 32)).shape == (1, 2, 32, 32)
 
 
 def test_foreign_or_unfit_checkpoints_are_refused(tmp_path):
     cases = {
-        "three channels": (build_model("unet", channels=3).state_dict(), "3 channels"),
+        "three channels": (TASK.build("unet", channels=3).state_dict(), "3 channels"),
         "another network": (resnet18(weights=None).state_dict(), "none of this task's networks"),
-        "half": ({k: v for k, v in build_model("unet").state_dict().items() if "deconv2" not in k}, "does not fit"),
+        "half": ({k: v for k, v in TASK.build("unet").state_dict().items() if "deconv2" not in k}, "does not fit"),
         "no weights": ({"epoch": 3}, "no weights"),
     }
     for name, (state, words) in cases.items():
         torch.save(state, tmp_path / f"{name}.pth")
         with pytest.raises(ValueError, match=words):
-            load_network(tmp_path / f"{name}.pth")
+            TASK.load(tmp_path / f"{name}.pth")
     assert recognize({}) is None
 
 
-def test_one_channel_takes_the_sum_of_the_rgb_filters(monkeypatch):
+def test_one_channel_takes_the_sum_of_the_rgb_filters():
     rgb = resnet18(weights=None)
-    monkeypatch.setattr("common.networks.load.imagenet_state", lambda name: rgb.state_dict())
-    network = build_model("unet_resnet18").eval()
-    initialize(network, "imagenet")
+    network = TASK.build("unet_resnet18").eval()
+    replace(TASK, published=lambda name: rgb.state_dict()).initialize(network, "imagenet")
     assert torch.allclose(network.encoder.conv1.weight, rgb.conv1.weight.sum(1, keepdim=True))
     assert torch.equal(network.encoder.layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
     with pytest.raises(ValueError, match="--weights none"):
-        initialize(build_model("unet"), "imagenet")
+        TASK.initialize(TASK.build("unet"), "imagenet")
 
 
 def test_predictions_of_any_size_scale_and_several_networks():
     torch.manual_seed(0)
-    networks = [lively(build_model("unet", outputs=2)) for _ in range(2)]
+    networks = [lively(TASK.build("unet", outputs=2)) for _ in range(2)]
     cpu = choose_precision("cpu", "off")
     image = np.random.default_rng(0).random((37, 90), np.float32)
     one, two, both = (Predictor(n, 0.5, cpu)(image) for n in (networks[:1], networks[1:], networks))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import torch.nn.functional as F
 
+from common.losses import LossRecipe, build_loss
 from hela_nuclei.predict import Prediction
 from hela_nuclei.scoring import NucleiScores, build_criterion
 from hela_nuclei.separate import distance_map
@@ -45,7 +47,7 @@ def test_scores_equal_an_independent_count(tmp_path):
     rng = np.random.default_rng(1)
     frames = [(name, nuclei(rng, (50 + i, 70), 12)) for i, name in enumerate(("01", "01", "02"))]
     frames = [(name, labels, predicted(rng, labels)) for name, labels in frames]
-    scores = NucleiScores(0.5, build_criterion("bce+dice"), BORDER)
+    scores = NucleiScores(0.5, BORDER)
     for index, (name, labels, prediction) in enumerate(frames):
         scores.update(name, f"{name}/t{index}", labels, prediction)
     result = scores.result()
@@ -88,7 +90,7 @@ def peer_scores(pairs, folder):
 
 @pytest.mark.parametrize("border", [0, 5, 100])
 def test_nothing_to_score_is_null_and_border_zero_counts_everything(border):
-    scores = NucleiScores(0.5, build_criterion("bce"), border)
+    scores = NucleiScores(0.5, border)
     result = scores.result()
     names = ("iou", "iou_foi", "iou_mean_per_image", "seg", "det", "miou", "loss", "auc")
     assert [result[name] for name in names] == [None] * len(names)
@@ -106,16 +108,16 @@ def test_nothing_to_score_is_null_and_border_zero_counts_everything(border):
     json.dumps(result, allow_nan=False)
 
 
-def test_loss_is_that_of_the_training():
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_loss_is_that_of_the_training(outputs):
     rng = np.random.default_rng(0)
     labels = nuclei(rng, (40, 48), 9)
-    logits = torch.from_numpy(rng.normal(size=(1, 2, 40, 48))).float()
-    criterion = build_criterion("bce+dice")
-    maps = logits.sigmoid()[0].numpy()
-    scores = NucleiScores(0.5, criterion)
-    scores.update("01", "a", labels, Prediction(maps[0], maps[1], 0.5))
+    logits = torch.from_numpy(rng.normal(size=(1, outputs, 40, 48))).float()
     batch = {
         "target": torch.from_numpy((labels > 0).astype(np.int64))[None],
         "distance": torch.from_numpy(distance_map(labels))[None],
     }
-    assert scores.result()["loss"] == pytest.approx(float(criterion(logits, batch)), rel=1e-4)
+    expected = build_loss("bce+dice")(logits[:, :1], batch["target"])
+    if outputs == 2:
+        expected = expected + F.binary_cross_entropy_with_logits(logits[0, 1], batch["distance"][0])
+    assert float(build_criterion(LossRecipe("bce+dice"))(logits, batch, None)) == pytest.approx(float(expected))

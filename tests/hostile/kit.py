@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +54,6 @@ def write_picture(path: Path, array: NDArray[np.generic], **options: object) -> 
 
 def checkpoint(task: str, path: Path, channels: int = 3) -> Path:
     """A network of a task with random weights, whose first layer tells red from green a little."""
-    from footprints.model import build_model as footprints
-    from hela_nuclei.model import build_model as hela_nuclei
-    from permeability.model import build_model as permeability
-    from potsdam_points.model import build_model as potsdam_points
-    from rooftops.model import build_model as rooftops
-
-    build = {
-        "footprints": footprints, "hela_nuclei": hela_nuclei, "permeability": permeability,
-        "potsdam_points": potsdam_points, "rooftops": rooftops,
-    }[task]  # fmt: skip
     arch, arch_args, classes = {
         "rooftops": ("deeplabv3plus", {"encoder": "resnet18", "outputs": 2}, ["background", "roof"]),
         "footprints": ("unet_small", {"widths": [4, 4, 8], "outputs": 1}, ["background", "building"]),
@@ -73,7 +64,7 @@ def checkpoint(task: str, path: Path, channels: int = 3) -> Path:
         ),
     }[task]  # fmt: skip
     torch.manual_seed(0)
-    model = build(arch, **arch_args)
+    model = import_module(f"{task}.task").TASK.build(arch, **arch_args)
     colors = [(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)]
     card = ModelCard(task, arch, arch_args, classes, dict(enumerate(colors[: len(classes)])))
     save_checkpoint(path, card, model.state_dict())

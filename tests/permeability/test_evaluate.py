@@ -8,7 +8,7 @@ import rasterio
 from common.inference.files import Predictor
 from common.networks.checkpoint import load_checkpoint
 from common.networks.precision import choose_precision
-from permeability.predict import load_network
+from permeability.task import TASK
 from tests.peers import Peer
 
 jaccard_score = Peer("sklearn.metrics:jaccard_score")
@@ -22,7 +22,7 @@ def scores_of(result):
 def test_scores_are_those_of_one_confusion_matrix(trained, easy, call):
     checkpoint = trained[0] / "best_iou.pt"
     scores = scores_of(call("evaluate", "--checkpoint", checkpoint, "--data-root", easy, "--split", "test"))
-    predictor = Predictor.load([checkpoint], load_network, choose_precision("cpu", "auto"))
+    predictor = Predictor.load(TASK, [checkpoint], choose_precision("cpu", "auto"))
     with rasterio.open(easy / "INSUMOS/ORTOFOTOS/sheet4.tif") as photo:
         image = photo.read().astype(np.float32) / 255
     with rasterio.open(easy / "DATA/OUTPUT/MASCARAS/test/suelo4.tif") as mask:

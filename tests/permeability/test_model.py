@@ -6,7 +6,8 @@ from unittest import mock
 import pytest
 import torch
 
-from permeability.model import ARCHITECTURES, build_model, recognize
+from permeability.model import ARCHITECTURES, recognize
+from permeability.task import TASK
 from tests.peers import Peer
 
 smp = Peer("segmentation_models_pytorch")
@@ -70,7 +71,7 @@ def test_the_peers_weights_give_its_logits(arch, encoder):
     state = reference.state_dict()
     name, arguments = recognize(state)
     assert (name, arguments["encoder"], arguments["outputs"], arguments["channels"]) == (arch, encoder, 2, 3)
-    model = build_model(name, **arguments)
+    model = TASK.build(name, **arguments)
     model.load_state_dict(state)
     agree(model, reference, torch.randn(1, 3, 128 if arch == "pan" else 64, 128))
 
@@ -97,7 +98,7 @@ def test_the_peers_weights_give_its_logits(arch, encoder):
 def test_arguments_are_read_off_the_weights(arch, encoder, theirs, ours):
     reference = shaken(arch, encoder, classes=3, **theirs)
     name, arguments = recognize(reference.state_dict())
-    model = build_model(name, **(arguments | ours))
+    model = TASK.build(name, **(arguments | ours))
     model.load_state_dict(reference.state_dict())
     image = torch.randn(1, theirs.get("in_channels", 3), 128 if arch == "pan" else 64, 128)
     agree(model, lambda x: y[0] if isinstance(y := reference(x), tuple) else y, image)
@@ -105,7 +106,7 @@ def test_arguments_are_read_off_the_weights(arch, encoder, theirs, ours):
 
 def test_pan_at_stride_32():
     reference = shaken("pan", "resnet18", classes=2, encoder_output_stride=32)
-    model = build_model("pan", encoder="resnet18", output_stride=32)
+    model = TASK.build("pan", encoder="resnet18", output_stride=32)
     model.load_state_dict(reference.state_dict())
     agree(model, reference, torch.randn(1, 3, 256, 256))
 
@@ -119,22 +120,22 @@ def test_deeplabv3_of_older_files():
         state[key.replace(new, former[new]) if new else key] = value
     assert "decoder.0.project.0.weight" in state
     name, arguments = recognize(state)
-    model = build_model(name, **arguments)
+    model = TASK.build(name, **arguments)
     model.load_state_dict(state)
     assert name == "deeplabv3" and "decoder.0.project.0.weight" in state, "the caller's dictionary is left alone"
     agree(model, reference, torch.randn(1, 3, 64, 64))
 
 
 def test_what_is_left_out_in_loading_is_only_what_is_not_built():
-    state = build_model("unet", encoder="resnet34").state_dict()
+    state = TASK.build("unet", encoder="resnet34").state_dict()
     with pytest.raises(RuntimeError, match=r"layer1\.2\."):
-        build_model("unet", encoder="resnet18").load_state_dict(state)
+        TASK.build("unet", encoder="resnet18").load_state_dict(state)
 
 
 @pytest.mark.parametrize(("arch", "encoder"), PAIRS)
 def test_any_size_trains_in_batches_of_one(arch, encoder):
     torch.manual_seed(0)
-    model = build_model(arch, encoder=encoder, outputs=3, channels=4).train()
+    model = TASK.build(arch, encoder=encoder, outputs=3, channels=4).train()
     logits = model(torch.randn(1, 4, 35, 67))
     assert logits.shape == (1, 3, 35, 67)
     (logits**2).mean().backward()
@@ -146,7 +147,7 @@ def test_any_size_trains_in_batches_of_one(arch, encoder):
 @pytest.mark.parametrize(("arch", "encoder"), PAIRS)
 def test_half_precision(arch, encoder):
     torch.manual_seed(0)
-    model = build_model(arch, encoder=encoder).train()
+    model = TASK.build(arch, encoder=encoder).train()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(torch.randn(2, 3, 33, 32))
     assert logits.dtype == torch.bfloat16
@@ -157,7 +158,7 @@ def test_half_precision(arch, encoder):
 @pytest.mark.parametrize("arch", ["unet", "deeplabv3plus"])
 def test_padding_repeats_the_border_at_the_lower_right(arch):
     torch.manual_seed(0)
-    model = build_model(arch, encoder="resnet18").eval()
+    model = TASK.build(arch, encoder="resnet18").eval()
     image = torch.randn(1, 3, 64, 64)
     image[..., 50:] = image[..., 49:50]
     image[..., 60:, :] = image[..., 59:60, :]
@@ -168,7 +169,7 @@ def test_padding_repeats_the_border_at_the_lower_right(arch):
 @pytest.mark.parametrize("arch", ["unet", "pspnet"])
 def test_samples_of_a_batch_do_not_mix(arch):
     torch.manual_seed(0)
-    model = build_model(arch, encoder="mit_b0").eval()
+    model = TASK.build(arch, encoder="mit_b0").eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(model(images)[1:2], model(images[1:2]), atol=1e-5, rtol=1e-4)
@@ -182,14 +183,14 @@ def test_parameters_are_as_many_as_the_peers(arch, encoder, millions):
     with torch.device("meta"):
         count, theirs = (
             sum(p.numel() for p in network.parameters())
-            for network in (build_model(arch, encoder=encoder, outputs=1), peer(arch, encoder))
+            for network in (TASK.build(arch, encoder=encoder, outputs=1), peer(arch, encoder))
         )
     assert count == theirs == pytest.approx(millions * 1e6, rel=1e-3)
 
 
 def test_a_few_steps_reduce_the_loss():
     torch.manual_seed(0)
-    model = build_model("unet", encoder="mit_b0").train()
+    model = TASK.build("unet", encoder="mit_b0").train()
     image = torch.zeros(2, 3, 64, 64)
     image[0, :, 16:48, 16:48], image[1, :, :, 40:] = 1, 1
     target = (image[:, 0] > 0).long()
@@ -206,7 +207,7 @@ def test_a_few_steps_reduce_the_loss():
 
 def test_decoders_start_so_that_relu_keeps_the_signal():
     torch.manual_seed(0)
-    model = build_model("deeplabv3", encoder="resnet18")
+    model = TASK.build("deeplabv3", encoder="resnet18")
     weight = model.decoder.conv.weight
     assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.02)
     head = model.segmentation_head[0]
@@ -216,7 +217,7 @@ def test_decoders_start_so_that_relu_keeps_the_signal():
 @pytest.mark.parametrize("arch", RESNETS_ONLY)
 def test_combinations_without_sense_are_one_clear_error(arch):
     with pytest.raises(ValueError, match=rf"{arch} needs features at half the resolution.*mit_b1.*use a ResNet"):
-        build_model(arch, encoder="mit_b1")
+        TASK.build(arch, encoder="mit_b1")
 
 
 @pytest.mark.parametrize(
@@ -235,14 +236,14 @@ def test_combinations_without_sense_are_one_clear_error(arch):
 )
 def test_impossible_networks_are_named(arch, arguments, words):
     with pytest.raises(ValueError) as error:
-        build_model(arch, **arguments)
+        TASK.build(arch, **arguments)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_other_weights_are_not_recognized():
-    state = build_model("fpn", encoder="resnet18").state_dict()
+    state = TASK.build("fpn", encoder="resnet18").state_dict()
     for lost in ("decoder.p5.weight", "segmentation_head.0.weight", "encoder.layer1.0.conv2.weight"):
         assert recognize({key: value for key, value in state.items() if key != lost}) is None
     with torch.device("meta"):
@@ -255,15 +256,15 @@ def test_a_network_that_only_resembles_ours_does_not_load():
     state = smp.Unet("resnet18", encoder_weights=None, decoder_attention_type="scse").state_dict()
     arch, arguments = recognize(state)
     with pytest.raises(RuntimeError, match="attention1"):
-        build_model(arch, **arguments).load_state_dict(state)
+        TASK.build(arch, **arguments).load_state_dict(state)
 
 
 def test_the_small_network_is_built_and_recognized_by_name():
-    network = build_model("unet_small", outputs=2, channels=4, widths=[8, 16], stem=2).eval()
+    network = TASK.build("unet_small", outputs=2, channels=4, widths=[8, 16], stem=2).eval()
     with torch.inference_mode():
         assert network(torch.rand(1, 4, 33, 50)).shape == (1, 2, 33, 50)
     assert recognize(network.state_dict()) == (
         "unet_small", {"outputs": 2, "channels": 4, "widths": [8, 16], "stem": 2}
     )  # fmt: skip
     with pytest.raises(ValueError, match="encoder"):
-        build_model("unet_small", encoder="resnet18")
+        TASK.build("unet_small", encoder="resnet18")

@@ -13,11 +13,15 @@ import torch
 import yaml
 
 from common.command.config import read_yaml
+from common.losses import LossRecipe, build_loss
 from common.networks.checkpoint import load_checkpoint
+from common.networks.precision import Precision
+from common.training.experiment import Engine
+from common.training.loop import seed_everything
 from common.training.runs import load_train_config
 from permeability import train
-from permeability.model import build_model
 from permeability.samples import Augmentation, Normalization
+from permeability.task import TASK
 from tests.permeability.sheets import write_raster
 
 FOLDER = Path(__file__).resolve().parents[2] / "permeability"
@@ -173,33 +177,31 @@ def configure(folders, small, tmp_path):
 
 
 @pytest.fixture
-def fitted(monkeypatch):
-    """What a training would hand to the training loop, without the loop."""
+def fitted():
+    """What a training hands to the training loop."""
 
     def run(config, data=None):
         data = train.load_data(config) if data is None else data
-        monkeypatch.setattr(train, "fit", lambda model, windows, tiles, **rest: (model, windows, tiles, rest))
-        precision = train.choose_precision(config.device, config.amp)
-        loss = train.build_loss(config.loss, label_smoothing=config.label_smoothing)
-        folder = train.RunFolder(config.output_dir)
-        return data, *train.train(config, data, folder, precision, loss)
+        seed_everything(config.seed)
+        return data, train.build(config, data)
 
     return run
 
 
 def test_the_loop_gets_the_training_part_the_validation_part_and_the_flags(configure, fitted):
     flags = ("--balance", 0.25, "--flips", "--rotate", 11, "--zoom", 0.22, "--color", 0.33, "--samples-per-epoch", 7)
-    data, model, windows, tiles, rest = fitted(configure(*flags, "--seed", 3))
+    data, experiment = fitted(configure(*flags, "--seed", 3))
+    model, windows, tiles = experiment.model, experiment.train_data, experiment.val_data
     assert {site.id for site in windows.sites} == {f"train/{number}" for number in range(7)}
     assert {tile.site.id for tile in tiles.tiles} == {"val/7", "val/8"}
     assert (len(windows), windows.crop, windows.balance, windows.channels) == (7, 64, 0.25, 3)
     assert windows.augment == Augmentation(flips=True, rotate=11, zoom=0.22, color=0.33)
-    card, split = rest["card"], data.split
-    assert card.split == split and rest["test_images"] == 1 and card.scale == 1
+    card, split = experiment.card, data.split
+    assert card.split == split and experiment.test_images == 1 and card.scale == 1
     assert card.normalization["mean"] == pytest.approx([60 / 255] * 3, abs=1e-3), "of the training part alone"
     assert card.normalization["std"] == pytest.approx([10 / 255] * 3, abs=1e-3)
     image = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
-    again = build_model(card.arch, **card.arch_args).eval()
+    again = TASK.build(card.arch, **card.arch_args).eval()
     again.load_state_dict(model.state_dict())
     with torch.inference_mode():
         expected = again(Normalization(**card.normalization)(image))
@@ -207,7 +209,7 @@ def test_the_loop_gets_the_training_part_the_validation_part_and_the_flags(confi
 
 
 def test_augmentation_can_be_switched_off_and_zero_samples_cover_the_sites(configure, fitted):
-    _, _, windows, _, _ = fitted(configure("--no-augment", "--flips", "--samples-per-epoch", 0))
+    windows = fitted(configure("--no-augment", "--flips", "--samples-per-epoch", 0))[1].train_data
     assert windows.augment is None and len(windows) == round(7 * 96**2 / 64**2)
 
 
@@ -215,16 +217,16 @@ def test_the_start_follows_the_seed(configure, fitted):
     config = configure("--normalization", "source")
     data = train.load_data(config)
     first, second, other = (
-        fitted(replace(config, seed=seed), data)[1].state_dict()["decoder.p5.weight"] for seed in (0, 0, 1)
+        fitted(replace(config, seed=seed), data)[1].model.state_dict()["decoder.p5.weight"] for seed in (0, 0, 1)
     )
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
 def test_the_start_can_be_a_file(configure, fitted, tmp_path):
     torch.manual_seed(9)
-    network = build_model("fpn", encoder="resnet18")
+    network = TASK.build("fpn", encoder="resnet18")
     torch.save(network.state_dict(), tmp_path / "start.pth")
-    _, model, *_ = fitted(configure("--weights", tmp_path / "start.pth"))
+    model = fitted(configure("--weights", tmp_path / "start.pth"))[1].model
     assert all(torch.equal(model.state_dict()[key], value) for key, value in network.state_dict().items())
 
 
@@ -274,37 +276,28 @@ def test_a_validation_part_that_is_ignored_everywhere_is_told(folders, configure
 
 
 def test_without_a_test_part_the_validation_part_is_scored(folders, configure, monkeypatch, tmp_path):
-    seen = []
+    seen, outcomes = [], []
+    scores = SimpleNamespace(result=dict)
     monkeypatch.setattr(train, "TILE_SIDE", 48)
-    monkeypatch.setattr(train, "score_tiles", lambda predictor, tiles, loss: seen.append(tiles) or FakeScores())
-    monkeypatch.setattr(train, "finish_run", lambda run, **rest: seen.append(rest))
+    monkeypatch.setattr(train.Predictor, "load", lambda *args: SimpleNamespace(card=None))
+    monkeypatch.setattr(train, "score_samples", lambda predictor, samples: seen.append(list(samples)) or scores)
+    monkeypatch.setattr(train, "finish_run", lambda *args: outcomes.append(args[-1]))
     config = configure()
     data = train.load_data(config)
-    predictor = SimpleNamespace(card=None)
-    train.finish(None, config, predictor, None, None, data)
-    train.finish(None, config, predictor, None, None, replace(data, tiles=data.tiles | {"test": []}))
-    assert [len(seen[0]), len(seen[2])] == [4, 8] and [seen[1]["part"], seen[3]["part"]] == ["test", "val"]
-    assert [seen[1]["scores"]["n_images"], seen[3]["scores"]["n_images"]] == [1, 2], "sheets, not tiles"
+    run = SimpleNamespace(path=tmp_path)
+    train.finish(run, config, data, [], None)
+    train.finish(run, config, replace(data, tiles=data.tiles | {"test": []}), [], None)
+    assert [len(samples) for samples in seen] == [4, 8]
+    assert [(one.part, one.scores["n_images"]) for one in outcomes] == [("test", 1), ("val", 2)], "sheets, not tiles"
 
 
-def test_the_loss_is_that_of_the_flags(folders, call, monkeypatch, tmp_path, small):
-    seen = []
-
-    def stop(config, data, run, precision, loss):
-        seen.append(loss)
-        raise ValueError("seen enough")
-
-    monkeypatch.setattr(train, "train", stop)
-    flags = (*small, "--loss", "ce+focal", "--label-smoothing", 0.3, "--output-dir", tmp_path / "run")
-    call("train", "--data-root", folders, *flags).mistake("seen enough")
+def test_the_loss_is_that_of_the_flags(configure, fitted):
+    _, experiment = fitted(configure("--loss", "ce+focal", "--label-smoothing", 0.3))
+    assert experiment.card.loss == LossRecipe("ce+focal", label_smoothing=0.3) and experiment.criterion is None
     logits, target = torch.randn(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)
-    expected = train.build_loss("ce+focal", label_smoothing=0.3)(logits, target)
-    assert torch.isclose(seen[0](logits, target), expected)
-
-
-class FakeScores:
-    def result(self):
-        return {"miou": 0.5, "pixel_accuracy": 0.5, "per_class_iou": {"Permeable": None}}
+    expected = build_loss("ce+focal", label_smoothing=0.3)(logits, target)
+    loss = Engine.of(experiment, Precision(torch.device("cpu"), None)).criterion(logits, {"target": target}, None)
+    assert torch.equal(loss, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from torchvision.models import get_model
 from common.command.cli import exit_code
 from permeability import weights
 from permeability.encoders import build_encoder, encoder_widths
-from permeability.model import build_model
-from permeability.weights import initialize, original_layout, segformer_state
+from permeability.task import TASK
+from permeability.weights import original_layout, segformer_state
 from tests.peers import Peer
 
 smp = Peer("segmentation_models_pytorch")
@@ -70,8 +70,8 @@ def test_a_file_of_an_encoder_alone(published, tmp_path, layout, capsys):
     if layout == "original":
         state = original_layout(state) | {"head.weight": torch.ones(1000, 256), "head.bias": torch.ones(1000)}
     torch.save(state, tmp_path / "mit_b0.pth")
-    model = build_model("fpn", encoder="mit_b0")
-    initialize(model, str(tmp_path / "mit_b0.pth"))
+    model = TASK.build("fpn", encoder="mit_b0")
+    TASK.initialize(model, str(tmp_path / "mit_b0.pth"))
     features_agree(model.encoder, published)
     assert "encoder mit_b0" in capsys.readouterr().err
 
@@ -79,8 +79,8 @@ def test_a_file_of_an_encoder_alone(published, tmp_path, layout, capsys):
 def test_a_file_of_torchvisions_resnet_with_more_bands(tmp_path):
     state = get_model("resnet18", weights=None).state_dict()
     torch.save(state, tmp_path / "resnet18.pth")
-    model = build_model("unet", encoder="resnet18", channels=5)
-    initialize(model, str(tmp_path / "resnet18.pth"))
+    model = TASK.build("unet", encoder="resnet18", channels=5)
+    TASK.initialize(model, str(tmp_path / "resnet18.pth"))
     assert torch.equal(model.encoder.conv1.weight[:, :3], state["conv1.weight"])
     assert torch.equal(model.encoder.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])
 
@@ -92,8 +92,8 @@ def test_a_whole_network_of_the_peer_with_other_classes_and_bands(arch, encoder,
     if arch == "deeplabv3":  # as older files name it
         state = {key.replace("decoder.aspp.", "decoder.0."): value for key, value in state.items()}
     torch.save({"model_state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "best.pth")
-    model = build_model(arch, encoder=encoder, outputs=2, channels=4)
-    initialize(model, str(tmp_path / "best.pth"))
+    model = TASK.build(arch, encoder=encoder, outputs=2, channels=4)
+    TASK.initialize(model, str(tmp_path / "best.pth"))
     own, stem = model.state_dict(), f"encoder.{model.encoder.stem}"
     assert torch.equal(own[stem][:, :3], state[stem])
     fresh = "segmentation_head.0.weight, segmentation_head.0.bias"
@@ -101,17 +101,17 @@ def test_a_whole_network_of_the_peer_with_other_classes_and_bands(arch, encoder,
 
 
 def test_none_leaves_the_random_start():
-    model = build_model("pan", encoder="resnet18")
+    model = TASK.build("pan", encoder="resnet18")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    initialize(model, "none")
+    TASK.initialize(model, "none")
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_imagenet_for_resnets_is_torchvisions(monkeypatch):
     state = get_model("resnet18", weights=None).state_dict()
     monkeypatch.setattr(weights, "imagenet_state", {"resnet18": state}.get)
-    model = build_model("linknet", encoder="resnet18", channels=1)
-    initialize(model, "imagenet")
+    model = TASK.build("linknet", encoder="resnet18", channels=1)
+    TASK.initialize(model, "imagenet")
     assert torch.equal(model.encoder.conv1.weight, state["conv1.weight"].sum(1, keepdim=True))
 
 
@@ -127,7 +127,7 @@ def test_imagenet_for_resnets_is_torchvisions(monkeypatch):
 def test_files_that_do_not_fit_are_refused(content, words, tmp_path):
     torch.save(content(), tmp_path / "weights.pth")
     with pytest.raises(ValueError) as error:
-        initialize(build_model("unet", encoder="mit_b0"), str(tmp_path / "weights.pth"))
+        TASK.initialize(TASK.build("unet", encoder="mit_b0"), str(tmp_path / "weights.pth"))
     for word in words:
         assert word in str(error.value)
 
@@ -137,12 +137,12 @@ def test_incomplete_weights_are_refused(published, tmp_path):
     for names in ([lost], [lost, lost.replace("value", "key")], ["segformer.encoder.layer_norm.3.bias"]):
         torch.save({k: v for k, v in published.state.items() if k not in names}, tmp_path / "weights.bin")
         with pytest.raises(ValueError, match="lack 1 of the encoder's tensors"):
-            initialize(build_model("unet", encoder="mit_b0"), str(tmp_path / "weights.bin"))
+            TASK.initialize(TASK.build("unet", encoder="mit_b0"), str(tmp_path / "weights.bin"))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"lost\.pth"):
-        initialize(build_model("unet", encoder="mit_b0"), str(tmp_path / "lost.pth"))
+        TASK.initialize(TASK.build("unet", encoder="mit_b0"), str(tmp_path / "lost.pth"))
 
 
 @pytest.fixture
@@ -181,8 +181,8 @@ def test_the_address_is_nvidias():
 
 
 def test_a_download_names_its_license_and_is_kept(server, published, capsys):
-    model = build_model("unet", encoder="mit_b0")
-    initialize(model, "imagenet")
+    model = TASK.build("unet", encoder="mit_b0")
+    TASK.initialize(model, "imagenet")
     features_agree(model.encoder, published)
     err = capsys.readouterr().err
     assert "NVIDIA Source Code License" in err and "non-commercial" in err
@@ -191,8 +191,8 @@ def test_a_download_names_its_license_and_is_kept(server, published, capsys):
 
 
 def test_more_bands_keep_the_published_filters(server, published):
-    model = build_model("unet", encoder="mit_b0", channels=4)
-    initialize(model, "imagenet")
+    model = TASK.build("unet", encoder="mit_b0", channels=4)
+    TASK.initialize(model, "imagenet")
     filters = model.encoder.patch_embed1.proj.weight
     assert filters.shape == (encoder_widths("mit_b0")[1], 4, 7, 7)
     assert torch.equal(filters[:, :3], published.state["segformer.encoder.patch_embeddings.0.proj.weight"])
@@ -231,9 +231,9 @@ def test_a_failed_download_names_the_alternatives(server, failure, capsys, monke
 
 def test_the_small_network_has_no_published_weights_but_starts_from_a_checkpoint(tmp_path):
     arguments = {"outputs": 2, "widths": [8, 16], "stem": 2}
-    first, second = build_model("unet_small", **arguments), build_model("unet_small", **arguments)
+    first, second = TASK.build("unet_small", **arguments), TASK.build("unet_small", **arguments)
     with pytest.raises(ValueError, match="--arch unet"):
-        initialize(first, "imagenet")
+        TASK.initialize(first, "imagenet")
     torch.save(first.state_dict(), tmp_path / "small.pt")
-    initialize(second, str(tmp_path / "small.pt"))
+    TASK.initialize(second, str(tmp_path / "small.pt"))
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())

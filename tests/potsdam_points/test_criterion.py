@@ -39,7 +39,7 @@ def test_losses_at_points_equal_those_over_the_image():
 
 def test_a_crop_without_points_is_fine():
     data, logits = batch(labeled=0)
-    loss = PointCriterion(build_loss("partial_ce+dice"), CPU)(logits, data)
+    loss = PointCriterion(build_loss("partial_ce+dice"), CPU)(logits, data, None)
     loss.backward()
     assert loss.item() == 0
     assert (logits.grad == 0).all()
@@ -49,7 +49,7 @@ def test_source_loss_is_partial_focal_cross_entropy():
     data, logits = batch()
     weight = torch.tensor([1.0, 2, 0, 3, 1, 1])
     expected = partial_cross_entropy(logits, data["target"], gamma=2.0, weight=weight)
-    assert torch.allclose(PointCriterion(build_loss("partial_ce", weight=weight), CPU)(logits, data), expected)
+    assert torch.allclose(PointCriterion(build_loss("partial_ce", weight=weight), CPU)(logits, data, None), expected)
 
 
 def test_pseudo_labels_are_believed_from_the_threshold_on():
@@ -61,8 +61,7 @@ def test_the_teacher_moves_unlabeled_pixels_alone():
     data, logits = batch()
     criterion = PointCriterion(build_loss("partial_ce"), CPU, pseudo=1.0, ramp=0.5)
     state = SimpleNamespace(inference_model=Constant(), progress=1.0)
-    criterion.start(state)
-    (criterion(logits, data) - build_loss("partial_ce")(logits, data["target"])).backward()
+    (criterion(logits, data, state) - build_loss("partial_ce")(logits, data["target"])).backward()
     pulled = logits.grad[..., ::2, ::2].abs().sum(1)
     unlabeled = data["target"][..., ::2, ::2] == 255
     assert (pulled[unlabeled] > 0).all()
@@ -74,16 +73,16 @@ def test_unlabeled_terms_rise_and_stay_out_of_validation():
     data, logits = batch()
     plain = build_loss("partial_ce")(logits, data["target"])
     criterion = PointCriterion(build_loss("partial_ce"), CPU, pseudo=1.0, affinity=1.0, ramp=0.5)
-    assert torch.equal(criterion(logits, data), plain)
+    assert torch.equal(criterion(logits, data, None), plain)
     values = []
     for progress in (0.0, 0.25, 0.5, 1.0):
-        criterion.start(SimpleNamespace(inference_model=Constant(), progress=progress))
-        values.append((criterion(logits, data) - plain).item())
+        state = SimpleNamespace(inference_model=Constant(), progress=progress)
+        values.append((criterion(logits, data, state) - plain).item())
     assert abs(values[0]) < 1e-6
     assert abs(values[1] - values[2] / 2) < 1e-5
     assert values[2] == values[3]
     with torch.inference_mode():
-        assert torch.allclose(criterion(logits, {"target": data["target"]}), plain)
+        assert torch.allclose(criterion(logits, {"target": data["target"]}, None), plain)
 
 
 def test_affinity_wants_one_class_where_the_color_is_one():

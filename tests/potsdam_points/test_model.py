@@ -8,8 +8,8 @@ from common.inference.files import Predictor
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from potsdam_points.labels import CLASSES, PALETTE
-from potsdam_points.model import build_model, recognize
-from potsdam_points.predict import TASK, default_tile, initialize, load_network
+from potsdam_points.model import recognize
+from potsdam_points.task import TASK
 
 NETWORKS = [
     ("resnet18", {"decoder": "plain"}), ("resnet18", {"decoder": "skip"}),
@@ -53,18 +53,16 @@ def original():
 )
 def test_the_originals_checkpoints_give_its_logits(original, tmp_path, wrap):
     torch.save(wrap(original.state_dict()), tmp_path / "best_model.pth")
-    network, card = load_network(tmp_path / "best_model.pth")
+    network, card = TASK.load(tmp_path / "best_model.pth")
     image = torch.rand(2, 3, 150, 150)
     with torch.inference_mode():
         assert torch.allclose(network(image), original(image), atol=1e-4)
-    assert (card.scale, card.classes, default_tile(card)) == (0.5, CLASSES, 300)
+    assert (card.scale, card.classes, TASK.tile_of(card)) == (0.5, CLASSES, 300)
 
 
 def test_the_undefined_class_is_dropped_at_inference(original, tmp_path):
     torch.save(original.state_dict(), tmp_path / "best_model.pth")
-    predictor = Predictor.load(
-        [tmp_path / "best_model.pth"], load_network, Precision(torch.device("cpu"), None), tile=300
-    )
+    predictor = Predictor.load(TASK, [tmp_path / "best_model.pth"], Precision(torch.device("cpu"), None), tile=300)
     image = torch.rand(1, 3, 300, 300)
     with torch.inference_mode():
         expected = original(F.avg_pool2d(image, 2))[:, :6].softmax(1)[0]
@@ -74,20 +72,20 @@ def test_the_undefined_class_is_dropped_at_inference(original, tmp_path):
 @pytest.mark.parametrize(("arch", "arch_args"), NETWORKS)
 @pytest.mark.parametrize("size", [(150, 150), (33, 70), (1, 1), (64, 96)])
 def test_any_size_gives_logits_at_twice_its_size(arch, arch_args, size):
-    network = build_model(arch, outputs=6, **arch_args).eval()
+    network = TASK.build(arch, outputs=6, **arch_args).eval()
     with torch.inference_mode():
         assert network(torch.rand(1, 3, *size)).shape == (1, 6, 2 * size[0], 2 * size[1])
 
 
 @pytest.mark.parametrize(("arch", "arch_args"), NETWORKS)
 def test_every_weight_gets_a_gradient_in_a_batch_of_one(arch, arch_args):
-    network = build_model(arch, outputs=6, **arch_args).train()
+    network = TASK.build(arch, outputs=6, **arch_args).train()
     network(torch.rand(1, 3, 64, 64)).square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 def test_padding_is_cut_off_again():
-    network = build_model("small_unet", outputs=6, widths=[8, 8, 8, 8, 8]).eval()
+    network = TASK.build("small_unet", outputs=6, widths=[8, 8, 8, 8, 8]).eval()
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         padded = F.pad(image[:, :, :, :20], (0, 12, 0, 0), mode="replicate")
@@ -96,31 +94,31 @@ def test_padding_is_cut_off_again():
 
 def test_state_dicts_are_recognized():
     for arch, arch_args in NETWORKS[:2]:
-        state = build_model(arch, outputs=6, **arch_args).state_dict()
+        state = TASK.build(arch, outputs=6, **arch_args).state_dict()
         assert recognize(state) == (arch, {"outputs": 6, "upsample": 2, **arch_args})
     assert recognize({"conv.weight": torch.zeros(1)}) is None
 
 
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(ValueError, match="unknown network 'vgg'"):
-        build_model("vgg")
+        TASK.build("vgg")
     with pytest.raises(ValueError, match="unknown decoder"):
-        build_model("resnet18", decoder="deep")
+        TASK.build("resnet18", decoder="deep")
     torch.save({"x": torch.zeros(2)}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x\.pt holds none of this task's networks"):
-        load_network(tmp_path / "x.pt")
+        TASK.load(tmp_path / "x.pt")
     with pytest.raises(ValueError, match="--arch resnet18"):
-        initialize(build_model("small_unet"), "imagenet")
+        TASK.initialize(TASK.build("small_unet"), "imagenet")
 
 
 def test_weights_of_another_head_leave_the_head_new(tmp_path, capsys, original):
     torch.save(original.state_dict(), tmp_path / "seven.pt")
-    network = build_model("resnet18", outputs=6)
-    initialize(network, str(tmp_path / "seven.pt"))
+    network = TASK.build("resnet18", outputs=6)
+    TASK.initialize(network, str(tmp_path / "seven.pt"))
     assert torch.equal(network.encoder_conv1.weight, original.encoder_conv1.weight)
     assert "decoder.12" in capsys.readouterr().err
 
 
 def test_card_of_this_task():
     card = ModelCard(TASK, "resnet18", {"decoder": "skip"}, CLASSES, PALETTE)
-    assert default_tile(card) == 512
+    assert TASK.tile_of(card) == 512

@@ -11,7 +11,7 @@ from torch import nn
 from common.networks.checkpoint import ModelCard, save_checkpoint
 from rooftops import export
 from rooftops.model import DeepLabV3Plus
-from rooftops.predict import load_network
+from rooftops.task import TASK
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(checkpoint):
-    network, card = load_network(checkpoint)
+    network, card = TASK.load(checkpoint)
     difference = export.export(network, card, checkpoint.with_name("model.onnx"), "abc")
     return checkpoint.with_name("model.onnx"), difference
 
 
 @pytest.mark.parametrize("size", [(1, 64, 64), (3, 48, 176), (2, 101, 77), (1, 16, 16), (1, 1, 5)])
 def test_logits_are_the_networks_at_any_size_and_batch(checkpoint, exported, size):
-    network, _ = load_network(checkpoint)
+    network, _ = TASK.load(checkpoint)
     session = onnxruntime.InferenceSession(exported[0], providers=["CPUExecutionProvider"])
     image = torch.randn(size[0], 3, *size[1:])
     (logits,) = session.run(None, {"image": image.numpy()})
@@ -76,7 +76,7 @@ def test_the_readmes_lines_find_what_infer_finds(checkpoint, exported, monkeypat
     names = {"onnxruntime": onnxruntime, "json": json, "np": np, "image": image}
     monkeypatch.chdir(exported[0].parent)
     exec(lines, names)
-    predictor = Predictor([load_network(checkpoint)], Precision(torch.device("cpu"), None), scale=1.0)
+    predictor = Predictor([TASK.load(checkpoint)], Precision(torch.device("cpu"), None), scale=1.0)
     assert 0.05 < names["roof"].mean() < 0.95
     assert (names["roof"] == predictor.classify(predictor(image))).mean() > 0.999
 
@@ -100,7 +100,7 @@ def test_the_command(checkpoint, call, tmp_path, monkeypatch):
 
 
 def test_a_network_that_would_differ_is_not_written(checkpoint, exported, tmp_path, monkeypatch):
-    network, card = load_network(checkpoint)
+    network, card = TASK.load(checkpoint)
     monkeypatch.setattr(export, "trace", lambda *args: onnx.load(exported[0]))
     target = tmp_path / "m.onnx"
     target.write_bytes(b"former")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,3 +156,17 @@ def test_confidence_is_the_probability_of_the_class_that_was_chosen():
     np.testing.assert_allclose(confidence_of(np.array([[[0.2, 0.7, 0.4]]]), mask), [[0.8, 0.7, 0.4]])
     many = np.array([[[0.2, 0.7, 0.1]], [[0.5, 0.1, 0.2]], [[0.3, 0.2, 0.7]]])
     np.testing.assert_allclose(confidence_of(many, many.argmax(0).astype(np.uint8)), [[0.5, 0.7, 0.7]])
+
+
+@pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (2, 2), (3, 4)])
+def test_scored_gives_each_networks_own_logits_beside_the_same_probabilities(classes, outputs):
+    image = np.random.default_rng(0).random((3, 30, 50), dtype=np.float32)
+    about = replace(card(classes), arch_args={"outputs": outputs})
+    networks = [(network(seed, outputs), about) for seed in (0, 1)]
+    predictor = Predictor(networks, CPU, tile=64)
+    probability, logits = predictor.scored(image)
+    np.testing.assert_array_equal(probability, predictor(image))
+    for (model, _), found in zip(networks, logits, strict=True):
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(image)[None])[0]
+        np.testing.assert_allclose(found, expected[:classes] if classes > 2 else expected, atol=1e-4)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from common import checkpoint
 from common.command.cli import exit_code
 from common.files import atomic_path, file_hash, write_text
+from common.losses import LossRecipe
 from common.networks.checkpoint import (
     ModelCard,
     describe,
@@ -241,3 +243,16 @@ def test_describe(tmp_path, model, monkeypatch, capsys):
     for name in ("garbage.pt", "missing.pt"):
         assert command(name) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_recipe_of_the_loss_comes_back_and_older_files_name_it_in_their_configuration(tmp_path, model):
+    recipe = LossRecipe("ce+dice", label_smoothing=0.05, class_weights=(1.0, 2.5))
+    save_checkpoint(tmp_path / "new.pt", replace(CARD, loss=recipe), model.state_dict())
+    assert load_checkpoint(tmp_path / "new.pt")[0].loss == recipe
+    settings = {"loss": "partial_ce", "gamma": 1.5, "class_weights": True, "lr": 1e-3}
+    for config, expected in ((settings, LossRecipe("partial_ce", gamma=1.5)), ({}, LossRecipe("ce"))):
+        save_checkpoint(tmp_path / "old.pt", replace(CARD, config=config), model.state_dict())
+        payload = torch.load(tmp_path / "old.pt", weights_only=True)
+        del payload["card"]["loss"], payload["card"]["maps"]
+        torch.save(payload, tmp_path / "old.pt")
+        assert load_checkpoint(tmp_path / "old.pt")[0].loss == expected

@@ -22,12 +22,13 @@ from torch import nn
 from common.command.cli import NON_FINITE, Interrupted, NonFiniteLoss, StopRequest, exit_code
 from common.command.config import TrainConfig
 from common.data.sampling import EpochBatches
-from common.losses import bce
+from common.losses import LossRecipe
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard, load_checkpoint
 from common.networks.precision import Precision, choose_precision
-from common.networks.probabilities import binary_probability
+from common.networks.probabilities import foreground_probability
 from common.training import loop as training
+from common.training.experiment import Engine, Experiment
 from common.training.loop import evaluate, fit, seed_everything
 from common.training.runs import RunFolder
 from common.training.schedule import Clock
@@ -75,7 +76,7 @@ def network(norm=True):
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *middle, nn.Conv2d(4, 1, 1))
 
 
-def criterion(logits, batch):
+def criterion(logits, batch, state):
     return F.binary_cross_entropy_with_logits(logits[:, 0], batch["target"].float())
 
 
@@ -91,8 +92,7 @@ def train(folder, config=CONFIG, *, events=None, val_events=None, resume=False, 
     data, val = data or Blobs(), Blobs(4)
     data.events, val.events = events or {}, val_events or {}
     run = RunFolder(folder, folder / "last.pt" if resume else None)
-    return fit(model or network(), data, val, criterion=criterion, probabilities=binary_probability, card=CARD,
-               config=config, run=run, precision=precision)  # fmt: skip
+    return fit(Experiment(model or network(), CARD, data, val, 0, criterion), config, run, precision)
 
 
 def contents(folder):
@@ -310,8 +310,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(killed, whole, moment):
 def test_resume_in_another_folder_takes_the_best_weights_along(tmp_path):
     train(tmp_path / "a", replace(CONFIG, epochs=1))
     run = RunFolder(tmp_path / "b", tmp_path / "a" / "last.pt")
-    fit(network(), Blobs(), Blobs(4), criterion=criterion, probabilities=binary_probability, card=CARD,
-        config=replace(CONFIG, epochs=1), run=run, precision=CPU)  # fmt: skip
+    fit(Experiment(network(), CARD, Blobs(), Blobs(4), 0, criterion), replace(CONFIG, epochs=1), run, CPU)
     for name in ("best_iou.pt", "best_loss.pt"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
@@ -327,8 +326,8 @@ def test_resume_in_another_folder_takes_the_best_weights_along(tmp_path):
 def test_resume_refuses_what_does_not_fit(tmp_path, config, model, card, message):
     train(tmp_path, replace(CONFIG, epochs=1))
     with pytest.raises(ValueError, match=message):
-        fit(model or network(), Blobs(), Blobs(4), criterion=criterion, probabilities=binary_probability, card=card,
-            config=config, run=RunFolder(tmp_path, tmp_path / "last.pt"), precision=CPU)  # fmt: skip
+        experiment = Experiment(model or network(), card, Blobs(), Blobs(4), 0, criterion)
+        fit(experiment, config, RunFolder(tmp_path, tmp_path / "last.pt"), CPU)
 
 
 def test_best_weights_cannot_be_resumed(tmp_path):
@@ -399,14 +398,7 @@ def test_a_non_finite_loss_in_validation_names_the_file():
     data = Blobs(4)
     data.images[2] = math.inf
     with pytest.raises(NonFiniteLoss, match=r"blob2\.png"):
-        evaluate(
-            network(),
-            data,
-            SplitScores(CARD.classes),
-            criterion=criterion,
-            probabilities=binary_probability,
-            precision=CPU,
-        )
+        evaluate(network(), data, SplitScores(CARD.classes), Engine(criterion, foreground_probability, CPU))
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -416,8 +408,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(quick):
     results = []
     for batch_size in (1, 3, 7):
         scores = SplitScores(CARD.classes, threshold=None if quick else 0.5, quick=quick)
-        evaluate(model, Blobs(7, ignored=True), scores, criterion=lambda logits, batch: bce(logits, batch["target"]),
-                 probabilities=binary_probability, precision=CPU, batch_size=batch_size)  # fmt: skip
+        engine = Engine.of(Experiment(model, replace(CARD, loss=LossRecipe("bce")), Blobs(), Blobs(4)), CPU)
+        evaluate(model, Blobs(7, ignored=True), scores, engine, batch_size=batch_size)
         results.append(scores.result())
     loss = [result.pop("loss") for result in results]
     assert loss == pytest.approx([loss[0]] * 3, rel=1e-6)

@@ -1,0 +1,138 @@
+"""A task as the commands see it: its name, classes and networks, and how weights that are not ours are recognized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from common.command.cli import say
+from common.labels import Color
+from common.networks import backbones
+from common.networks.checkpoint import (
+    ModelCard,
+    StateDict,
+    foreign_state_dict,
+    is_ours,
+    load_checkpoint,
+    load_matching,
+    read_payload,
+    read_weights,
+)
+
+
+class Backbone(NamedTuple):
+    """The part of a network that ImageNet weights exist for; a network that has one offers it as ``backbone``."""
+
+    module: nn.Module
+    name: str
+    """Of the published network, such as ``resnet18``."""
+    stem: str = "conv1.weight"
+    """Key of the first layer's filters, which are adapted to the number of input channels."""
+
+
+def load_whole(model: nn.Module, path: Path) -> str:
+    """Load the weights of a file into a network as far as their shapes fit; what was loaded, as a phrase.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or it is of another network.
+    """
+    return load_matching(model, read_weights(path))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the shared commands need to know about a task."""
+
+    name: str
+    """Of its folder."""
+    classes: list[str]
+    """Names by index."""
+    palette: dict[int, Color]
+    """RGB display color of each class index."""
+    architectures: Mapping[str, Callable[..., nn.Module]]
+    """Networks by the name of ``--arch``; the first has a backbone."""
+    adopt: Callable[[StateDict], tuple[ModelCard, StateDict] | None]
+    """Recognizes a state dict that is not ours: a card and the weights that belong to the network, or None.
+
+    Raises ValueError where it is known but of no use to the task."""
+    tile: int | Callable[[ModelCard], int] = 512
+    """Side of the tiles of large images in the image's pixels, or a function that finds it for a network."""
+    published: Callable[[str], StateDict] = backbones.imagenet_state
+    """ImageNet weights by the name of a `Backbone`."""
+    load_weights: Callable[[nn.Module, Path], str] = load_whole
+    """Loads the file of ``--weights PATH`` into a network and says what was loaded."""
+
+    def build(self, arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401 - those of the network
+        """Build a network by name.
+
+        Raises:
+            ValueError: the name or an argument is unknown.
+        """
+        if arch not in self.architectures:
+            raise ValueError(f"unknown network '{arch}'; known are {', '.join(self.architectures)}")
+        try:
+            return self.architectures[arch](**arch_args)
+        except TypeError as error:
+            raise ValueError(f"network {arch}: {error}") from error
+
+    def card(self, arch: str, arch_args: dict[str, Any], **fields: Any) -> ModelCard:  # noqa: ANN401 - the card's
+        """A card of one of this task's networks."""
+        own = {"classes": self.classes, "palette": self.palette}
+        return ModelCard(self.name, arch, arch_args, **{**own, **fields})
+
+    def initialize(self, model: nn.Module, weights: str) -> None:
+        """Set a network's initial weights in place: ``none``, ``imagenet`` (its backbone's), or a checkpoint's path.
+
+        Raises:
+            ValueError: the network has no such backbone, the download failed, or the checkpoint does not fit.
+            FileNotFoundError: the checkpoint does not exist.
+        """
+        if weights == "none":
+            return
+        if weights != "imagenet":
+            say(f"weights: {self.load_weights(model, Path(weights))} from {weights}")
+            return
+        backbone: Backbone | None = getattr(model, "backbone", None)
+        if backbone is None:
+            raise ValueError(
+                "--weights imagenet needs a pretrained encoder, which this network lacks: "
+                f"use --arch {next(iter(self.architectures))}, or --weights none"
+            )
+        backbones.load_encoder(backbone.module, self.published(backbone.name), stem=backbone.stem)
+
+    def load(self, path: Path) -> tuple[nn.Module, ModelCard]:
+        """Load one of our checkpoints, or the original project's weights, as a network ready for inference.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such file, or it holds no network of this task.
+        """
+        payload = read_payload(path)
+        if is_ours(payload):
+            card, weights, _ = load_checkpoint(path, self.name)
+        else:
+            state = foreign_state_dict(payload)
+            try:
+                adopted = self.adopt(state)
+            except ValueError as error:
+                raise ValueError(f"checkpoint {path}: {error}") from error
+            if adopted is None:
+                keys = ", ".join(list(state)[:4])
+                raise ValueError(f"checkpoint {path} holds none of this task's networks (its first keys: {keys})")
+            card, weights = adopted
+        model = self.build(card.arch, **card.arch_args)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"checkpoint {path} does not fit the network {card.arch}: {reason}") from error
+        return model.eval(), card
+
+    def tile_of(self, card: ModelCard, scale: float | None = None) -> int:
+        """Side of the tiles that suits a network which reads images at ``scale`` (None = the network's own)."""
+        if isinstance(self.tile, int):
+            return self.tile
+        return self.tile(card if scale is None else replace(card, scale=scale))

@@ -1,0 +1,60 @@
+"""What a training will take: measured on one forward pass, then printed."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.command.cli import say
+from common.command.config import TrainConfig
+from common.networks.precision import Precision
+from common.training.experiment import Experiment, to_device
+from common.training.state import TrainState
+
+
+class Estimate(NamedTuple):
+    """Seconds of a validation, and of an epoch with it."""
+
+    validation: float
+    epoch: float
+
+
+@torch.inference_mode()
+def time_forward(model: nn.Module, image: Tensor, precision: Precision) -> float:
+    """Seconds of one forward pass over an image (C, H, W).
+
+    Nothing that a run depends on changes: evaluation mode, nothing drawn at random.
+    """
+    model.eval()
+    images = to_device({"image": image[None]}, precision.device)["image"]
+    seconds = math.inf
+    for _ in range(2):  # the first pass sets up kernels
+        started = time.monotonic()
+        with precision.autocast():
+            model(images).float().sum().item()
+        seconds = min(seconds, time.monotonic() - started)
+    return seconds
+
+
+def estimate(experiment: Experiment, samples: int, precision: Precision) -> Estimate:
+    """Estimate epochs of so many training samples; a training step is taken as three forward passes."""
+    image = torch.as_tensor(experiment.val_data[0]["image"])
+    seconds = time_forward(experiment.model, image, precision)
+    ratio = torch.as_tensor(experiment.train_data[(0, 0)]["image"]).numel() / image.numel()
+    validation = seconds * len(experiment.val_data)
+    return Estimate(validation, validation + 3 * seconds * ratio * samples)
+
+
+def print_plan(state: TrainState, config: TrainConfig, precision: Precision, batches: int, seconds: float) -> None:
+    """Print what the run will take, by the number of batches and the seconds of an epoch."""
+    parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
+    left = seconds * (config.epochs - state.epoch) / 60
+    planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left:.1f} min"
+    say(
+        f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, "
+        f"{seconds:.0f} s an epoch, {planned}"
+    )

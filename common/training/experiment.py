@@ -1,0 +1,91 @@
+"""What the training loop works on: samples, an experiment of network and data, and how its batches are computed.
+
+A dataset sample is a dictionary with ``image`` (C, H, W) float32, ``target`` (H, W) int64 (255 = ignored), ``id`` (its
+files, for messages) and whatever tensors or names the task's criterion reads besides. A training dataset is indexed by
+``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by plain integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.command.cli import StopRequest
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision
+from common.networks.probabilities import Probabilities, probabilities_of
+from common.training.state import TrainState
+
+Batch = dict[str, Any]
+Criterion = Callable[[Tensor, Batch, TrainState | None], Tensor]
+"""Logits and their batch -> scalar loss; in training the state too, for terms that need the average or the progress."""
+
+
+class SegmentationData(Protocol):
+    """A sized, indexable dataset of sample dictionaries."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, key: Any, /) -> Batch:  # noqa: ANN401
+        """One sample."""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch's tensors to the device; four-dimensional ones in channels-last order, which convolutions prefer."""
+
+    def move(value: Tensor) -> Tensor:
+        if value.ndim == 4:
+            return value.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return value.to(device, non_blocking=True)
+
+    return {name: move(value) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, and on what."""
+
+    model: nn.Module
+    card: ModelCard
+    """The network's card; threshold, scores and configuration are filled in by the training."""
+    train_data: SegmentationData
+    """Indexed by ``sampling.Key``."""
+    val_data: SegmentationData
+    """Indexed by integers."""
+    test_images: int = 0
+    """Number of test samples, for whose evaluation ``--max-minutes`` keeps time."""
+    criterion: Criterion | None = None
+    """None = the card's loss against ``target``."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How batches are computed and judged."""
+
+    criterion: Criterion
+    probabilities: Probabilities
+    precision: Precision
+    stop: StopRequest | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, precision: Precision, stop: StopRequest | None = None) -> Engine:
+        """That of an experiment: its own criterion, or the loss that its card names."""
+        loss = experiment.card.loss.build()
+        criterion = experiment.criterion or (lambda logits, batch, state: loss(logits, batch["target"]))
+        return cls(criterion, probabilities_of(experiment.card), precision, stop)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal asked to stop."""
+        return self.stop is not None and self.stop.signum is not None
+
+    def logits(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The network's outputs for a batch that lies on the device."""
+        with self.precision.autocast():
+            logits: Tensor = network(batch["image"])
+        return logits.float()

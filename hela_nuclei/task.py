@@ -1,0 +1,30 @@
+"""What this task is: its classes and networks, and how the original notebook's weights are recognized."""
+
+from __future__ import annotations
+
+from common.losses import LossRecipe
+from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.task import Task
+from hela_nuclei.model import ARCHITECTURES, recognize
+
+
+def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
+    """A card for the original notebook's weights (or our own without one); the unused classifier is dropped.
+
+    Raises:
+        ValueError: they read or predict something else than this task's networks.
+    """
+    weights = {key: value for key, value in state.items() if not key.startswith("encoder.fc.")}
+    found = recognize(weights)
+    if found is None:
+        return None
+    channels, outputs = found[1].get("channels", 1), found[1].get("outputs", 1)
+    if channels != 1 or outputs not in (1, 2):
+        raise ValueError(f"a network of {channels} channels and {outputs} outputs; 1 and 1 are needed")
+    return TASK.card(found[0], {**found[1], "pad_input": False}, loss=LossRecipe("bce")), weights
+
+
+TASK = Task(
+    "hela_nuclei", ["background", "nucleus"], {0: (0, 0, 0), 1: (253, 231, 37)}, ARCHITECTURES, adopt, tile=1536
+)
+"""Its tiles are larger than a HeLa frame, so that one is predicted in one go."""
