@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.metrics.split_scores import FLAT, SCORE_KEYS, SplitScores, check_root, print_scores
-from common.networks.probabilities import binary_probability, class_probabilities
+from common.networks.probabilities import class_probabilities, foreground_probability
 from tests.peers import Peer
 
 metrics = Peer("sklearn.metrics")
@@ -132,7 +132,7 @@ def test_undefined_scores_are_null_and_never_nan(names, threshold, empty, capsys
 
 def test_probabilities():
     logits = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(binary_probability(logits), 1 / (1 + torch.exp(-logits[:, :1])))
+    torch.testing.assert_close(foreground_probability(logits), 1 / (1 + torch.exp(-logits[:, :1])))
     torch.testing.assert_close(class_probabilities(logits), logits.exp() / logits.exp().sum(1, keepdim=True))
 
 
