@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet34, resnet50
 
+from common.networks.backbones import torchvision_network
 from common.networks.padding import pad_to_multiple
 from common.networks.task import Backbone
 from common.networks.unet_small import UNetSmall, recognize_unet_small
 
 Encoder = Literal["resnet34", "resnet50"]
-ENCODERS = {"resnet34": (resnet34, (64, 128, 256, 512)), "resnet50": (resnet50, (256, 512, 1024, 2048))}
-"""Builder, and channels at 1/4, 1/8, 1/16 and 1/32, by name."""
+ENCODERS = {"resnet34": (64, 128, 256, 512), "resnet50": (256, 512, 1024, 2048)}
+"""Channels at 1/4, 1/8, 1/16 and 1/32, by name."""
 
 
 def conv3x3(inputs: int, outputs: int) -> nn.Conv2d:
@@ -112,8 +112,8 @@ class RefineNet(nn.Module):
         super().__init__()
         if encoder not in ENCODERS:
             raise ValueError(f"unknown encoder '{encoder}'; known are {', '.join(ENCODERS)}")
-        build, (c4, c8, c16, c32) = ENCODERS[encoder]
-        resnet = build(weights=None)
+        c4, c8, c16, c32 = ENCODERS[encoder]
+        resnet = torchvision_network(encoder)
         self.layer0 = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
         self.convolution_layer_4_dim_reduction = conv3x3(c32, 512)

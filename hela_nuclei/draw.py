@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
-from common.images.display import Pixels, stretch
-from common.report.plots import COLORS
+from common.images.display import COLORS, Pixels, stretch
 
+CAPTION = 24
+"""Height of the line above a video's frames, pixels."""
 # Neighboring ids take different colors; the palette's grey would not show on a frame.
 OUTLINES = np.array([tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in COLORS[:7]], np.uint8)
 
@@ -28,6 +30,13 @@ def viridis(mask: NDArray[np.bool_]) -> Pixels:
     """A mask in the two ends of the viridis colors; (H, W, 3) uint8 RGB."""
     colored = cv2.applyColorMap((mask * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
     return np.ascontiguousarray(colored[..., ::-1])
+
+
+def captioned(picture: Pixels, text: str) -> Pixels:
+    """A picture (H, W, 3) below a line of text on black, `CAPTION` pixels high; a longer line is cut."""
+    line = Image.new("RGB", (picture.shape[1], CAPTION))
+    ImageDraw.Draw(line).text((6, 4), text, font=ImageFont.load_default(14), fill=(255, 255, 255))
+    return np.vstack([np.asarray(line), picture])
 
 
 def contact_sheet(pictures: Sequence[Pixels], columns: int = 3) -> Pixels:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import cv2
+import av
 import numpy as np
 import tyro
 from numpy.typing import NDArray
@@ -25,12 +27,14 @@ from common.images.display import Pixels, stretch
 from common.networks.checkpoint import ModelCard, newest_checkpoint
 from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames
-from hela_nuclei.draw import outlines, viridis
+from hela_nuclei.draw import captioned, outlines, viridis
 from hela_nuclei.frames import check_axes, read_stack, scale_frame
 from hela_nuclei.predict import Predictor
+from hela_nuclei.results import numbered
 from hela_nuclei.task import TASK
 
-CODECS = {".avi": "XVID", ".mp4": "mp4v"}
+ENCODERS = {".avi": ("mpeg4", "XVID", {"qscale": "3"}), ".mp4": ("libx264", "avc1", {"crf": "18"})}
+"""Encoder, the name that players know its stream by, and its quality; browsers play H.264 in MP4."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class Config:
     """Make a video: each frame beside its prediction, one video frame per input frame."""
 
     input: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Images, stacks or folders. Default: the test (else validation) frames of the newest run."""
+    """Images, stacks or folders. Default: the whole sequence that the newest run was tested (else validated) on."""
     checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """Checkpoint(s); several are averaged. Default: the newest run's best."""
     out: Path | None = None
-    """Video, .avi (XVID) or .mp4 (mp4v). Default: predictions.avi in the run folder; outputs/hela_nuclei/INPUT.avi."""
+    """Video, .mp4 (H.264) or .avi (XVID). Default: predictions.avi in the run folder; outputs/hela_nuclei/INPUT.avi."""
     fps: float = 2.0
     """Frames per second."""
     threshold: float | None = None
@@ -65,45 +69,62 @@ def main() -> int:
     if not 0 < config.fps <= 1000:
         raise ValueError(f"--fps {config.fps} must be greater than 0 and at most 1000")
     check_axes(config.axes)
-    if config.out is not None and config.out.suffix.lower() not in CODECS:
+    if config.out is not None and config.out.suffix.lower() not in ENCODERS:
         raise ValueError(f"--out {config.out}: the suffix must be .avi or .mp4")
     checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK.name)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
     predictor, card = Predictor.load(
         checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold
     )
-    paths = find_images(config.input) if config.input else split_frames(card, checkpoints[0])
+    paths, parts = (in_order(find_images(config.input)), {}) if config.input else sequence_of(card, checkpoints[0])
     out = config.out or default_output(config.input, checkpoints[0])
-    shape, problems = look(paths, config)
+    total, shape, problems = look(paths, config)
     for problem in problems.values():
         say(f"failed: {problem}")
     good = [path for path in paths if path not in problems]
     if good:
-        pictures = (side_by_side(frame, predictor, config.style) for frame in frames_of(good, config))
+        frames = enumerate(frames_of(good, config), start=1)
+        pictures = (
+            captioned(
+                side_by_side(frame, predictor, config.style, shape),
+                "    ".join(filter(None, (f"frame {number} of {total}", name, parts.get(path)))),
+            )
+            for number, (path, name, frame) in frames
+        )
         with atomic_path(out) as temporary:
-            count = write_video(temporary, pictures, shape, config.fps)
+            count = write_video(temporary, pictures, config.fps)
         say(f"{count} frames to {out}")
     return PARTIAL if problems else 0
 
 
-def split_frames(card: ModelCard, checkpoint: Path) -> list[Path]:
-    """The images of a run's test part, or of its validation part where there is no test part.
+def in_order(paths: Sequence[Path]) -> list[Path]:
+    """Numbered frames one sequence after another, each by its numbers (t9 before t10); then everything else."""
+    frames = list(chain.from_iterable(numbered(paths).values()))
+    return [*frames, *(path for path in paths if path not in set(frames))]
+
+
+def sequence_of(card: ModelCard, checkpoint: Path) -> tuple[list[Path], dict[Path, str]]:
+    """All frames of the sequence of a run's first test (else validation) frame, and the part that each was in.
 
     Raises:
         ValueError: the training data are no longer where they were.
     """
     root = Path(card.data_root)
-    ids = set(card.split.get("test") or card.split.get("val") or [])
+    parts = {frame_id: part for part, ids in card.split.items() for frame_id in ids}
+    wanted = card.split.get("test") or card.split.get("val") or []
     if not card.data_root or not root.is_dir():
         raise ValueError(
             f"the data that {checkpoint} was trained on are not at '{card.data_root}' any more; give INPUT"
         )
     images, labels = (Path(card.config[key]) if card.config.get(key) else None for key in ("images", "labels"))
     found = find_frames(root, images=images, labels=labels, truth=str(card.config.get("truth", "ST")))
-    paths = [frame.image for frame in found.frames if frame.id in ids]
-    if not paths:
-        raise ValueError(f"none of the {len(ids)} test frames of {checkpoint} is under {root} any more; give INPUT")
-    return paths
+    first = next((frame.image for frame in found.frames if frame.id in wanted), None)
+    if first is None:
+        raise ValueError(f"none of the {len(wanted)} test frames of {checkpoint} is under {root} any more; give INPUT")
+    with_mask = {frame.image: parts.get(frame.id, "") for frame in found.frames}
+    film = [path for path in (*with_mask, *found.without_mask) if path.parent == first.parent]
+    named = {path: f"{part} part" for path, part in with_mask.items() if part}
+    return in_order(sorted(film)), named
 
 
 def default_output(inputs: Sequence[Path], checkpoint: Path) -> Path:
@@ -113,55 +134,57 @@ def default_output(inputs: Sequence[Path], checkpoint: Path) -> Path:
     return Path("outputs") / TASK.name / f"{inputs[0].resolve().stem}.avi"
 
 
-def frames_of(paths: Sequence[Path], config: Config) -> Iterator[NDArray[np.generic]]:
-    """The frames of all inputs in order."""
+def frames_of(paths: Sequence[Path], config: Config) -> Iterator[tuple[Path, str, NDArray[np.generic]]]:
+    """The frames of all inputs in order, each with its file and its name: folder, file, page of a stack."""
     for path in tqdm(paths, desc="video", unit="file", disable=None):
-        yield from read_stack(path, config.axes, config.channel).frames
+        stack = read_stack(path, config.axes, config.channel)
+        name = f"{path.resolve().parent.name}/{path.stem}"
+        for page, frame in enumerate(stack.frames):
+            yield path, f"{name} page {page}" if stack.has_time else name, frame
 
 
-def look(paths: Sequence[Path], config: Config) -> tuple[tuple[int, int], dict[Path, str]]:
-    """Height and width that hold every frame, and what is wrong with the inputs that cannot be read."""
-    height, width, problems = 0, 0, {}
+def look(paths: Sequence[Path], config: Config) -> tuple[int, tuple[int, int], dict[Path, str]]:
+    """How many frames there are, height and width that hold each, and what is wrong with unreadable inputs."""
+    total, height, width, problems = 0, 0, 0, {}
     for path in paths:
         try:
             shape = read_stack(path, config.axes, config.channel).frames.shape
-            height, width = max(height, shape[1]), max(width, shape[2])
+            total, height, width = total + shape[0], max(height, shape[1]), max(width, shape[2])
         except (ValueError, OSError) as error:
             problems[path] = str(error)
-    return (height, width), problems
+    return total, (height, width), problems
 
 
-def side_by_side(frame: NDArray[np.generic], predictor: Predictor, style: str) -> tuple[Pixels, Pixels]:
-    """A frame and its prediction as pictures."""
+def side_by_side(frame: NDArray[np.generic], predictor: Predictor, style: str, shape: tuple[int, int]) -> Pixels:
+    """A frame beside its prediction, each padded to ``shape`` (height, width) and to even sizes, as codecs need."""
     prediction = predictor(scale_frame(frame))
-    return stretch(frame), viridis(prediction.mask) if style == "mask" else outlines(frame, prediction.nuclei())
+    shown = viridis(prediction.mask) if style == "mask" else outlines(frame, prediction.nuclei())
+    height, width = (size + size % 2 for size in shape)
+    return np.hstack(
+        [np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0))) for p in (stretch(frame), shown)]
+    )
 
 
-def write_video(path: Path, pairs: Iterator[tuple[Pixels, Pixels]], shape: tuple[int, int], fps: float) -> int:
-    """Write pairs of pictures side by side, padded to ``shape`` and to even sizes, as codecs need; returns how many.
+def write_video(path: Path, pictures: Iterable[Pixels], fps: float) -> int:
+    """Encode pictures (H, W, 3) uint8 of one even size as the suffix of ``path`` says; returns how many.
 
     Raises:
-        ValueError: the codec is missing.
+        ValueError: this PyAV lacks the encoder.
     """
-    height, width = (size + size % 2 for size in shape)
-    writer: cv2.VideoWriter | None = None
+    encoder, tag, quality = ENCODERS[path.suffix.lower()]
+    if encoder not in av.codecs_available:
+        raise ValueError(f"this PyAV has no {encoder} encoder; pip install av from PyPI, or use another --out suffix")
+    options = {"movflags": "+faststart"} if path.suffix.lower() == ".mp4" else {}
     count = 0
-    try:
-        for pictures in pairs:
-            if writer is None:
-                writer = cv2.VideoWriter(
-                    str(path), cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()]), fps, (2 * width, height)
-                )
-                if not writer.isOpened():
-                    raise ValueError(
-                        f"this OpenCV has no {CODECS[path.suffix.lower()]} encoder; choose another suffix for --out"
-                    )
-            padded = [np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0))) for p in pictures]
-            writer.write(np.ascontiguousarray(np.hstack(padded)[..., ::-1]))
-            count += 1
-    finally:
-        if writer is not None:
-            writer.release()
+    with av.open(str(path), "w", options=options) as film:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = cast("av.VideoStream", film.add_stream(encoder, rate=rate, options=quality))
+        stream.codec_context.codec_tag = tag
+        for count, picture in enumerate(pictures, start=1):
+            if count == 1:
+                stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode())
     return count
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
+from common.networks.backbones import torchvision_network
 from common.networks.padding import pad_to_multiple
 from common.networks.task import Backbone
 
@@ -116,7 +116,7 @@ class UNetResnet(nn.Module):
     def __init__(self, outputs: int = 1, channels: int = 1, *, pad_input: bool = True) -> None:
         super().__init__()
         self.pad_input = pad_input
-        self.encoder = resnet18(weights=None)
+        self.encoder = torchvision_network("resnet18")
         self.encoder.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
         del self.encoder.fc, self.encoder.avgpool, self.encoder.maxpool
         self.deconv1, self.deconv2, self.deconv3 = Up(512, 256), Up(256, 128), Up(128, 64)

@@ -13,16 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet34, resnet50, resnet101, resnet152
 
-RESNETS = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-    "resnet152": resnet152,
-}
-
+from common.networks.backbones import torchvision_network
 
 RESNET_DEPTHS = {
     "resnet18": (2, 2, 2, 2),
@@ -42,7 +34,7 @@ MIX_TRANSFORMER_DEPTHS = {
 """Blocks of the four stages."""
 HEADS, REDUCTIONS = (1, 2, 5, 8), (8, 4, 2, 1)
 """Attention heads, and by how much each side of the map shrinks before it gives keys and values, by stage."""
-ENCODERS = (*RESNETS, *MIX_TRANSFORMER_DEPTHS)
+ENCODERS = (*RESNET_DEPTHS, *MIX_TRANSFORMER_DEPTHS)
 
 
 def encoder_widths(name: str) -> tuple[int, ...]:
@@ -106,7 +98,7 @@ class ResNetEncoder(Encoder):
 
     def __init__(self, name: str, channels: int = 3, output_stride: int = 32, depth: int = 5) -> None:
         super().__init__()
-        network = RESNETS[name](weights=None, norm_layer=BatchNorm2d)
+        network = torchvision_network(name, norm_layer=BatchNorm2d)
         self.name, self.stride = name, min(output_stride, 2**depth)
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         if channels != 3:
@@ -311,7 +303,7 @@ def build_encoder(name: str, channels: int = 3, output_stride: int = 32, depth: 
         raise ValueError(f"unknown encoder '{name}'; known are {', '.join(ENCODERS)}")
     check("output stride", output_stride, (8, 16, 32))
     check("encoder depth", depth, (2, 3, 4, 5))
-    kind = ResNetEncoder if name in RESNETS else MixTransformer
+    kind = ResNetEncoder if name in RESNET_DEPTHS else MixTransformer
     return kind(name, channels, output_stride, depth)
 
 

@@ -29,7 +29,6 @@ from common.images.gdal import decoding, open_raster
 from common.images.write import GEOTIFF
 from common.inference.files import InferConfig, infer_inputs, load_predictor
 from common.networks.checkpoint import ModelCard
-from common.report.plots import predictions
 from permeability.task import TASK
 
 FIGURE_SIDE = 1400
@@ -131,6 +130,8 @@ def cut_out(path: Path, target: Path, window: tuple[int, int, int, int]) -> Path
 
 def draw_figures(paths: Sequence[Path], folder: Path, card: ModelCard) -> None:
     """Write ``<stem>_figure.png`` for each input that has a mask: photograph and prediction with a legend."""
+    from common.report.plots import predictions  # matplotlib takes most of a second
+
     for path, stem in output_stems(paths).items():
         mask = next((file for suffix in (".tif", ".png") if (file := folder / f"{stem}_mask{suffix}").is_file()), None)
         if mask is None:

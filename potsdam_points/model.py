@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
+from common.networks.backbones import torchvision_network
 from common.networks.task import Backbone
 from common.networks.unet_small import Residual, conv_bn_relu
 
@@ -88,7 +88,7 @@ class ResNet18Segmentation(nn.Module):
 
     def __init__(self, outputs: int = 6, decoder: Decoder = "plain", upsample: int = 2) -> None:
         super().__init__()
-        encoder = resnet18(weights=None)
+        encoder = torchvision_network("resnet18")
         self.encoder_conv1, self.encoder_bn1 = encoder.conv1, encoder.bn1
         self.encoder_relu, self.encoder_maxpool = encoder.relu, encoder.maxpool
         self.encoder_layer1, self.encoder_layer2 = encoder.layer1, encoder.layer2

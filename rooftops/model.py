@@ -12,17 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import efficientnet_b0, resnet18, resnet34, resnet50, resnet101
 
+from common.networks.backbones import torchvision_network
 from common.networks.task import Backbone
 
+NORMALIZATION = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+"""ImageNet's, which pretrained encoders expect; what a network was trained with is in its checkpoint."""
 RATES = {16: (12, 24, 36), 8: (24, 48, 72)}
 """Dilations of the pyramid by output stride: the receptive field in the image stays the same."""
-RESNETS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50, "resnet101": resnet101}
 NARROW = ("resnet18", "resnet34")
 DEPTHS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
 """ResNets by bottleneck and the number of blocks in their third stage."""
-ENCODERS = (*RESNETS, "efficientnet_b0")
+ENCODERS = (*DEPTHS.values(), "efficientnet_b0")
 
 
 def dilate(stage: nn.Module, rate: int) -> None:
@@ -44,7 +45,7 @@ class ResNetEncoder(nn.Module):
 
     def __init__(self, name: str, channels: int, output_stride: int) -> None:
         super().__init__()
-        network = RESNETS[name](weights=None)
+        network = torchvision_network(name)
         self.low_channels, self.high_channels = (64, 512) if name in NARROW else (256, 2048)
         self.conv1 = network.conv1
         if channels != 3:
@@ -73,7 +74,7 @@ class EfficientNetEncoder(nn.Module):
 
     def __init__(self, channels: int, output_stride: int) -> None:
         super().__init__()
-        self.features = efficientnet_b0(weights=None).features[:-1]
+        self.features = torchvision_network("efficientnet_b0").features[:-1]
         if channels != 3:
             self.features[0][0] = nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False)
         for stage in (6, 7):

@@ -24,10 +24,8 @@ from common.data.sampling import Key
 from common.inference.files import normalize, rescale
 from common.labels import IGNORE
 from rooftops.data import Pictures
+from rooftops.model import NORMALIZATION
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, which pretrained encoders expect; what a network was trained with is in its checkpoint."""
-NORMALIZATION = {"mean": list(MEAN), "std": list(STD)}
 CORNERS = 2**0.5
 """A window that is turned by any angle is cut this much larger, so that no corner stays empty."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from common.networks.checkpoint import ModelCard, StateDict
 from common.networks.task import Task
 from rooftops.labels import PALETTE, Coding
-from rooftops.model import DeepLabV3Plus, recognize
-from rooftops.samples import NORMALIZATION
+from rooftops.model import NORMALIZATION, DeepLabV3Plus, recognize
 
 TILE = 640
 """Side of the tiles of large pictures, pixels of the network's input."""

@@ -27,7 +27,8 @@ from common.training.runs import RunFolder, demo_data, load_train_config, open_r
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.evaluate import read_samples
 from rooftops.labels import read_coding
-from rooftops.samples import NORMALIZATION, Augmentation, WholePictures, Windows, median_side
+from rooftops.model import NORMALIZATION
+from rooftops.samples import Augmentation, WholePictures, Windows, median_side
 from rooftops.task import TASK
 
 DEMO = Path("data/demo/rooftops")

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-import torch
-
 STARTED = time.monotonic()
 """When the process was up (imports of this module come first): --max-minutes counts from here."""
 
@@ -94,7 +92,9 @@ def exit_code(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's: not imported here, where flags are read
+            raise
         remedy = "lower --batch-size (raise --grad-accum to compensate) or the crop size, or use --device cpu"
         say(f"error: out of device memory; {remedy}")
         return PARTIAL

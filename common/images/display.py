@@ -13,6 +13,8 @@ from common.labels import IGNORE
 RGB = tuple[int, int, int]
 Palette = Mapping[int, RGB]
 Pixels = NDArray[np.uint8]
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Line colors told apart with any common color vision (Okabe and Ito 2008), legible on white and on near-black."""
 
 
 def stretch(image: NDArray[Any]) -> Pixels:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import http.client
 import pickle
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from common.command.cli import say
 
 LICENSE = "trained on ImageNet (non-commercial research terms); torchvision is under the BSD 3-Clause license"
+
+
+def torchvision_network(name: str, **options: Any) -> Any:  # noqa: ANN401 - untyped modules
+    """A network of torchvision with random weights, such as ``resnet18`` (imported here: that takes a second)."""
+    from torchvision.models import get_model
+
+    return get_model(name, weights=None, **options)
 
 
 def imagenet_state(name: str) -> dict[str, Tensor]:
@@ -24,6 +31,8 @@ def imagenet_state(name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the download failed; names the alternatives.
     """
+    from torchvision.models import get_model_weights
+
     weights = get_model_weights(name).DEFAULT
     say(f"weights: {weights} from {weights.url}, {LICENSE}")
     try:

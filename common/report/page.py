@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.files import write_text
-from common.images.display import Palette, Pixels
+from common.images.display import COLORS, Palette, Pixels
 from common.report import plots
 from common.report.plots import History
 
@@ -283,7 +283,7 @@ def _svg(figure: Figure, name: str, prefix: str) -> Markup:
     for color, variable in (
         (plots.INK, "currentColor"),
         (plots.GRID, "var(--grid)"),
-        (plots.COLORS[0], "var(--series)"),
+        (COLORS[0], "var(--series)"),
     ):
         text = text.replace(color, variable)
     return Markup(text.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(name), 1))

@@ -24,14 +24,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from common.files import atomic_path
-from common.images.display import RGB, Palette, Pixels, colorize, stretch
+from common.images.display import COLORS, RGB, Palette, Pixels, colorize, stretch
 
 INK = "#1f2933"
 """Color of text and axes; the report replaces it by the page's own."""
 GRID = "#d3d9df"
 """Color of grid lines; the report replaces it too."""
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Line colors told apart with any common color vision (Okabe and Ito 2008), legible on white and on near-black."""
 DASHES = ("-", "--", ":", "-.")
 DPI = 120
 PANEL_INCHES = (5.0, 3.4)

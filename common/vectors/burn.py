@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ from common.images.ground import Ground
 
 POLYGONAL = (3, 6)
 """shapely's type ids of polygon and multipolygon."""
-READ_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, shapely.errors.ShapelyError)
 Objects = NDArray[np.object_]
 
 
@@ -84,6 +82,8 @@ class PolygonLayer:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file; check the path")
         self.path, self.field = path, field
+        import pyogrio
+
         with _named(path):
             self.layer = _choose(path, layer)
             info = pyogrio.read_info(path, layer=self.layer, force_total_bounds=True, force_feature_count=True)
@@ -158,6 +158,8 @@ class PolygonLayer:
         """Shapes over a raster, moved by ``-shift`` along x, their values as text, and their numbers in the file."""
         left, bottom, right, top = self.bounds_of(grid)
         columns, box = [] if self.field is None else [self.field], (left + shift, bottom, right + shift, top)
+        import pyogrio
+
         with _named(self.path):
             _, numbers, encoded, fields = pyogrio.raw.read(
                 self.path, layer=self.layer, columns=columns, bbox=box, return_fids=True
@@ -190,13 +192,17 @@ def _full_turn(crs: CRS) -> float:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Errors of reading a file, in one line that names it."""
+    from pyogrio.errors import DataLayerError, DataSourceError
+
     try:
         yield
-    except (*READ_ERRORS, CRSError, ValueError) as error:
+    except (DataSourceError, DataLayerError, shapely.errors.ShapelyError, CRSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be used: {' '.join(str(error).split())}") from error
 
 
 def _choose(path: Path, layer: str | None) -> str:
+    import pyogrio
+
     layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     if layer is not None and layer not in layers:
         raise ValueError(f"it has no layer '{layer}'; its layers are {', '.join(layers) or 'none'}")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
@@ -144,6 +143,8 @@ def _write(
     tags: dict[str, str],
     layer: str,
 ) -> None:
+    import pyogrio  # it takes most of a second, through pandas
+
     names = np.asarray([class_names[value] for value in polygons.class_val], object)
     area = areas(polygons.geometry, crs)
     options: dict[str, Any] = {}

@@ -120,6 +120,14 @@ def test_every_module_loads_without_the_modules_that_windows_lacks():
     assert done.returncode == 0, done.stderr
 
 
+def test_inference_starts_without_what_only_some_inputs_need():
+    tasks = ", ".join(f"{task}.infer" for task in TASKS)
+    heavy = ("torchvision", "pyogrio", "pandas", "matplotlib", "tensorboard", "jinja2", "hyperopt", "optuna")
+    line = f"import sys, {tasks}; print(*(name for name in {heavy} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == [], done.stderr
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_load_without_the_peers(path):
     """They reach them through tests/peers.py, which skips what needs a missing one."""

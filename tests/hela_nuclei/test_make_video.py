@@ -1,9 +1,16 @@
+from itertools import pairwise
+
+import av
 import cv2
 import numpy as np
 import pytest
 import tifffile
 
 from common.images.display import stretch
+from common.networks.checkpoint import load_checkpoint
+from hela_nuclei import make_video
+from hela_nuclei.draw import CAPTION
+from hela_nuclei.make_video import in_order
 
 
 @pytest.fixture
@@ -33,8 +40,16 @@ def test_one_frame_per_input_frame(video, scene, tmp_path, suffix, style):
     assert "9 frames" in result.err
     assert len(result.err.splitlines()) == 2  # nothing from the codecs
     frames, rate = frames_of(out)
-    assert frames.shape == (9, 98, 260, 3)
+    assert frames.shape == (9, CAPTION + 98, 260, 3)
     assert rate == pytest.approx(5)
+    with av.open(str(out)) as film:
+        stream = film.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt) == (
+            ("mpeg4", "yuv420p") if suffix == ".avi" else ("h264", "yuv420p")
+        )
+    captions, frames = frames[:, :CAPTION], frames[:, CAPTION:]
+    assert (captions.max(axis=(1, 2, 3)) > 200).all(), "each frame's name and number in white"
+    assert all(np.abs(a.astype(int) - b).max() > 60 for a, b in pairwise(captions)), "which differ"
     first = frames[0, :97, :129].astype(float)
     assert np.abs(first - stretch(stack[0])).mean() < 12
     right = frames[0, :97, 130:259].astype(float)
@@ -52,8 +67,36 @@ def test_without_input_the_test_frames_of_the_newest_run(call, training):
     _, folder = training
     result = call("make_video", cwd=folder.parents[2])
     assert result.code == 0, result.err
-    assert len(frames_of(folder / "predictions.avi")[0]) == 1
+    card, _ = load_checkpoint(folder / "best_iou.pt")[:2]
+    assert len(card.split["test"]) < 5
+    assert len(frames_of(folder / "predictions.avi")[0]) == 5, "the whole sequence of the test part's first frame"
     (folder / "predictions.avi").unlink()
+
+
+def test_frames_of_one_film_by_their_numbers_and_never_mixed(tmp_path):
+    names = ("01/t9.tif", "02/t1.tif", "01/t10.tif", "02/t0.tif", "01/overview.tif")
+    paths = [tmp_path / name for name in names]
+    assert [str(path.relative_to(tmp_path)) for path in in_order(paths)] == [
+        "01/t9.tif", "01/t10.tif", "02/t0.tif", "02/t1.tif", "01/overview.tif",
+    ]  # fmt: skip
+
+
+def test_the_captions_tell_the_part_that_a_frame_was_in(call, training, monkeypatch):
+    lines = []
+    monkeypatch.setattr(make_video, "captioned", lambda picture, text: (lines.append(text), picture)[1])
+    _, folder = training
+    assert call("make_video", cwd=folder.parents[2]).code == 0
+    (folder / "predictions.avi").unlink()
+    assert len({line.split("    ")[1].split("/")[0] for line in lines}) == 1, "one sequence"
+    assert [line.split("    ")[1][-4:] for line in lines] == [f"t00{i}" for i in range(5)]
+    assert [line.split("    ")[0] for line in lines] == [f"frame {i} of 5" for i in range(1, 6)]
+    assert {line.split("    ")[2] for line in lines} >= {"train part", "test part"}
+
+
+def test_a_missing_encoder_is_named(video, scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    video(scene / "01" / "t000.tif", "--out", tmp_path / "a.mp4").mistake("libx264", "pip install av")
+    assert not list(tmp_path.glob("*.mp4"))
 
 
 def test_mistakes(call, video, own_scene, tmp_path):

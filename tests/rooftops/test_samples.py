@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from common.data.pairs import Pair
 from rooftops.data import Facts, Picture, Pictures
 from rooftops.labels import Coding
-from rooftops.samples import MEAN, STD, Augmentation, WholePictures, Windows, cut, median_side, paste, turn
+from rooftops.model import NORMALIZATION
+from rooftops.samples import Augmentation, WholePictures, Windows, cut, median_side, paste, turn
 
 PLAIN = (("a", 10), ("b", 240))
 STRONG = Augmentation(zoom=0.5, rotate=True, color=1.0, blur=0.5, cutmix=0.5)
@@ -38,7 +39,8 @@ def painted(height=96, width=120, seed=1, name="p"):
 
 def shown(sample):
     """The image of a sample in 0...255."""
-    return (sample["image"] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
+    mean, std = (torch.tensor(NORMALIZATION[name])[:, None, None] for name in ("mean", "std"))
+    return (sample["image"] * std + mean) * 255
 
 
 def test_without_augmentation_a_fitting_picture_is_the_sample():

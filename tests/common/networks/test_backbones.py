@@ -14,7 +14,6 @@ from torch import nn
 from torchvision.models._api import Weights, WeightsEnum
 
 from common.command.cli import exit_code
-from common.networks import backbones
 from common.networks.backbones import adapt_stem, imagenet_state, load_encoder
 
 
@@ -106,7 +105,7 @@ def server(tmp_path, monkeypatch):
         class TinyWeights(WeightsEnum):
             DEFAULT = Weights(url=url, transforms=None, meta={})
 
-        monkeypatch.setattr(backbones, "get_model_weights", lambda name: TinyWeights)
+        monkeypatch.setattr("torchvision.models.get_model_weights", lambda name: TinyWeights)
 
     yield SimpleNamespace(
         state=state, url=url, offer=offer, handler=Handler, cache=tmp_path / "cache", stop=http.shutdown

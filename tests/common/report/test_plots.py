@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.images.display import COLORS
 from common.report import plots
 
 PALETTE = {0: (0, 0, 0), 1: (200, 100, 50)}
@@ -125,7 +126,7 @@ def test_best_epoch_falls_back_to_the_lowest_loss():
 
 def test_a_class_keeps_its_color_when_another_has_no_values():
     history = [{"epoch": 1, "iou_a": None, "iou_b": 0.5}]
-    assert panels(history)["Validation IoU by class"].lines[0].get_color() == plots.COLORS[1]
+    assert panels(history)["Validation IoU by class"].lines[0].get_color() == COLORS[1]
 
 
 def test_roc_reliability_and_confusion_are_written(tmp_path):
