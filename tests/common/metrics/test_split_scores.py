@@ -132,7 +132,9 @@ def test_undefined_scores_are_null_and_never_nan(names, threshold, empty, capsys
 
 def test_probabilities():
     logits = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(foreground_probability(logits), 1 / (1 + torch.exp(-logits[:, :1])))
+    torch.testing.assert_close(foreground_probability(logits[:, :1]), 1 / (1 + torch.exp(-logits[:, :1])))
+    pair = logits[:, :2].exp()
+    torch.testing.assert_close(foreground_probability(logits[:, :2]), pair[:, 1:] / pair.sum(1, keepdim=True))
     torch.testing.assert_close(class_probabilities(logits), logits.exp() / logits.exp().sum(1, keepdim=True))
 
 
