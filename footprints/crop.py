@@ -68,7 +68,7 @@ class Config:
     """Leave out crops that hold nothing but nodata."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         if self.size < 16:
             raise ValueError(f"--size {self.size} must be at least 16")
         if not 0 <= self.overlap < self.size:

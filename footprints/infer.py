@@ -25,7 +25,7 @@ class Config(InferConfig):
     """Give polygons right angles, each only where it still covers the same ground (IoU of at least 0.8)."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         if self.regularize and self.vector == "none":
             raise ValueError("--regularize is about polygons: choose their format with --vector, such as --vector gpkg")
 

@@ -47,7 +47,7 @@ class Config(InferConfig):
     """COL ROW W H: only this part of each input, in its pixels."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         if self.window is not None and (min(self.window[:2]) < 0 or min(self.window[2:]) < 1):
             raise ValueError(
                 f"--window {' '.join(map(str, self.window))}: COL and ROW must not be negative, W and H at least 1"

@@ -87,9 +87,9 @@ class Shared:
         photo = Source(self.photo.path, None if self.read_on == self.photo else warp)
         mask = Source(self.mask.path, warp if self.offset is None else None, is_mask=True)
         size = (self.mask.height, self.mask.width) if self.offset else (self.read_on.height, self.read_on.width)
-        taken = [part for grid in earlier if (part := rectangle(grid, self.read_on)) is not None]
+        excluded = [part for grid in earlier if (part := rectangle(grid, self.read_on)) is not None]
         return Site(
-            name, self.read_on, photo, mask, self.window, self.offset, size, tuple(taken),
+            name, self.read_on, photo, mask, self.window, self.offset, size, tuple(excluded),
             pixel_side(self.photo) / pixel_side(self.read_on),
         )  # fmt: skip
 

@@ -72,7 +72,7 @@ class Config:
     """Which sheets go where."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         if (self.field is None) != (self.map is None) or (self.field is None) == (self.burn is None):
             raise ValueError("give either --field with --map, or --burn")
         for flag, value in (("--burn", self.burn), ("--background", self.background)):

@@ -136,7 +136,7 @@ class Site:
     """Row and column of the mask's first pixel in the grid; None = the mask is warped to the grid."""
     mask_size: tuple[int, int]
     """Height and width of the mask on the grid that it is read on."""
-    taken: tuple[Window, ...] = ()
+    excluded: tuple[Window, ...] = ()
     """Parts of the grid whose ground belongs to another orthophoto of the same mask: ignored here."""
     scale: float = 1.0
     """Side of the orthophoto's own pixels, in pixels of the grid."""
@@ -193,7 +193,7 @@ class Site:
             raise ValueError(f"{self.mask.path}: {error}") from error
         if inside != own:
             classes = pad(classes[None], inside, own, IGNORE)[0]
-        for other in self.taken:
+        for other in self.excluded:
             classes = without(classes, other, window)
         return classes
 

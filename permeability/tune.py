@@ -76,7 +76,7 @@ class Config:
     """Go on without files that are damaged or do not fit."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         if self.trials < 1 or self.minutes_per_trial < 0:
             raise ValueError("--trials must be at least 1, and --minutes-per-trial must not be negative")
         if (self.images is None) != (self.labels is None):

@@ -95,7 +95,7 @@ class Config:
     """Where to compute."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         if self.minutes_per_run <= 0 or min(self.curve, default=1) < 1:
             raise ValueError("--minutes-per-run and the numbers of --curve must be greater than 0")
         unknown = [name for name in self.only if name not in [run.name for run in series(self.curve)]]

@@ -106,7 +106,7 @@ class TrainConfig:
     """YAML file with defaults for these flags."""
 
     def __post_init__(self) -> None:
-        """Check what one field cannot check alone."""
+        """Validate fields against each other."""
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{_flag(name)} {getattr(self, name)} must be greater than 0")

@@ -2,10 +2,10 @@
 
 A mean of scores per batch depends on the batch size and invents numbers for empty batches. Here each metric holds one
 int64 tensor of counts on the device, so the scores depend neither on how pixels are dealt into batches nor on their
-order nor on the number of processes:
+order:
 
 - `ConfusionMatrix`: class maps against the truth: IoU, F1, accuracy, kappa;
-- `ThresholdCurve`: probabilities of the foreground: ROC, average precision, the best threshold, calibration;
+- `ThresholdCurve`: probabilities of the foreground: ROC, the best threshold, calibration;
 - `BoundaryF1`: class boundaries against the truth's, with a tolerance in pixels.
 
 Pixels of `IGNORE` are left out. What is undefined (0 / 0) is None, never NaN.
@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from common.labels import IGNORE
@@ -35,34 +34,6 @@ def ratio(numerator: float, denominator: float) -> float | None:
 def mean(values: Sequence[float]) -> float | None:
     """Average, with None for no values."""
     return ratio(math.fsum(values), len(values))
-
-
-class Counts:
-    """Integer counts that add up over batches, copies and processes."""
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
-        self.counts = torch.zeros(shape, dtype=torch.int64, device=device)
-
-    def settings(self) -> tuple[object, ...]:
-        """Return what must be equal for two objects to be added."""
-        return (type(self), *self.counts.shape)
-
-    def merge(self, other: Self) -> Self:
-        """Add the counts of another object and return this one.
-
-        Raises:
-            ValueError: when the two count different things.
-        """
-        if self.settings() != other.settings():
-            raise ValueError(f"cannot merge {type(other).__name__} of other settings into {type(self).__name__}")
-        self.counts += other.counts.to(self.counts.device)
-        return self
-
-    def all_reduce(self) -> Self:
-        """Add up the counts of all processes, once, after the last update; without a process group nothing happens."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts)
-        return self
 
 
 def _chunks(prediction: Tensor, target: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -96,7 +67,7 @@ def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
             )
 
 
-class ConfusionMatrix(Counts):
+class ConfusionMatrix:
     """Counts of (true class, predicted class) over a split.
 
     Args:
@@ -105,13 +76,8 @@ class ConfusionMatrix(Counts):
     """
 
     def __init__(self, num_classes: int, device: torch.device | str = "cpu") -> None:
-        super().__init__((num_classes, num_classes), device)
         self.num_classes = _checked_count(num_classes)
-
-    @property
-    def matrix(self) -> Tensor:
-        """(C, C) int64, rows = truth, columns = prediction."""
-        return self.counts
+        self.counts = torch.zeros((num_classes, num_classes), dtype=torch.int64, device=device)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count class maps of equal, arbitrary shape and integer dtype.
@@ -180,7 +146,7 @@ class ConfusionMatrix(Counts):
         }
 
 
-class ThresholdCurve(Counts):
+class ThresholdCurve:
     """Histograms of P(foreground) over the true background and the true foreground.
 
     Cell ``k`` holds the pixels with ``k / bins <= P < (k + 1) / bins``, the last one those with ``P = 1``, compared in
@@ -195,7 +161,7 @@ class ThresholdCurve(Counts):
     def __init__(self, bins: int = 1000, device: torch.device | str = "cpu") -> None:
         if bins < 2 or bins % 2 or bins > 1 << 20:
             raise ValueError(f"{bins} bins given; an even number from 2 to {1 << 20} expected")
-        super().__init__((2, bins + 1), device)
+        self.counts = torch.zeros((2, bins + 1), dtype=torch.int64, device=device)
         self.bins = bins
         edges = torch.arange(bins + 2, dtype=torch.float64) / bins
         edges[-1] = math.inf
@@ -255,29 +221,18 @@ class ThresholdCurve(Counts):
             below += lower
         return ratio(area, 2 * sum(negative) * sum(positive))
 
-    def average_precision(self) -> float | None:
-        """Return the sum of precision times recall step over falling thresholds; None without a foreground pixel."""
-        false, true = (row.tolist() for row in self._above())
-        steps = [(true[k] - true[k + 1]) * true[k] / (true[k] + false[k]) for k in range(self.bins + 1) if true[k]]
-        return ratio(math.fsum(steps), true[0])
+    def best_threshold(self, tolerance: float = 0.0) -> float:
+        """Return the threshold ``k / bins`` of the highest mIoU; of equals the one closest to 0.5, then the lower.
 
-    def best_threshold(self, criterion: Literal["iou", "miou"] = "miou", tolerance: float = 0.0) -> float:
-        """Return the threshold ``k / bins`` of the highest score; of equals the one closest to 0.5, then the lower.
-
-        Args:
-            criterion: ``iou`` of the foreground, or ``miou``: the mean over the classes that have a truth pixel.
-            tolerance: scores this far below the highest count as equal to it.
-
-        Without a pixel that the criterion could judge by, 0.5.
+        The mean is over the classes that have a truth pixel; scores ``tolerance`` below the highest count as equal to
+        it. Without a pixel that could be judged by, 0.5.
         """
-        if criterion not in ("iou", "miou"):
-            raise ValueError(f"unknown criterion {criterion!r}; known: iou, miou")
         false, true = self._above()[:, :-1].double()
         negatives, positives = false[0], true[0]
         scores = []
         if positives:
             scores.append(true / (positives + false))
-        if negatives and criterion == "miou":
+        if negatives:
             scores.append((negatives - false) / (negatives + positives - true))
         if not scores:
             return 0.5
@@ -313,7 +268,7 @@ class ThresholdCurve(Counts):
         return rows
 
 
-class BoundaryF1(Counts):
+class BoundaryF1:
     """Agreement of class boundaries within a tolerance, counted over a split.
 
     A pixel is on the boundary of its class when one of its four neighbors is of another class; neither the image's edge
@@ -332,13 +287,10 @@ class BoundaryF1(Counts):
     def __init__(self, num_classes: int, tolerance: float = 2, device: torch.device | str = "cpu") -> None:
         if not 0 <= tolerance < math.inf:
             raise ValueError(f"tolerance {tolerance} is not a distance in pixels")
-        super().__init__((num_classes, 4), device)  # matched and all predicted, matched and all true
         self.num_classes = _checked_count(num_classes)
+        # Matched and all predicted, matched and all true.
+        self.counts = torch.zeros((num_classes, 4), dtype=torch.int64, device=device)
         self.tolerance = tolerance
-
-    def settings(self) -> tuple[object, ...]:
-        """Return what must be equal for two objects to be added."""
-        return (*super().settings(), self.tolerance)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Count the boundaries of class maps ``(H, W)`` or ``(N, H, W)`` of an integer dtype.

@@ -84,7 +84,7 @@ class SplitScores:
         """The scores under the keys of ``SCORE_KEYS``; undefined = None."""
         threshold, confusion = self.threshold, self.confusion
         if self.binary and threshold is None:
-            threshold = self.curve.best_threshold("miou", tolerance=FLAT)
+            threshold = self.curve.best_threshold(FLAT)
             confusion = self.curve.confusion_at(threshold)
         loss = math.fsum(self.losses) / len(self.losses) if self.losses else math.nan
         values = {

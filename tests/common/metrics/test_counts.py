@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import hypothesis.extra.numpy as arrays
 import numpy as np
@@ -98,8 +94,8 @@ class TestConfusionMatrix:
 
     def test_rows_are_the_truth(self):
         matrix = confusion(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]), 2)
-        assert matrix.matrix.tolist() == [[0, 2], [1, 0]]
-        assert matrix.matrix.dtype == torch.int64
+        assert matrix.counts.tolist() == [[0, 2], [1, 0]]
+        assert matrix.counts.dtype == torch.int64
 
     def test_perfect(self):
         scores = confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]), 2).scores(NAMES[2])
@@ -161,14 +157,14 @@ class TestConfusionMatrix:
     def test_dtypes_agree(self, dtype):
         prediction, target = random_maps(2)
         narrow = target if dtype == torch.bool else target.to(torch.uint8).to(dtype)
-        assert confusion(prediction.to(dtype), narrow, 2).matrix.equal(confusion(prediction, target, 2).matrix)
+        assert confusion(prediction.to(dtype), narrow, 2).counts.equal(confusion(prediction, target, 2).counts)
 
     def test_bytes_do_not_overflow(self):
         label = torch.full((3,), 200, dtype=torch.uint8)
-        assert confusion(label, label, 250).matrix[200, 200] == 3
+        assert confusion(label, label, 250).counts[200, 200] == 3
 
     def test_nodata_in_the_prediction_is_left_out(self):
-        assert confusion(torch.tensor([0, IGNORE]), torch.tensor([0, 1]), 2).matrix.tolist() == [[1, 0], [0, 0]]
+        assert confusion(torch.tensor([0, IGNORE]), torch.tensor([0, 1]), 2).counts.tolist() == [[1, 0], [0, 0]]
 
     @pytest.mark.parametrize("label", [-1, 2, 128, 254, 256])
     def test_unknown_labels_are_refused_by_name(self, label):
@@ -192,8 +188,6 @@ class TestConfusionMatrix:
             matrix.scores(["a", "b", "c"])
         with pytest.raises(ValueError, match="2 different class names expected"):
             matrix.scores(["a", "a"])
-        with pytest.raises(ValueError, match="cannot merge"):
-            matrix.merge(ConfusionMatrix(3))
 
 
 class TestThresholdCurve:
@@ -207,7 +201,6 @@ class TestThresholdCurve:
         truth[:2] = 0, 1
         result = curve(torch.from_numpy(cells / 20), torch.from_numpy(truth), bins=20)
         assert result.roc_auc() == pytest.approx(sklearn.roc_auc_score(truth, cells))
-        assert result.average_precision() == pytest.approx(sklearn.average_precision_score(truth, cells))
         false, true, _ = sklearn.roc_curve(truth, cells, drop_intermediate=False)
         assert set(zip(*np.round([false, true], 9), strict=True)) == set(zip(*np.round(result.roc(), 9), strict=True))
 
@@ -220,8 +213,6 @@ class TestThresholdCurve:
         truth, chance = target[1:].flatten().numpy(), probability[1:].flatten().numpy()
         result = curve(probability, target, bins)
         assert result.roc_auc() == pytest.approx(sklearn.roc_auc_score(truth, chance), abs=1 / bins)
-        expected = sklearn.average_precision_score(truth, chance)
-        assert result.average_precision() == pytest.approx(expected, abs=1 / bins)
 
     @pytest.mark.parametrize("bins", [10, 22, 74, 998, 1000, 100_002])  # 22 and 74 round products down, 998 up
     def test_masks_at_every_edge_are_exact(self, bins):
@@ -232,27 +223,19 @@ class TestThresholdCurve:
         result = curve(probability, target, bins)
         for cell in {0, 1, 3, 7, bins // 3, bins // 2, bins - 3, bins - 1, bins, *range(0, bins, -(-bins // 80))}:
             mask = probability >= cell / bins
-            assert result.confusion_at(cell / bins).matrix.equal(confusion(mask, target, 2).matrix), cell
+            assert result.confusion_at(cell / bins).counts.equal(confusion(mask, target, 2).counts), cell
 
-    @pytest.mark.parametrize("criterion", ["iou", "miou"])
     @pytest.mark.parametrize("seed", range(5))
-    def test_best_threshold_is_the_best_of_all(self, criterion, seed):
+    def test_best_threshold_is_the_best_of_all(self, seed):
         generator = torch.Generator().manual_seed(seed)
         target = torch.randint(0, 2, (300,), generator=generator)
         probability = (torch.rand(300, generator=generator) * 0.6 + 0.2 * target).clamp(0, 1)
         target[:30] = IGNORE
-        best = curve(probability, target, bins=50).best_threshold(criterion)
-        scores = [confusion(probability >= k / 50, target, 2).scores(NAMES[2])[criterion] for k in range(51)]
+        best = curve(probability, target, bins=50).best_threshold()
+        scores = [confusion(probability >= k / 50, target, 2).scores(NAMES[2])["miou"] for k in range(51)]
         assert scores[round(best * 50)] == max(scores)
         ties = [k / 50 for k in range(51) if scores[k] == max(scores)]
         assert abs(best - 0.5) == min(abs(tie - 0.5) for tie in ties)
-
-    def test_criteria_differ(self):
-        # A low threshold finds all foreground at the price of background.
-        probability, target = torch.tensor([0.9] * 4 + [0.3] * 4), torch.tensor([1] * 4 + [1, 1, 0, 0])
-        result = curve(probability, target, bins=10)
-        assert result.best_threshold("iou") == 0.3
-        assert result.best_threshold("miou") == 0.5
 
     def test_ties_go_to_the_middle(self):
         target = torch.tensor([0, 1])
@@ -263,20 +246,14 @@ class TestThresholdCurve:
     def test_one_class_only(self):
         chance = torch.tensor([0.2, 0.7])
         background, foreground = curve(chance, torch.tensor([0, 0])), curve(chance, torch.tensor([1, 1]))
-        assert (background.roc_auc(), background.average_precision(), background.roc()) == (None, None, None)
-        assert (foreground.roc_auc(), foreground.average_precision(), foreground.roc()) == (None, 1.0, None)
-        assert background.best_threshold("iou") == 0.5
-        assert background.best_threshold("miou") == 0.701  # the first edge above every background pixel
-        assert foreground.best_threshold("iou") == 0.2
+        assert (background.roc_auc(), background.roc()) == (None, None)
+        assert (foreground.roc_auc(), foreground.roc()) == (None, None)
+        assert background.best_threshold() == 0.701  # the first edge above every background pixel
+        assert foreground.best_threshold() == 0.2
 
     def test_nothing_counted(self):
         empty = curve(torch.tensor([math.nan]), torch.tensor([IGNORE]))
-        assert (empty.roc_auc(), empty.average_precision(), empty.roc(), empty.best_threshold()) == (
-            None,
-            None,
-            None,
-            0.5,
-        )
+        assert (empty.roc_auc(), empty.roc(), empty.best_threshold()) == (None, None, 0.5)
         assert empty.confusion_at(0.5).scores(NAMES[2])["miou"] is None
         assert {row["mean_predicted"] for row in empty.calibration()} == {None}
 
@@ -331,14 +308,10 @@ class TestThresholdCurve:
             result.confusion_at(0.25)
         with pytest.raises(ValueError, match="not a multiple of 1/10"):
             result.confusion_at(1.1)
-        with pytest.raises(ValueError, match="unknown criterion 'f1'"):
-            result.best_threshold("f1")
         with pytest.raises(ValueError, match="3 rows"):
             result.calibration(3)
         with pytest.raises(ValueError, match="7 bins"):
             ThresholdCurve(7)
-        with pytest.raises(ValueError, match="cannot merge"):
-            result.merge(ThresholdCurve(20))
 
 
 def brute_boundary(labels: np.ndarray, valid: np.ndarray, label: int) -> list[tuple[int, int]]:
@@ -449,8 +422,6 @@ class TestBoundaryF1:
             BoundaryF1(2, -1)
         with pytest.raises(ValueError, match="1 classes"):
             BoundaryF1(1)
-        with pytest.raises(ValueError, match="cannot merge"):
-            result.merge(BoundaryF1(3, tolerance=3))
 
 
 class TestStreaming:
@@ -473,46 +444,7 @@ class TestStreaming:
             for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 6], strict=True):
                 batch = order[start:stop]  # may be empty
                 parts[0].update(prediction[batch], target[batch])
-                parts[1].merge(boundary(prediction[batch], target[batch], 3))
+                parts[1].update(prediction[batch], target[batch])
                 parts[2].update(probability[batch], binary[batch])
         assert all(torch.equal(one.counts, other.counts) for one, other in zip(whole, parts, strict=True))
         assert parts[0].scores(NAMES[3]) == whole[0].scores(NAMES[3])
-
-    def test_merge_adds_and_returns_itself(self):
-        one, other = confusion(*random_maps(3, seed=1), 3), confusion(*random_maps(3, seed=2), 3)
-        expected = one.matrix + other.matrix
-        assert one.merge(other) is one
-        assert torch.equal(one.matrix, expected)
-
-    def test_all_reduce_without_processes_does_nothing(self):
-        metric = confusion(*random_maps(3), 3)
-        before = metric.matrix.clone()
-        assert metric.all_reduce() is metric
-        assert torch.equal(metric.matrix, before)
-
-    def test_two_processes_add_up(self, tmp_path):
-        maps = random_maps(3)
-        torch.save(maps, tmp_path / "maps.pt")
-        command = [sys.executable, "-c", COUNT_A_SHARE, str(tmp_path)]
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(Path(metrics.__file__).parents[2])}
-        processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
-        whole = [confusion(*maps, 3).counts, boundary(*maps, 3).counts]
-        for rank in range(2):
-            counts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-            assert all(torch.equal(one, other) for one, other in zip(counts, whole, strict=True))
-
-
-# A script and not a spawned function: a spawned one would import this file, with all its peers, in each process.
-COUNT_A_SHARE = """
-import sys, torch, torch.distributed as dist
-from common.metrics.counts import BoundaryF1, ConfusionMatrix
-folder, rank = sys.argv[1], int(sys.argv[2])
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-counted = [ConfusionMatrix(3), BoundaryF1(3)]
-for metric in counted:
-    metric.update(*(maps[rank : rank + 1] for maps in torch.load(f"{folder}/maps.pt", weights_only=True)))
-    metric.all_reduce()
-torch.save([metric.counts for metric in counted], f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
