@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import file_hash
 
-VERSION = "0.1.0"
+VERSION: str = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 def provenance(checkpoints: Sequence[Path], threshold: float | None) -> dict[str, str]:
