@@ -16,9 +16,11 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from common.data.pairs import Pair, join, list_images, natural_key, same_stem
+from common.data.inputs import natural_key
+from common.data.pairs import Pair, join, list_images, same_stem
 from common.data.splits import PARTS, split_ids
 from common.images.grids import bounds
+from common.images.ranges import ValueRanges
 from common.images.rasters import TIFF_EXTENSIONS
 from common.inference.windows import Window
 from footprints.scene import STRIP, RasterScene, Scene, WindowReader, is_vector, label_values, load_scene
@@ -111,6 +113,8 @@ class SceneSet:
     """By id: (row, column) of some building pixels, (n, 2)."""
     values: Counter[float] = field(default_factory=Counter)
     """Pixels by their value in the label rasters."""
+    ranges: ValueRanges = field(default_factory=ValueRanges)
+    """What the images' values mean, and which there are."""
 
     def part(self, ids: Sequence[str]) -> list[Scene]:
         """The scenes of these ids."""
@@ -118,25 +122,28 @@ class SceneSet:
         return [scene for scene in self.scenes if scene.id in wanted]
 
 
-def load_scenes(pairs: Sequence[Pair], memory: int = MEMORY) -> tuple[SceneSet, list[str]]:
+def load_scenes(
+    pairs: Sequence[Pair], memory: int = MEMORY, ranges: ValueRanges | None = None
+) -> tuple[SceneSet, list[str]]:
     """Open all pairs and look at every pixel once.
 
     Args:
         pairs: the files.
         memory: bytes that scenes may take together; TIFFs beyond it are read by windows.
+        ranges: what the images' values mean; None = their number types' ranges.
 
     Returns:
         The scenes, and a line for each pair that cannot be used.
     """
-    found, problems, used = SceneSet(), [], 0
+    found, problems, used = SceneSet(ranges=ranges or ValueRanges()), [], 0
     for pair in pairs:
         try:
             scene: Scene
             size = _size_in_memory(pair)
             if used + size > memory and pair.image.suffix.lower() in TIFF_EXTENSIONS:
-                scene = RasterScene(pair)
+                scene = RasterScene(pair, found.ranges)
             else:
-                scene, used = load_scene(pair), used + size
+                scene, used = load_scene(pair, found.ranges), used + size
             values = label_values(pair.label)
             found.counts[scene.id], found.spots[scene.id] = survey(scene)
             found.values += values

@@ -12,7 +12,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.data.pairs import require_usable
+from common.data.pairs import require_usable, value_rows
 from common.images.ranges import to_unit
 from common.inference.score import (
     CONTEXT,
@@ -41,8 +41,10 @@ def main() -> int:
     pairs, unpaired = find_pairs(config.data_root, images=config.images, labels=config.labels)
     for note in unpaired:
         say(f"note: {note}")
-    found, problems = load_scenes([pair for pair in pairs if wanted is None or pair.id in wanted])
+    chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
+    found, problems = load_scenes(chosen, ranges=predictor.ranges(config.input_range))
     require_usable(len(found.scenes), problems, skip_bad=True)
+    value_rows(found.ranges)
     scores = score_samples(predictor, read_samples(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)))
     print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.scenes)})
     return PARTIAL if problems else 0

@@ -22,11 +22,11 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 
 from common.data.pairs import Pair
-from common.images.gdal import Bands, open_dataset, place_of, read_bands, require_file
+from common.images.gdal import Bands, open_dataset, place_of, read_bands, require_file, sample_bands
 from common.images.grids import Grid, apply
 from common.images.pictures import PaletteReading
-from common.images.ranges import scale_to_unit
-from common.images.rasters import TIFF_EXTENSIONS, Raster, read_label, read_raster
+from common.images.ranges import ValueRanges, to_pixels
+from common.images.rasters import TIFF_EXTENSIONS, read_label, read_raster
 from common.labels import IGNORE
 from common.vectors.burn import Outlines, PolygonLayer
 
@@ -134,14 +134,18 @@ class RasterScene:
 
     Args:
         pair: its files; the label may be a vector file.
+        ranges: what the image's values mean; windows spread over it are taken note of.
 
     Raises:
         ValueError, FileNotFoundError: a file is damaged, or image and label do not fit.
     """
 
-    def __init__(self, pair: Pair) -> None:
-        self.id = pair.id
+    def __init__(self, pair: Pair, ranges: ValueRanges | None = None) -> None:
+        self.id, self._ranges = pair.id, ranges or ValueRanges()
         self._image = WindowReader(pair.image)
+        dataset, meaning = self._image.open()
+        data, valid = sample_bands(dataset, bands=meaning)
+        self._ranges.see(data[:3], valid)
         self.frame = self._image.frame
         self._label = LabelReader(pair.label, self.frame, pair.image)
 
@@ -149,7 +153,7 @@ class RasterScene:
         """A window of image and classes."""
         data, valid = self._image.read(row, col, height, width, bands=3)
         classes = self._label.read(row, col, height, width)
-        return to_image(data, valid), np.where(valid, classes, np.uint8(IGNORE))
+        return to_pixels(data, valid, 3, self._ranges.of(data.dtype)), np.where(valid, classes, np.uint8(IGNORE))
 
 
 Scene = ArrayScene | RasterScene
@@ -209,14 +213,6 @@ def read_outlines(path: Path, frame: Frame, image: Path) -> Outlines:
     return layer.over(grid)
 
 
-def to_image(data: NDArray[Any], valid: NDArray[np.bool_]) -> Image:
-    """Bands of any number type as (3, H, W): 8 bits are kept, others become float32 0...1; invalid pixels are 0."""
-    bands = data[:3] if len(data) >= 3 else np.repeat(data[:1], 3, axis=0)
-    if bands.dtype == np.uint8:
-        return np.asarray(np.where(valid, bands, np.uint8(0)), np.uint8)
-    return scale_to_unit(bands, valid)
-
-
 def to_classes(values: NDArray[Any], valid: NDArray[np.bool_], nodata: float | None) -> Classes:
     """Label bands (C, H, W) -> 1 where any is above 0, else 0; 255 where they are not valid, unless 0 is the nodata."""
     classes = np.asarray((values > 0).any(axis=0), np.uint8)
@@ -249,8 +245,8 @@ def check_grid(image: Path, frame: Frame, label: Path, other: Frame) -> None:
         )
 
 
-def load_scene(pair: Pair) -> ArrayScene:
-    """Read a pair into memory: any picture format, any label.
+def load_scene(pair: Pair, ranges: ValueRanges | None = None) -> ArrayScene:
+    """Read a pair into memory: any picture format, any label; the image's values are noted in ``ranges``.
 
     Raises:
         ValueError, FileNotFoundError: a file is damaged, or image and label do not fit.
@@ -263,11 +259,10 @@ def load_scene(pair: Pair) -> ArrayScene:
     else:
         classes = _picture_classes(pair.label)
         check_grid(pair.image, frame, pair.label, Frame(*classes.shape))
-    return ArrayScene(pair.id, _image_of(raster), np.where(raster.valid, classes, np.uint8(IGNORE)), frame)
-
-
-def _image_of(raster: Raster) -> Image:
-    return to_image(raster.data, raster.valid)
+    ranges = ranges or ValueRanges()
+    ranges.see(raster.data[:3], raster.valid)
+    image = to_pixels(raster.data, raster.valid, 3, ranges.of(raster.data.dtype))
+    return ArrayScene(pair.id, image, np.where(raster.valid, classes, np.uint8(IGNORE)), frame)
 
 
 def _picture_classes(path: Path) -> Classes:

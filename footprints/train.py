@@ -12,9 +12,9 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts
+from common.data.pairs import Facts, require_usable, say_facts, value_rows
 from common.data.splits import Split, count_parts
-from common.images.ranges import to_unit
+from common.images.ranges import ValueRanges, to_unit
 from common.inference.files import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import LossRecipe, build_loss
@@ -119,11 +119,12 @@ def load_data(config: Config) -> Data:
     pairs, unpaired = find_pairs(root, images=config.images, labels=config.labels)
     for note in unpaired:
         say(f"note: {note}")
-    found, problems = load_scenes(pairs)
+    found, problems = load_scenes(pairs, ranges=ValueRanges(config.input_range))
     require_usable(len(found.scenes), problems, skip_bad=config.skip_bad)
     split, how = split_scenes(found.scenes, config.val_fraction, config.test_fraction, config.seed)
     facts = [
         *audit(found),
+        *value_rows(found.ranges),
         ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs"),
         ("split", f"{count_parts(split)} ({how})"),
     ]
@@ -141,8 +142,8 @@ def build(config: Config, data: Data) -> Experiment:
     TASK.initialize(model, config.weights)
     normalization = NORMALIZATIONS[config.normalization]
     card = TASK.card(
-        config.arch, arch_args, normalization=normalization.card(), loss=LossRecipe.of_config(vars(config)),
-        split=data.split, data_root=str(data.root.resolve()),
+        config.arch, arch_args, normalization=normalization.card() | data.found.ranges.card(),
+        loss=LossRecipe.of_config(vars(config)), split=data.split, data_root=str(data.root.resolve()),
     )  # fmt: skip
     crops = FootprintCrops(
         data.found, data.split["train"], crop=config.crop_size, length=config.samples_per_epoch, balance=config.balance,

@@ -18,8 +18,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from common.data.inputs import IMAGE_EXTENSIONS, OUTPUT_ENDINGS
+from common.data.inputs import OUTPUT_ENDINGS, images_in
+from common.data.pairs import value_rows
 from common.data.sampling import Key
+from common.images.ranges import Range, ValueRanges
 from common.images.rasters import read_label
 from common.labels import IGNORE
 from hela_nuclei.frames import TIFF_SUFFIXES, frame_range, read_stack, scale_frame
@@ -47,12 +49,20 @@ class Frame:
 
 @dataclass(frozen=True)
 class LoadedFrame:
-    """A frame in memory: image (H, W) in its own dtype, labels (H, W) int32, and whether the mask file had no ids."""
+    """A frame in memory: image (H, W) in its own dtype, labels (H, W) int32, and whether the mask file had no ids.
+
+    Its values mean black and white by ``value_range``; None = by its own minimum and maximum.
+    """
 
     frame: Frame
     image: NDArray[np.generic]
     labels: NDArray[np.int32]
     binary: bool = False
+    value_range: Range | None = None
+
+    def unit(self) -> NDArray[np.float32]:
+        """The image (H, W) as float32 0...1."""
+        return scale_frame(self.image, self.value_range)
 
 
 @dataclass
@@ -87,7 +97,8 @@ def find_frames(
     folders = _folders(root, images, labels, truth)
     found = Found()
     for sequence, image_folder, mask_folder in folders:
-        _pair(sequence, _files(image_folder, OUTPUT_ENDINGS), _files(mask_folder, ()), found)
+        masks = images_in(mask_folder) if mask_folder.is_dir() else []
+        _pair(sequence, images_in(image_folder, OUTPUT_ENDINGS), masks, found)
     if not found.frames:
         layouts = f"{root}: it holds neither 01/ with 01_{truth}/SEG/ nor images/ with masks/"
         where = ", ".join(f"{i} with {m}" for _, i, m in folders) or layouts
@@ -107,14 +118,6 @@ def _folders(root: Path | None, images: Path | None, labels: Path | None, truth:
             return [("images", folder / "images", folder / "masks")]
     sequences = sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r"\d{2,}", p.name))
     return [(p.name, p, root / f"{p.name}_{truth}" / "SEG") for p in sequences]
-
-
-def _files(folder: Path, passed_over: tuple[str, ...]) -> list[Path]:
-    """The images of a folder (none if there is no such folder), without those whose stems end as given."""
-    if not folder.is_dir():
-        return []
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith("."))
-    return sorted(p for p in images if not (passed_over and p.stem.endswith(passed_over)))
 
 
 def _number(path: Path) -> int | None:
@@ -145,7 +148,7 @@ def _pair(sequence: str, images: Sequence[Path], masks: Sequence[Path], found: F
     found.without_frame += table.values()
 
 
-def load_frame(frame: Frame) -> LoadedFrame:
+def load_frame(frame: Frame, ranges: ValueRanges | None = None) -> LoadedFrame:
     """Read a frame and its mask.
 
     Raises:
@@ -165,7 +168,7 @@ def load_frame(frame: Frame) -> LoadedFrame:
     if image.shape != labels.shape:
         sizes = f"{frame.image} is {_size(image)}, its mask {frame.mask.name} {_size(labels)}"
         raise ValueError(f"{sizes}; both must be of one size")
-    return LoadedFrame(frame, image, labels, binary)
+    return LoadedFrame(frame, image, labels, binary, ranges.of(image.dtype) if ranges else None)
 
 
 def _read_image(path: Path) -> NDArray[np.generic]:
@@ -213,12 +216,12 @@ def _size(array: NDArray[Any]) -> str:
     return f"{array.shape[0]} x {array.shape[1]}"
 
 
-def load_frames(frames: Sequence[Frame]) -> tuple[list[LoadedFrame], list[str]]:
+def load_frames(frames: Sequence[Frame], ranges: ValueRanges | None = None) -> tuple[list[LoadedFrame], list[str]]:
     """Read all frames; a line for each one that cannot be used."""
     loaded, problems = [], []
     for frame in frames:
         try:
-            loaded.append(load_frame(frame))
+            loaded.append(load_frame(frame, ranges))
         except ValueError as error:
             problems.append(str(error))
     return loaded, problems
@@ -243,6 +246,7 @@ def audit(loaded: Sequence[LoadedFrame]) -> list[tuple[str, str]]:
         ("frames with a mask", str(len(loaded))),
         ("size (rows x columns)", _tally_text(_tally(loaded, lambda f: _size(f.image)))),
         ("type", _tally_text(_tally(loaded, lambda f: str(f.image.dtype)))),
+        ("values", described(loaded)),
         ("label values", values + (f"; {binary} binary masks: each connected part is a nucleus" if binary else "")),
         ("nuclei", f"{sum(nuclei)} ({min(nuclei)} to {max(nuclei)} a frame)"),
         ("share of pixels", f"nucleus {share:.1%}, background {1 - share:.1%}"),
@@ -251,6 +255,25 @@ def audit(loaded: Sequence[LoadedFrame]) -> list[tuple[str, str]]:
     if empty:
         rows.append(("without any nucleus", ", ".join(empty)))
     return rows
+
+
+def described(loaded: Sequence[LoadedFrame]) -> str:
+    """Smallest and largest values of the frames, and by which range they are read; says where that hardly fits."""
+    ranges = ValueRanges(next((item.value_range for item in loaded if item.value_range is not None), None))
+    for item in loaded:
+        ranges.see(item.image[None], np.isfinite(item.image))
+    if ranges.given is not None:
+        return value_rows(ranges)[0][1]
+    low, high = (pick(frame_range(item.image)[i] for item in loaded) for i, pick in enumerate((min, max)))
+    return f"{low:g} to {high:g}, each frame read from its own minimum to its maximum"
+
+
+def range_card(loaded: Sequence[LoadedFrame]) -> dict[str, Any]:
+    """What a checkpoint says about how frames are read."""
+    given = loaded[0].value_range
+    if given is None:
+        return {"range": "minimum to maximum of each frame"}
+    return {"range": list(given), "range_types": sorted({item.image.dtype.name for item in loaded})}
 
 
 def _tally(loaded: Sequence[LoadedFrame], key: Callable[[LoadedFrame], str]) -> dict[str, list[str]]:
@@ -284,7 +307,7 @@ class _Maps:
 
     name: str
     image: NDArray[np.generic]
-    value_range: tuple[float, float]
+    value_range: Range
     target: NDArray[np.uint8]
     distance: NDArray[np.float16]
 
@@ -292,7 +315,7 @@ class _Maps:
     def of(cls, item: LoadedFrame, border: int) -> _Maps:
         distance = distance_map(item.labels).astype(np.float16)
         target = semantic_target(item.labels, border)
-        return cls(item.frame.id, item.image, frame_range(item.image), target, distance)
+        return cls(item.frame.id, item.image, item.value_range or frame_range(item.image), target, distance)
 
     def sample(self, image: NDArray[np.float32], target: NDArray[np.uint8], distance: NDArray[Any]) -> dict[str, Any]:
         return {

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 
+from common.images.gdal import COMPRESSION, pixel_count, require_file
+from common.images.ranges import Range, scale_to_unit
 from common.images.rasters import read_raster
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -27,6 +28,8 @@ AXES = "TYXC"
 GREEN = 1
 MOST_CHANNELS = 4
 """A dimension without a name that is longer than this can only be time."""
+LARGEST_STACK = 1 << 30
+"""Values of all frames together; masks and probabilities take seven times their number in bytes."""
 ALPHA = (1, 2)
 """TIFF codes of extra samples that are transparency."""
 
@@ -39,11 +42,13 @@ class Stack:
         frames: (T, H, W) in the file's own number type.
         has_time: tells a stack of one frame from a single frame.
         channels: how many the file has.
+        value_range: values that mean black and white; None = each frame's own extremes.
     """
 
     frames: NDArray[np.generic]
     has_time: bool
     channels: int = 1
+    value_range: Range | None = None
 
 
 def read_stack(path: Path, axes: str | None = None, channel: int | None = None) -> Stack:
@@ -55,8 +60,10 @@ def read_stack(path: Path, axes: str | None = None, channel: int | None = None) 
         channel: index of the channel; default: the only one, or green of three; required for two.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, or it is ambiguous which dimension or channel is meant; names the remedy.
     """
+    require_file(path)
     if path.suffix.lower() in TIFF_SUFFIXES:
         array, found = _read_tiff(path)
         order = _given_axes(path, array.shape, axes) if axes else _named(path, array.shape, found)
@@ -87,8 +94,9 @@ def read_stack(path: Path, axes: str | None = None, channel: int | None = None) 
 def _read_tiff(path: Path) -> tuple[NDArray[Any], str]:
     """The array of a TIFF in native byte order and tifffile's letters for its dimensions."""
     try:
-        with _complaints() as complaints, tifffile.TiffFile(path) as tiff:
+        with _complaints() as complaints, tifffile.TiffFile(path, _multifile=False) as tiff:
             series, page = tiff.series[0], tiff.pages[0]
+            check_claim(path, series)
             array, axes = series.asarray(), series.axes.upper()
             count, shaped = len(tiff.series), tiff.is_shaped
     except Exception as error:  # tifffile and its codecs raise many kinds for a damaged file
@@ -104,6 +112,19 @@ def _read_tiff(path: Path) -> tuple[NDArray[Any], str]:
     if shaped and axes == "SYX":  # tifffile's own writer takes any 3 x H x W for color planes, three frames too
         axes = "QYX"
     return array.astype(array.dtype.newbyteorder("="), copy=False), axes
+
+
+def check_claim(path: Path, series: tifffile.TiffPageSeries) -> None:
+    """Compare what a TIFF claims to hold with its size, and with what is read at once.
+
+    Raises:
+        ValueError: it is more than the file can hold, or than the memory should.
+    """
+    size = path.stat().st_size
+    if series.nbytes > size * COMPRESSION:
+        raise ValueError(f"claims {series.shape} of {series.dtype} in {size} bytes, more than they can hold")
+    if series.size > LARGEST_STACK:
+        raise ValueError(f"{series.shape} are too many pixels to be read at once (at most {LARGEST_STACK}); divide it")
 
 
 @contextmanager
@@ -184,28 +205,26 @@ def _channel(path: Path, count: int, channel: int | None) -> int:
 def count_pixels(path: Path, axes: str | None = None) -> int:
     """Pixels of all frames of one channel, from the file's header alone; 0 where that cannot be read."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
-        try:
-            with Image.open(path) as image:
-                return int(image.width * image.height)
-        except Exception:  # damaged files are reported when they are read
-            return 0
+        return pixel_count(path)
     try:
-        with _complaints(), tifffile.TiffFile(path) as tiff:
+        require_file(path)
+        with _complaints(), tifffile.TiffFile(path, _multifile=False) as tiff:
             series = tiff.series[0]
+            check_claim(path, series)
             order = axes.upper() if axes else _named(path, series.shape, series.axes.upper())
             counted = [size for size, letter in zip(series.shape, order, strict=True) if letter != "C"]
             return int(math.prod(counted))
-    except Exception:
+    except Exception:  # damaged files are reported when they are read
         return 0
 
 
-def frame_range(frame: NDArray[np.generic]) -> tuple[float, float]:
+def frame_range(frame: NDArray[np.generic]) -> Range:
     """Smallest and largest finite value; (0, 0) without any."""
     values = frame[np.isfinite(frame)] if frame.dtype.kind == "f" else frame
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
-def scale_frame(frame: NDArray[np.generic], value_range: tuple[float, float] | None = None) -> NDArray[np.float32]:
+def scale_frame(frame: NDArray[np.generic], value_range: Range | None = None) -> NDArray[np.float32]:
     """(H, W) of any number type -> float32 in 0..1; a constant frame becomes 0 everywhere.
 
     Args:
@@ -215,7 +234,6 @@ def scale_frame(frame: NDArray[np.generic], value_range: tuple[float, float] | N
     low, high = value_range or frame_range(frame)
     if not high > low:
         return np.zeros(frame.shape, np.float32)
-    values = frame.astype(np.float32)
-    values -= np.float32(low)
-    values /= np.float32(high - low)
-    return np.nan_to_num(np.clip(values, 0, 1, out=values), copy=False)
+    known = np.ones(frame.shape, bool) if frame.dtype.kind != "f" else ~np.isnan(frame)
+    scaled: NDArray[np.float32] = scale_to_unit(frame[None], known, (low, high))[0]
+    return scaled

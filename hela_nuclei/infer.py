@@ -7,7 +7,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,7 +27,7 @@ from common.command.config import parse_flags
 from common.data.inputs import find_images, output_stems
 from common.files import atomic_path, write_text
 from common.images.display import Pixels
-from common.images.ranges import range_warning
+from common.images.ranges import ValueRanges, range_warning
 from common.images.write import write_mask, write_probability
 from common.inference.outputs import check_disk, provenance
 from common.networks.checkpoint import newest_checkpoint
@@ -68,7 +68,7 @@ class Config:
     scale: float | None = None
     """Resize frames by this factor before the network, such as 0.5 where nuclei are twice as large as in training."""
     input_range: tuple[float, float] | None = None
-    """Intensities that mean black and white; default: each frame's own minimum and maximum."""
+    """Intensities that mean black and white; default: the training's, as a rule each frame's own extremes."""
     min_area: int = MIN_AREA
     """Smaller objects are dropped, pixels."""
     axes: str | None = None
@@ -87,10 +87,11 @@ def main() -> int:
     stems = output_stems(paths)
     checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK.name)]
     say(f"checkpoint: {', '.join(map(str, checkpoints))}")
-    predictor, _ = Predictor.load(
+    predictor, card = Predictor.load(
         checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold, tile=config.tile_size,
         overlap=config.overlap, tta="flips" if config.tta else "none", scale=config.scale, min_area=config.min_area,
     )  # fmt: skip
+    ranges = ValueRanges(config.input_range, card.normalization)
     tags = provenance(checkpoints, predictor.threshold)
     keep_inputs(paths, stems, config.output_dir)
     sizes = announce(paths, config, predictor)
@@ -101,7 +102,8 @@ def main() -> int:
         for path in in_order(paths, members):
             try:
                 stack = read_stack(path, config.axes, config.channel)
-                warn_range(path, stack, config.input_range)
+                stack = replace(stack, value_range=ranges.of(stack.frames.dtype))
+                warn_range(path, stack)
                 segment(path, stack, stems[path], predictor, config, tags, members.get(path))
                 done += stack.frames.size
             except (ValueError, OSError) as error:
@@ -168,10 +170,10 @@ def announce(paths: Sequence[Path], config: Config, predictor: Predictor) -> dic
     return sizes
 
 
-def warn_range(path: Path, stack: Stack, value_range: tuple[float, float] | None) -> None:
-    """Say when a given input range hardly fits the values."""
-    if value_range is not None:
-        warning = range_warning(stack.frames, np.ones(stack.frames.shape[-2:], bool), value_range)
+def warn_range(path: Path, stack: Stack) -> None:
+    """Say when a known range hardly fits the values."""
+    if stack.value_range is not None:
+        warning = range_warning(stack.frames, np.ones(stack.frames.shape[-2:], bool), stack.value_range)
         if warning:
             say(f"warning: {path}: {warning}")
 
@@ -185,7 +187,7 @@ def segment(
     masks, probabilities, tracked = [], [], []
     shown = set(np.linspace(0, len(stack.frames) - 1, min(SHEET_FRAMES, len(stack.frames))).astype(int).tolist())
     for index, frame in enumerate(stack.frames):
-        prediction: Prediction = predictor(scale_frame(frame, config.input_range))
+        prediction: Prediction = predictor(scale_frame(frame, stack.value_range))
         number, labels = index, prediction.nuclei()
         if member is not None and not stack.has_time:
             number = member.number

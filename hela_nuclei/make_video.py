@@ -24,6 +24,7 @@ from common.command.config import parse_flags
 from common.data.inputs import find_images
 from common.files import atomic_path
 from common.images.display import Pixels, stretch
+from common.images.ranges import ValueRanges
 from common.networks.checkpoint import ModelCard, newest_checkpoint
 from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames
@@ -83,10 +84,11 @@ def main() -> int:
         say(f"failed: {problem}")
     good = [path for path in paths if path not in problems]
     if good:
+        ranges = ValueRanges(None, card.normalization)
         frames = enumerate(frames_of(good, config), start=1)
         pictures = (
             captioned(
-                side_by_side(frame, predictor, config.style, shape),
+                side_by_side(frame, predictor, config.style, shape, ranges),
                 "    ".join(filter(None, (f"frame {number} of {total}", name, parts.get(path)))),
             )
             for number, (path, name, frame) in frames
@@ -155,9 +157,11 @@ def look(paths: Sequence[Path], config: Config) -> tuple[int, tuple[int, int], d
     return total, (height, width), problems
 
 
-def side_by_side(frame: NDArray[np.generic], predictor: Predictor, style: str, shape: tuple[int, int]) -> Pixels:
+def side_by_side(
+    frame: NDArray[np.generic], predictor: Predictor, style: str, shape: tuple[int, int], ranges: ValueRanges
+) -> Pixels:
     """A frame beside its prediction, each padded to ``shape`` (height, width) and to even sizes, as codecs need."""
-    prediction = predictor(scale_frame(frame))
+    prediction = predictor(scale_frame(frame, ranges.of(frame.dtype)))
     shown = viridis(prediction.mask) if style == "mask" else outlines(frame, prediction.nuclei())
     height, width = (size + size % 2 for size in shape)
     return np.hstack(

@@ -20,7 +20,6 @@ from common.training.experiment import Batch, Criterion
 from common.training.state import TrainState
 from hela_nuclei.ctc import CtcScore, drop_border_objects
 from hela_nuclei.data import LoadedFrame, semantic_target
-from hela_nuclei.frames import scale_frame
 from hela_nuclei.predict import Prediction, Predictor
 from hela_nuclei.separate import distance_map
 from hela_nuclei.task import TASK
@@ -103,7 +102,7 @@ def score_frames(predictor: Predictor, loaded: Sequence[LoadedFrame], border: in
     scores = NucleiScores(predictor.threshold, border)
     criteria = [build_criterion(recipe) for recipe in predictor.losses]
     for item in tqdm(loaded, desc="evaluate", leave=False, disable=None):
-        prediction, logits = predictor.scored(scale_frame(item.image))
+        prediction, logits = predictor.scored(item.unit())
         batch = {
             "target": torch.from_numpy(semantic_target(item.labels, 0).astype(np.int64))[None],
             "distance": torch.from_numpy(distance_map(item.labels))[None],

@@ -17,6 +17,7 @@ from common.command.cli import run_command, say
 from common.command.config import TrainConfig
 from common.data.pairs import Facts, require_usable, say_facts
 from common.data.splits import count_parts, split_ids
+from common.images.ranges import ValueRanges
 from common.losses import LossRecipe
 from common.networks.precision import Precision, choose_precision
 from common.report.plots import History
@@ -33,9 +34,9 @@ from hela_nuclei.data import (
     find_frames,
     load_frames,
     of_one_size,
+    range_card,
     semantic_target,
 )
-from hela_nuclei.frames import scale_frame
 from hela_nuclei.predict import Predictor
 from hela_nuclei.scenes.sequences import write_challenge
 from hela_nuclei.scoring import build_criterion, score_frames
@@ -117,7 +118,7 @@ def read_data(config: Config) -> tuple[list[LoadedFrame], Facts, Path]:
     found = find_frames(root, images=config.images, labels=config.labels, truth=config.truth)
     for note in found.notes():
         say(f"note: {note}")
-    loaded, problems = load_frames(found.frames)
+    loaded, problems = load_frames(found.frames, ValueRanges(config.input_range))
     if loaded and not config.crop_size:
         loaded, others = of_one_size(loaded)
         problems += others
@@ -143,7 +144,7 @@ def build(config: Config, data: Data) -> Experiment:
     model, arch_args = new_model(config)
     loss = LossRecipe.of_config(vars(config))
     card = TASK.card(
-        config.arch, arch_args, normalization={"range": "minimum to maximum of each frame"}, loss=loss,
+        config.arch, arch_args, normalization=range_card(data.part["train"]), loss=loss,
         maps=("distance",) if config.separation == "distance" else (),
         split={name: [item.frame.id for item in items] for name, items in data.part.items()},
         data_root=str(data.root.resolve()),
@@ -165,7 +166,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
     def example(frame_id: str) -> Example:
         item = by_id[frame_id]
-        mask = predictor(scale_frame(item.image)).mask.astype("uint8")
+        mask = predictor(item.unit()).mask.astype("uint8")
         return item.image[None], semantic_target(item.labels, 0), mask
 
     result = scores.result()

@@ -15,22 +15,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.inputs import find_images
-from common.data.pairs import natural_key
+from common.data.inputs import MASK_ENDING, OUTPUT_ENDINGS, find_images, images_in, natural_key
 from common.data.splits import PARTS, split_ids
 from common.images.grids import Grid
+from common.images.ranges import ValueRanges
 from common.inference.windows import Window
 from permeability.joining import GroundIndex, Shared, share
 from permeability.labels import CLASSES
 from permeability.site import Site
 
 IMAGES, MASKS = Path("INSUMOS/ORTOFOTOS"), Path("DATA/OUTPUT/MASCARAS")
+NO_MASKS = tuple(ending for ending in OUTPUT_ENDINGS if ending != MASK_ENDING)
 STRIP = 8 << 20
 """Pixels looked at at a time."""
 KNOWN_SPOTS = 4000
 """Pixels of each class remembered per site, for balanced windows."""
-PROBE = 64
-"""Side of the windows that are read of an orthophoto at the start."""
+PROBE, PROBES = 64, 5
+"""Side of the windows that are read of an orthophoto at the start, and how many along each of its sides."""
 
 
 # Finding
@@ -72,8 +73,10 @@ def find_files(root: Path | None, images: Path | None, labels: Path | None) -> t
                 "else name two folders with --images and --labels"
             )
     parts = [part for part in PARTS if (labels / part).is_dir() and any((labels / part).iterdir())]
-    masks = [Mask(path, part) for part in parts for path in find_images([labels / part])]
-    masks = masks or [Mask(path) for path in find_images([labels])]
+    masks = [Mask(path, part) for part in parts for path in images_in(labels / part, NO_MASKS)]
+    masks = masks or [Mask(path) for path in (images_in(labels, NO_MASKS) if labels.is_dir() else [labels])]
+    if not masks:
+        raise ValueError(f"{labels}: no images found; masks are images in it, or in train, val and test in it")
     first = {mask.id: mask.path for mask in reversed(masks)}
     for mask in masks:
         if first[mask.id] != mask.path:
@@ -92,6 +95,8 @@ class Join:
     """Warp masks of another coordinate system or grid, instead of refusing them."""
     resolution: float = 0.0
     """Read everything at this pixel size, in units of the orthophotos' coordinate system (0 = their own)."""
+    ranges: ValueRanges = field(default_factory=ValueRanges)
+    """What the orthophotos' values mean."""
 
 
 def join_sites(photos: Sequence[Path], masks: Sequence[Mask], how: Join) -> tuple[list[Site], list[str], list[str]]:
@@ -165,7 +170,8 @@ def join_mask(mask: Mask, grid: Grid, photos: Sequence[Grid], how: Join) -> tupl
     for number, part in enumerate(shared):
         stem = part.photo.path.stem if stems[part.photo.path.stem] == 1 else part.photo.path.name
         name = mask.id if len(shared) == 1 else f"{mask.id}@{stem}"
-        sites.append(part.site(name, earlier=[other.photo for other in shared[:number]]))
+        site = part.site(name, earlier=[other.photo for other in shared[:number]])
+        sites.append(replace(site, ranges=how.ranges))
     return sites, [] if sites else problems
 
 
@@ -232,16 +238,16 @@ def survey(site: Site) -> tuple[NDArray[np.int64], tuple[NDArray[np.int32], NDAr
 
 
 def probe(site: Site, channels: int) -> None:
-    """Read the corners and the middle of an orthophoto, so that a damaged one is found before training.
+    """Read windows spread over an orthophoto, so that a damaged one and its values are known before training.
 
     Raises:
         ValueError: it is damaged or has too few bands.
     """
     height, width = site.grid.height, site.grid.width
     side = min(PROBE, height, width)
-    corners = product((0, height - side), (0, width - side))
-    for row, col in (*corners, ((height - side) // 2, (width - side) // 2)):
-        site.read(Window(row, col, side, side), channels)
+    rows, cols = (np.unique(np.linspace(0, size - side, PROBES).astype(int)).tolist() for size in (height, width))
+    for row, col in product(rows, cols):
+        site.look(Window(row, col, side, side), channels)
 
 
 def audit(found: SiteSet) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.data.pairs import require_usable
+from common.data.pairs import require_usable, value_rows
 from common.images.ranges import to_unit
 from common.inference.score import (
     CONTEXT,
@@ -41,12 +41,14 @@ def main() -> int:
     config = parse_flags(Config)
     predictor = load_predictor(config, TASK)
     wanted = ids_of_split(predictor.card, config)
-    how = Join(config.reproject or bool(predictor.card.config.get("reproject", False)))
+    ranges = predictor.ranges(config.input_range)
+    how = Join(config.reproject or bool(predictor.card.config.get("reproject", False)), ranges=ranges)
     sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), how)
     for note in notes:
         say(f"note: {note}")
     found, bad = look_at([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=True)
+    value_rows(ranges)
     scores = score_samples(predictor, read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels))
     print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.sites)})
     return PARTIAL if problems or bad else 0

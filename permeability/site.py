@@ -9,7 +9,7 @@ copied to data workers.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rasterio.vrt import WarpedVRT
 from common.images.gdal import Bands, decoding, open_dataset, read_bands
 from common.images.grids import Grid
 from common.images.pictures import PaletteReading
-from common.images.ranges import to_pixels
+from common.images.ranges import ValueRanges, to_pixels
 from common.inference.windows import Window
 from common.labels import IGNORE
 from permeability.labels import to_classes
@@ -140,6 +140,17 @@ class Site:
     """Parts of the grid whose ground belongs to another orthophoto of the same mask: ignored here."""
     scale: float = 1.0
     """Side of the orthophoto's own pixels, in pixels of the grid."""
+    ranges: ValueRanges = field(default_factory=ValueRanges, compare=False)
+    """What the orthophoto's values mean."""
+
+    def look(self, window: Window, channels: int = 3) -> None:
+        """Take note of the values of the orthophoto in a window that lies inside.
+
+        Raises:
+            ValueError: it is damaged, or has too few bands.
+        """
+        self.ranges.see(*self.image.read(window, channels))
+        self._read_image(window, channels)
 
     def read(self, window: Window, channels: int = 3) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Image and classes of any window, also beyond the edge.
@@ -168,7 +179,7 @@ class Site:
             return np.zeros((channels, *shape), np.uint8), np.zeros(shape, np.bool_)
         data, valid = self.image.read(inside, channels)
         try:
-            data = to_pixels(data, valid, channels)
+            data = to_pixels(data, valid, channels, self.ranges.of(data.dtype))
         except ValueError as error:
             raise ValueError(f"{self.image.path}: {error}") from error
         if inside == window:

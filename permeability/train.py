@@ -13,9 +13,9 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts
+from common.data.pairs import Facts, require_usable, say_facts, value_rows
 from common.data.splits import Split, count_parts
-from common.images.ranges import to_unit
+from common.images.ranges import ValueRanges, to_unit
 from common.inference.files import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import LossRecipe
@@ -106,6 +106,8 @@ class Data:
     """Of the validation and the test part."""
     facts: Facts
     root: Path | None
+    ranges: ValueRanges
+    """What the orthophotos' values mean, and which there are."""
 
 
 def main() -> int:
@@ -125,7 +127,7 @@ def main() -> int:
 def load_data(config: Config) -> Data:
     """Join, look at and split the data, and print what they are."""
     root = config.data_root if config.has_data else demo_scenes()
-    join = Join(config.reproject, config.resolution)
+    join = Join(config.reproject, config.resolution, ValueRanges(config.input_range))
     sites, problems, notes = join_sites(*find_files(root, config.images, config.labels), join)
     for note in notes:
         say(f"note: {note}")
@@ -134,6 +136,7 @@ def load_data(config: Config) -> Data:
     split, how = split_sites(found.sites, config.val_fraction, config.test_fraction, config.seed)
     facts = [
         *audit(found),
+        *value_rows(join.ranges),
         ("left out", f"{len(notes)} notes, {len(problems + bad)} bad files, listed at the start"),
         ("split", f"{count_parts(split)} ({how})"),
     ]
@@ -141,7 +144,7 @@ def load_data(config: Config) -> Data:
     tiles = {part: list(plan_tiles(found.part(split[part]), TILE_SIDE, CONTEXT)) for part in ("val", "test")}
     if not tiles["val"]:
         raise ValueError("the masks of the validation part are ignored everywhere; nothing could be validated")
-    return Data(found, split, {**tiles, "val": thin(tiles["val"], config.val_tiles)}, facts, root)
+    return Data(found, split, {**tiles, "val": thin(tiles["val"], config.val_tiles)}, facts, root, join.ranges)
 
 
 def build(config: Config, data: Data) -> Experiment:
@@ -152,7 +155,7 @@ def build(config: Config, data: Data) -> Experiment:
     TASK.initialize(model, config.weights)
     normalization.attach(model)
     card = TASK.card(
-        config.arch, arch_args, normalization=dict(normalization.card()), scale=data.found.pixel,
+        config.arch, arch_args, normalization=normalization.card() | data.ranges.card(), scale=data.found.pixel,
         loss=LossRecipe.of_config(vars(config)), split=data.split,
         data_root=str((data.root or config.images or Path()).resolve()),
     )  # fmt: skip
@@ -208,7 +211,7 @@ def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:
     if not config.resolution:
         return data.tiles[part]
     files = find_files(data.root, config.images, config.labels)
-    sites, _, _ = join_sites(*files, Join(config.reproject))
+    sites, _, _ = join_sites(*files, Join(config.reproject, ranges=data.ranges))
     wanted = {site.id for site in data.found.part(data.split[part])}
     return list(plan_tiles([site for site in sites if site.id in wanted], TILE_SIDE, CONTEXT))
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command.cli import say
-from common.data.pairs import join, list_images, natural_key, same_stem
+from common.data.inputs import natural_key
+from common.data.pairs import join, list_images, same_stem
 from common.data.splits import split_ids
+from common.images.ranges import ValueRanges, to_pixels
 from common.images.rasters import read_raster
-from common.inference.files import to_rgb
 from common.labels import IGNORE
 from potsdam_points.labels import CLASSES, ClassMap, Coding, class_counts, read_classes
 from potsdam_points.points import Points, find_points, from_points, read_points
@@ -122,15 +123,18 @@ def _with_points(images: Sequence[Path], points_file: Path) -> tuple[list[Patch]
     return patches, notes
 
 
-def load_patch(patch: Patch, coding: Coding = "auto", unknown: Unknown = "refuse") -> LoadedPatch:
-    """Read a patch; pixels without meaning (alpha, nodata) are ignored.
+def load_patch(
+    patch: Patch, coding: Coding = "auto", unknown: Unknown = "refuse", ranges: ValueRanges | None = None
+) -> LoadedPatch:
+    """Read a patch; pixels without meaning (alpha, nodata) are ignored, the image's values noted in ``ranges``.
 
     Raises:
         ValueError, FileNotFoundError: a file is damaged, the sizes differ, or the label has unknown values.
     """
     raster = read_raster(patch.image)
-    rgb = to_rgb(raster)
-    image = np.round(rgb * 255).astype(np.uint8) if raster.data.dtype == np.uint8 else rgb
+    ranges = ranges or ValueRanges()
+    ranges.see(raster.data[:3], raster.valid)
+    image = to_pixels(raster.data, raster.valid, 3, ranges.of(raster.data.dtype))
     height, width = raster.valid.shape
     if patch.points is not None:
         classes = from_points(patch.points, height, width, source=str(patch.image))
@@ -150,13 +154,13 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def load_patches(
-    patches: Sequence[Patch], coding: Coding = "auto", unknown: Unknown = "refuse"
+    patches: Sequence[Patch], coding: Coding = "auto", unknown: Unknown = "refuse", ranges: ValueRanges | None = None
 ) -> tuple[list[LoadedPatch], list[str]]:
     """Read all patches; a line for each one that cannot be used."""
     loaded, problems = [], []
     for patch in patches:
         try:
-            loaded.append(load_patch(patch, coding, unknown))
+            loaded.append(load_patch(patch, coding, unknown, ranges))
         except (ValueError, FileNotFoundError) as error:
             problems.append(str(error))
     return loaded, problems
@@ -189,12 +193,24 @@ def expand_ids(words: Sequence[str], ids: Sequence[str]) -> list[str]:
     wanted: set[str] = set()
     for word in words:
         first, _, last = word.partition("-")
-        span = {str(n) for n in range(int(first), int(last) + 1)} if first.isdigit() and last.isdigit() else set()
-        named = ({word} | span) & set(ids)
+        named = {name for name in ids if name == word or _lies_between(name, first, last)}
         if not named:
             raise ValueError(f"--val-ids {word} is no id of a usable patch; they go from {ids[0]} to {ids[-1]}")
         wanted |= named
     return [name for name in ids if name in wanted]
+
+
+def _lies_between(name: str, first: str, last: str) -> bool:
+    """Whether an id is a whole number of a range; leading zeros make another name."""
+    if not all(text.isascii() and text.isdigit() for text in (name, first, last)) or name != name.lstrip("0").zfill(1):
+        return False
+    return _size_order(first) <= _size_order(name) <= _size_order(last)
+
+
+def _size_order(digits: str) -> tuple[int, str]:
+    """Orders numbers of any length by their size."""
+    plain = digits.lstrip("0")
+    return len(plain), plain
 
 
 def split_patches(

@@ -11,7 +11,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.data.pairs import require_usable
+from common.data.pairs import require_usable, value_rows
 from common.inference.score import EvaluateConfig, ids_of_split, load_predictor, score_samples
 from common.metrics.split_scores import print_scores
 from potsdam_points.data import Unknown, find_patches, load_patches
@@ -48,10 +48,12 @@ def main() -> int:
     )
     for note in unpaired:
         say(f"note: {note}")
+    ranges = predictor.ranges(config.input_range)
     loaded, problems = load_patches(
-        [p for p in patches if wanted is None or p.id in wanted], config.label_coding, config.unknown
+        [p for p in patches if wanted is None or p.id in wanted], config.label_coding, config.unknown, ranges
     )
     require_usable(len(loaded), problems, skip_bad=True)
+    value_rows(ranges)
     scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in loaded))
     print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts
+from common.data.pairs import Facts, require_usable, say_facts, value_rows
 from common.data.splits import count_parts
+from common.images.ranges import ValueRanges
 from common.inference.files import Predictor
 from common.inference.score import score_samples
 from common.losses import LossRecipe
@@ -126,6 +127,8 @@ class Data:
     class_weights: Tensor | None
     facts: Facts
     root: Path
+    ranges: ValueRanges
+    """What the images' values mean, and which there are."""
 
 
 def main() -> int:
@@ -149,7 +152,8 @@ def load_data(config: Config) -> Data:
     found, unpaired = find_patches(root, images=config.images, labels=config.labels, points_file=config.points_file)
     for note in unpaired:
         say(f"note: {note}")
-    loaded, problems = load_patches(found, config.label_coding, config.unknown)
+    ranges = ValueRanges(config.input_range)
+    loaded, problems = load_patches(found, config.label_coding, config.unknown, ranges)
     require_usable(len(loaded), problems, skip_bad=config.skip_bad)
     split = split_patches(
         [patch.id for patch in loaded], config.val_last, config.val_fraction, config.test_fraction, config.seed,
@@ -161,6 +165,7 @@ def load_data(config: Config) -> Data:
     weights = class_weights(counts) ** config.weight_power if config.class_weights else None
     facts = [
         *audit(loaded),
+        *value_rows(ranges),
         ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs"),
         ("split", count_parts(split)),
         ("training points", f"{counts.sum()} ({counts.sum() / len(sparse):.0f} an image): {numbers(counts.tolist())}"),
@@ -169,7 +174,7 @@ def load_data(config: Config) -> Data:
     if never := [name for name, count in zip(CLASSES, counts, strict=True) if count == 0]:
         facts.append(("never labeled", f"{', '.join(never)}: cannot be learned"))
     say_facts(facts)
-    return Data(part, sparse, weights, facts, root or config.images or Path())
+    return Data(part, sparse, weights, facts, root or config.images or Path(), ranges)
 
 
 def build(config: Config, data: Data) -> Experiment:
@@ -181,8 +186,9 @@ def build(config: Config, data: Data) -> Experiment:
     weights = None if data.class_weights is None else tuple(data.class_weights.tolist())
     loss = replace(LossRecipe.of_config(vars(config)), class_weights=weights)
     card = TASK.card(
-        config.arch, arch_args, normalization={"mean": list(MEAN), "std": list(STD)}, scale=1 / config.shrink,
-        loss=loss, split={name: [patch.id for patch in patches] for name, patches in data.part.items()},
+        config.arch, arch_args, normalization={"mean": list(MEAN), "std": list(STD)} | data.ranges.card(),
+        scale=1 / config.shrink, loss=loss,
+        split={name: [patch.id for patch in patches] for name, patches in data.part.items()},
         data_root=str(data.root.resolve()),
     )  # fmt: skip
     crops = PointCrops(

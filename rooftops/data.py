@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from common.data.pairs import Pair, join, list_images
 from common.data.splits import split_ids
+from common.images.ranges import ValueRanges, to_pixels
 from common.images.rasters import read_raster
-from common.inference.files import to_rgb
 from common.labels import IGNORE
 from rooftops.labels import ClassMap, Coding, read_classes
 
@@ -67,6 +67,8 @@ class Pictures:
     facts: dict[str, Facts] = field(default_factory=dict)
     _kept: dict[str, Picture] = field(default_factory=dict)
     _bytes: int = 0
+    ranges: ValueRanges = field(default_factory=ValueRanges)
+    """What the images' values mean, and which there are."""
 
     def add(self, pair: Pair) -> None:
         """Read a pair and keep it.
@@ -74,7 +76,7 @@ class Pictures:
         Raises:
             ValueError, FileNotFoundError: it cannot be used.
         """
-        picture = load_picture(pair, self.coding)
+        picture = load_picture(pair, self.coding, self.ranges, look=True)
         valid = picture.classes[picture.classes != IGNORE]
         counts = np.bincount(valid, minlength=len(self.coding.names))
         self.facts[pair.id] = Facts((picture.classes.shape[0], picture.classes.shape[1]), counts)
@@ -86,7 +88,7 @@ class Pictures:
 
     def __getitem__(self, name: str) -> Picture:
         """The picture of an id, from memory or from its files."""
-        return self._kept.get(name) or load_picture(self.pairs[name], self.coding)
+        return self._kept.get(name) or load_picture(self.pairs[name], self.coding, self.ranges)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -144,8 +146,14 @@ def _folders(root: Path | None, images: Path | None, labels: Path | None) -> tup
     return image_folder, label_folder
 
 
-def load_picture(pair: Pair, coding: Coding) -> Picture:
+def load_picture(pair: Pair, coding: Coding, ranges: ValueRanges | None = None, *, look: bool = False) -> Picture:
     """Read a pair; pixels without meaning (alpha, nodata) are ignored.
+
+    Args:
+        pair: the files.
+        coding: what the label's values mean.
+        ranges: what the image's values mean; None = their number type's range.
+        look: take note of the image's values in ``ranges``.
 
     Raises:
         ValueError, FileNotFoundError: a file is damaged, the sizes differ, or the label has unknown values.
@@ -157,8 +165,10 @@ def load_picture(pair: Pair, coding: Coding) -> Picture:
             f"{pair.label}: is {_size(classes.shape)} pixels, its image {pair.image} {_size(raster.valid.shape)}; "
             "both must be of one size: export the label again on the image's grid"
         )
-    rgb = to_rgb(raster)
-    image = np.round(rgb * 255).astype(np.uint8) if raster.data.dtype == np.uint8 else rgb
+    ranges = ranges or ValueRanges()
+    if look:
+        ranges.see(raster.data[:3], raster.valid)
+    image = to_pixels(raster.data, raster.valid, 3, ranges.of(raster.data.dtype))
     return Picture(pair.id, image, np.where(raster.valid, classes, np.uint8(IGNORE)))
 
 
@@ -166,9 +176,11 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def load_pictures(pairs: Sequence[Pair], coding: Coding) -> tuple[Pictures, list[str]]:
+def load_pictures(
+    pairs: Sequence[Pair], coding: Coding, ranges: ValueRanges | None = None
+) -> tuple[Pictures, list[str]]:
     """Read all pairs once; a line for each one that cannot be used."""
-    pictures, problems = Pictures(coding), []
+    pictures, problems = Pictures(coding, ranges=ranges or ValueRanges()), []
     for pair in pairs:
         try:
             pictures.add(pair)

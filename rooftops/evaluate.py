@@ -12,7 +12,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.data.pairs import require_usable
+from common.data.pairs import require_usable, value_rows
 from common.inference.score import EvaluateConfig, Sample, ids_of_split, load_predictor, score_samples
 from common.metrics.split_scores import print_scores
 from rooftops.data import Pictures, find_pairs, load_pictures
@@ -38,9 +38,11 @@ def main() -> int:
     pairs, missing, notes = find_pairs(config.data_root, images=config.images, labels=config.labels)
     for note in notes:
         say(f"note: {note}")
-    pictures, problems = load_pictures([pair for pair in pairs if wanted is None or pair.id in wanted], coding)
+    chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
+    pictures, problems = load_pictures(chosen, coding, predictor.ranges(config.input_range))
     problems = (missing if wanted is None else []) + problems
     require_usable(len(pictures), problems, skip_bad=True)
+    value_rows(pictures.ranges)
     scores = score_samples(predictor, read_samples(pictures, pictures.pairs))
     print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0

@@ -12,8 +12,9 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts
+from common.data.pairs import Facts, require_usable, say_facts, value_rows
 from common.data.splits import Split, count_parts
+from common.images.ranges import ValueRanges
 from common.inference.files import Predictor
 from common.inference.score import score_samples
 from common.losses import LossRecipe
@@ -114,7 +115,7 @@ def load_data(config: Config) -> Data:
     pairs, missing, notes = find_pairs(root, images=config.images, labels=config.labels)
     for note in notes:
         say(f"note: {note}")
-    pictures, problems = load_pictures(pairs, read_coding(config.classes))
+    pictures, problems = load_pictures(pairs, read_coding(config.classes), ValueRanges(config.input_range))
     problems = missing + problems
     require_usable(len(pictures), problems, skip_bad=config.skip_bad)
     split = split_pictures(
@@ -124,6 +125,7 @@ def load_data(config: Config) -> Data:
     scale = config.image_size / (config.coverage * median)
     facts = [
         *audit(pictures),
+        *value_rows(pictures.ranges),
         ("left out", f"{len(notes)} labels without an image, {len(problems)} bad files"),
         ("split", count_parts(split)),
         ("scale", f"{scale:.4g} (a picture of {median:.0f} pixels becomes {scale * median:.0f})"),
@@ -142,8 +144,9 @@ def build(config: Config, data: Data) -> Experiment:
     model = TASK.build("deeplabv3plus", **arch_args)
     TASK.initialize(model, config.weights)
     card = TASK.card(
-        "deeplabv3plus", arch_args, classes=list(coding.names), palette=coding.palette, normalization=NORMALIZATION,
-        scale=data.scale, loss=LossRecipe.of_config(vars(config)), split=data.split, data_root=str(data.root.resolve()),
+        "deeplabv3plus", arch_args, classes=list(coding.names), palette=coding.palette, scale=data.scale,
+        normalization=NORMALIZATION | data.pictures.ranges.card(), loss=LossRecipe.of_config(vars(config)), split=data.split,
+        data_root=str(data.root.resolve()),
     )  # fmt: skip
     augment = Augmentation(config.zoom, config.rotate, config.color, config.blur, config.cutmix)
     windows = Windows(

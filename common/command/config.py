@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class TrainConfig:
     """Folder of images, in place of the task's layout; needs --labels."""
     labels: Path | None = None
     """Folder of labels, joined to --images by stem (a suffix _label is allowed)."""
+    input_range: tuple[float, float] | None = None
+    """Values that mean black and white; default: the number type's, 0-255, 0-65535, and 0-1 for floats."""
     val_fraction: float = 0.1
     """Share of the data for validation, where the folders do not name the split."""
     test_fraction: float = 0.1
@@ -116,6 +119,10 @@ class TrainConfig:
         val, test = self.val_fraction, self.test_fraction
         if not (val >= 0 and test >= 0 and val + test < 1):
             raise ValueError(f"--val-fraction {val} and --test-fraction {test} must leave something to train on")
+        if self.input_range is not None and not -math.inf < self.input_range[0] < self.input_range[1] < math.inf:
+            raise ValueError(
+                f"--input-range needs two numbers LO < HI, got {self.input_range[0]} {self.input_range[1]}"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"--ema {self.ema} must be at least 0 and below 1")
         if (self.images is None) != (self.labels is None):

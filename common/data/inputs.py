@@ -7,32 +7,44 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.command.cli import say
+
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".jp2")
-OUTPUT_ENDINGS = ("_mask", "_prob", "_overlay")
+NAMED = 5
+"""Files that a note lists."""
+MASK_ENDING = "_mask"
+OUTPUT_ENDINGS = (MASK_ENDING, "_prob", "_overlay", "_figure")
 
 
-def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    parts = re.split(r"(\d+)", path.name.casefold())
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)], path.name
+def natural_key(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorting key under which ``t2`` comes before ``t10``."""
+    parts = re.split(r"(\d+)", name.casefold())
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)], name
 
 
-def _images_of_folder(folder: Path) -> list[Path]:
-    images = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_EXTENSIONS
-        and not path.name.startswith(".")
-        and not path.stem.endswith(OUTPUT_ENDINGS)
-        and path.is_file()
-    ]
-    return sorted(images, key=_natural_key)
+def images_in(folder: Path, without: tuple[str, ...] = ()) -> list[Path]:
+    """Image files directly in a folder, in natural order; hidden ones are passed over.
+
+    What is left out besides is said in a line: files whose stems end in one of ``without``, pipes and devices.
+    """
+    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")]
+    found = sorted((p for p in found if not p.is_dir()), key=lambda path: natural_key(path.name))
+    results = [path for path in found if without and path.stem.endswith(without)]
+    strange = [path for path in found if path not in results and not path.is_file()]
+    for paths, what in ((results, f"by their names results ({', '.join(without)})"), (strange, "no regular files")):
+        if paths:
+            say(
+                f"note: {len(paths)} left out of {folder}, {what}: {', '.join(p.name for p in paths[:NAMED])}"
+                + (" ..." if len(paths) > NAMED else "")
+            )
+    return [path for path in found if path not in results and path not in strange]
 
 
 def find_images(inputs: Sequence[Path]) -> list[Path]:
     """Image files named directly or lying in the folders named, each once.
 
     Folders are not searched recursively and are sorted naturally (``t2`` before ``t10``); hidden files and our own
-    outputs (``*_mask``, ``*_prob``, ``*_overlay``) in them are passed over. A file named directly is always taken.
+    outputs (``*_mask``, ``*_prob``, ``*_overlay``, ``*_figure``) in them are left out. A file named directly is taken.
 
     Raises:
         FileNotFoundError: An input does not exist.
@@ -44,7 +56,7 @@ def find_images(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        for image in _images_of_folder(path) if path.is_dir() else [path]:
+        for image in images_in(path, OUTPUT_ENDINGS) if path.is_dir() else [path]:
             found.setdefault(image.resolve(), image)
     if not found:
         places = ", ".join(str(path) for path in inputs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.command.cli import say
-from common.data.inputs import IMAGE_EXTENSIONS
+from common.data.inputs import images_in
+from common.images.ranges import ValueRanges
 
 Facts = list[tuple[str, str]]
 """What was found in the data, as (name, value) rows."""
@@ -25,14 +25,8 @@ class Pair:
     label: Path
 
 
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Sorting key under which ``t2`` comes before ``t10``."""
-    parts = re.split(r"(\d+)", name.casefold())
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
-
-
 def list_images(folder: Path, flag: str) -> list[Path]:
-    """Image files directly in a folder, in natural order; hidden ones are left out.
+    """Image files directly in a folder, see `images_in`.
 
     Args:
         folder: the folder.
@@ -43,8 +37,7 @@ def list_images(folder: Path, flag: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{flag} {folder} is not a folder")
-    found = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".")]
-    return sorted((p for p in found if p.is_file()), key=lambda p: natural_key(p.name))
+    return images_in(folder)
 
 
 def same_stem(stem: str) -> str:
@@ -96,6 +89,13 @@ def say_facts(facts: Facts) -> None:
     """Print what was found, a line for each (name, value) row."""
     for name, value in facts:
         say(f"{name + ':':24}{value}")
+
+
+def value_rows(ranges: ValueRanges) -> Facts:
+    """Which values the images hold, as (name, value) rows; says in a line where they hardly fit their range."""
+    for warning in ranges.warnings():
+        say(f"warning: {warning}")
+    return [("values", ranges.describe())]
 
 
 def require_usable(usable: int, problems: Sequence[str], *, skip_bad: bool) -> None:

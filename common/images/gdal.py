@@ -153,6 +153,15 @@ def _check_content(path: Path, dataset: DatasetReader, *, pages: bool) -> None:
         )
 
 
+def pixel_count(path: Path) -> int:
+    """Pixels of an image by its header; 0 for what cannot be opened or claims more than it can hold."""
+    try:
+        with open_raster(path, pages=True) as dataset:
+            return int(dataset.width * dataset.height)
+    except (ValueError, OSError):
+        return 0
+
+
 @dataclass(frozen=True)
 class Bands:
     """What the bands of an open file mean.
@@ -251,12 +260,15 @@ def read_whole(dataset: DatasetReader, path: Path, palette: PaletteReading) -> t
     return read_bands(dataset, palette=palette)
 
 
-def sample_bands(dataset: DatasetReader, side: int = 256, count: int = 4) -> tuple[Array, Mask]:
+def sample_bands(
+    dataset: DatasetReader, side: int = 256, count: int = 4, *, bands: Bands | None = None
+) -> tuple[Array, Mask]:
     """Bands (C, n, side) and validity of some small windows spread over an open file: a look at its values."""
     height, width = min(side, dataset.height), min(side, dataset.width)
     rows = np.unique(np.linspace(0, dataset.height - height, count).astype(int))
     cols = np.unique(np.linspace(0, dataset.width - width, count).astype(int))
-    parts = [read_bands(dataset, (row, row + height), (col, col + width)) for row in rows for col in cols]
+    spots = [((row, row + height), (col, col + width)) for row in rows for col in cols]
+    parts = [read_bands(dataset, *spot, bands=bands) for spot in spots]
     return np.concatenate([data for data, _ in parts], axis=1), np.concatenate([valid for _, valid in parts])
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Range = tuple[float, float]
 MIN_USED_RANGE = 0.1
 
 
-def dtype_range(dtype: npt.DTypeLike) -> tuple[float, float]:
+def dtype_range(dtype: npt.DTypeLike) -> Range:
     """Values that mean black and white in a number type: 0-255, 0-65535, ..., and 0-1 for floats and booleans."""
     kind = np.dtype(dtype)
     return (0.0, float(np.iinfo(kind).max)) if kind.kind in "ui" else (0.0, 1.0)
 
 
-def _checked_range(data: Array, value_range: tuple[float, float] | None) -> tuple[float, float]:
-    low, high = dtype_range(data.dtype) if value_range is None else value_range
+def _checked_range(dtype: npt.DTypeLike, value_range: Range | None) -> Range:
+    low, high = dtype_range(dtype) if value_range is None else value_range
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"--input-range needs two numbers LO < HI, got {low} {high}")
     return low, high
@@ -30,7 +34,7 @@ def to_unit(image: Array) -> npt.NDArray[np.float32]:
 
 
 def scale_to_unit(
-    data: Array, valid: npt.NDArray[np.bool_], value_range: tuple[float, float] | None = None
+    data: Array, valid: npt.NDArray[np.bool_], value_range: Range | None = None
 ) -> npt.NDArray[np.float32]:
     """Map values to 0-1 by a fixed range, clipped; invalid pixels become 0.
 
@@ -45,7 +49,7 @@ def scale_to_unit(
     Raises:
         ValueError: The range is empty or not finite, or a valid pixel is NaN.
     """
-    low, high = _checked_range(data, value_range)
+    low, high = _checked_range(data.dtype, value_range)
     whole = data.dtype.kind in "ui"
     wide = data.dtype.itemsize > 4 or (whole and data.dtype.itemsize > 2)
     scaled: npt.NDArray[np.floating[Any]] = data.astype(np.float64 if wide else np.float32)
@@ -62,7 +66,7 @@ def scale_to_unit(
 
 
 def to_channels(
-    data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: tuple[float, float] | None = None
+    data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: Range | None = None
 ) -> npt.NDArray[np.float32]:
     """The bands that a network reads, in 0-1: the first ``channels``; for three of them a grey image is repeated.
 
@@ -86,7 +90,7 @@ def to_channels(
 
 
 def to_pixels(
-    data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: tuple[float, float] | None = None
+    data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: Range | None = None
 ) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
     """What training keeps of an image: the bands of `to_channels`, whole 8-bit values as they are.
 
@@ -103,21 +107,95 @@ def to_pixels(
     return np.asarray(bands if valid.all() else np.where(valid, bands, np.uint8(0)))
 
 
-def range_warning(
-    data: Array, valid: npt.NDArray[np.bool_], value_range: tuple[float, float] | None = None
-) -> str | None:
-    """One line if the valid values span under a tenth of the range or mostly lie outside it, else None."""
-    low, high = _checked_range(data, value_range)
-    values = data[:, valid]
-    if not values.size:
-        return None
-    seen = float(values.min()), float(values.max())
-    used = float(np.ptp(np.clip(seen, low, high))) / (high - low)
-    outside = float(np.mean((values < low) | (values > high)))
-    if used >= MIN_USED_RANGE and outside <= 0.5:
-        return None
-    problem = f"{outside:.0%} of them lie outside" if outside > 0.5 else f"only {used:.1%} of it is used"
-    return (
-        f"values {seen[0]:g} to {seen[1]:g} are read with the range {low:g} to {high:g}, {problem}; "
-        f"set --input-range {seen[0]:g} {seen[1]:g}, or the sensor's range, if that is wrong"
-    )
+class ValueRanges:
+    """Which values mean black and white in images of each number type, and which values they were seen to hold.
+
+    A range that is given holds for all types. A range that was stored in training holds for the types that were read
+    with it; eight bits and more bits are never taken for each other. Everything else has its type's own range.
+
+    Args:
+        given: the user's, ``--input-range``.
+        stored: ``range`` and ``range_types`` of a checkpoint's normalization.
+
+    Raises:
+        ValueError: the range is empty or not finite.
+    """
+
+    def __init__(self, given: Range | None = None, stored: Mapping[str, Any] | None = None) -> None:
+        self.given, self._stored, self._stored_for_bytes = given, None, False
+        known = (stored or {}).get("range")
+        if isinstance(known, (list, tuple)):
+            self._stored = (float(known[0]), float(known[1]))
+            self._stored_for_bytes = "uint8" in (stored or {}).get("range_types", ())
+        for one in (given, self._stored):
+            _checked_range(np.dtype(np.uint8), one)
+        self._seen: dict[str, _Seen] = {}
+
+    def of(self, dtype: npt.DTypeLike) -> Range | None:
+        """Values that mean black and white in images of a number type; None = the type's own."""
+        if self.given is not None:
+            return self.given
+        return self._stored if (np.dtype(dtype) == np.uint8) == self._stored_for_bytes else None
+
+    def see(self, data: Array, valid: npt.NDArray[np.bool_]) -> None:
+        """Take note of the valid values of an image: data (C, H, W), valid (H, W)."""
+        values, kind = data if valid.all() else data[:, valid], data.dtype.name
+        low, high = _checked_range(data.dtype, self.of(data.dtype))
+        seen = self._seen.setdefault(kind, _Seen(low, high))
+        seen.images += 1
+        if values.size:
+            seen.low, seen.high = min(seen.low, float(values.min())), max(seen.high, float(values.max()))
+            seen.values += values.size
+            if seen.low < low or seen.high > high:
+                seen.outside += int(np.count_nonzero((values < low) | (values > high)))
+
+    def describe(self) -> str:
+        """What was seen: ``uint16 12 to 4095, read with the range 0 to 65535``."""
+        return "; ".join(f"{kind} {seen}" for kind, seen in sorted(self._seen.items())) or "none"
+
+    def warnings(self) -> list[str]:
+        """A line for each number type whose values use under a tenth of the range or mostly lie outside of it."""
+        return [line for seen in self._seen.values() if (line := seen.warning()) is not None]
+
+    def card(self) -> dict[str, Any]:
+        """What a checkpoint says about it: the range of all types that were read with one; 8 bits alone need none."""
+        types = sorted(kind for kind in self._seen if kind != "uint8" or self.given is not None)
+        ranges = {(self._seen[kind].black, self._seen[kind].white) for kind in types}
+        return {"range": list(ranges.pop()), "range_types": types} if len(ranges) == 1 else {}
+
+
+@dataclass
+class _Seen:
+    """The valid values of images of one number type, and the range that they are read with."""
+
+    black: float
+    white: float
+    low: float = math.inf
+    high: float = -math.inf
+    values: int = 0
+    outside: int = 0
+    images: int = 0
+
+    def __str__(self) -> str:
+        held = f"{self.low:g} to {self.high:g}" if self.values else "without any valid pixel"
+        return f"{held}, read with the range {self.black:g} to {self.white:g}"
+
+    def warning(self) -> str | None:
+        if not self.values:
+            return None
+        used = float(np.ptp(np.clip((self.low, self.high), self.black, self.white))) / (self.white - self.black)
+        outside = self.outside / self.values
+        if used >= MIN_USED_RANGE and outside <= 0.5:
+            return None
+        problem = f"{outside:.0%} of them lie outside" if outside > 0.5 else f"only {used:.1%} of it is used"
+        return (
+            f"values {self.low:g} to {self.high:g} are read with the range {self.black:g} to {self.white:g}, {problem};"
+            f" set --input-range {self.low:g} {self.high:g}, or the sensor's range, if that is wrong"
+        )
+
+
+def range_warning(data: Array, valid: npt.NDArray[np.bool_], value_range: Range | None = None) -> str | None:
+    """One line if the valid values of an image hardly fit its range (see `ValueRanges.warnings`), else None."""
+    ranges = ValueRanges(value_range)
+    ranges.see(data, valid)
+    return next(iter(ranges.warnings()), None)

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from common.command.cli import PARTIAL, say
 from common.data.inputs import output_stems
 from common.images.display import overlay, stretch
-from common.images.ranges import range_warning, to_channels
+from common.images.gdal import pixel_count
+from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
 from common.images.write import mask_suffix, write_mask, write_probability
 from common.inference.outputs import check_disk, provenance
-from common.inference.predictor import Predictor, Range, confidence_of, normalize, rescale
+from common.inference.predictor import Predictor, confidence_of, normalize, rescale
 from common.inference.products import (
     Products,
     Refine,
@@ -34,7 +35,7 @@ from common.inference.products import (
     write_picture,
     write_vectors,
 )
-from common.inference.stream import is_large, is_streamed, layers_of, pixel_count, stream_file
+from common.inference.stream import is_large, is_streamed, layers_of, stream_file
 from common.labels import NODATA
 from common.networks.checkpoint import ModelCard, newest_checkpoint
 from common.networks.precision import choose_precision
@@ -141,7 +142,7 @@ def predict_file(path: Path, predictor: Predictor, input_range: Range | None = N
         FileNotFoundError, ValueError: it is missing, damaged or no single picture.
     """
     raster = read_raster(path)
-    value_range = input_range or predictor.range_for(raster.data.dtype)
+    value_range = predictor.ranges(input_range).of(raster.data.dtype)
     warn_of_range(path, range_warning(raster.data, raster.valid, value_range))
     image = to_channels(raster.data, raster.valid, predictor.channels, value_range)
     probability = predictor(image)
@@ -273,6 +274,7 @@ def infer_files(
     Raises:
         ValueError: the disk has too little space; nothing is written then.
     """
+    predictor.ranges(input_range)  # refuses a bad --input-range now, not once per file
     stems = output_stems(paths)
     sizes = {path: pixel_count(path) for path in paths}
     announce(sum(sizes.values()), predictor, folder, products)

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from common.images.ranges import Range, ValueRanges
 from common.inference.tiling import Read, Tta, predict_array, predict_rows
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.networks.probabilities import class_probabilities, foreground_probability
 from common.networks.task import Task
 
-Range = tuple[float, float]
 BATCHES = {"cuda": 8, "mps": 4}
 """Tiles predicted at once; on a CPU one, whose maps stay in its caches."""
 AHEAD = 2
@@ -95,15 +94,13 @@ class Predictor:
         networks = [task.load(path) for path in checkpoints]
         return cls(networks, precision, tile=tile or task.tile_of(networks[0][1], options.get("scale")), **options)
 
-    @property
-    def value_range(self) -> Range | None:
-        """Values that meant black and white in training, where they were not the number type's."""
-        known = self.card.normalization.get("range")
-        return (float(known[0]), float(known[1])) if isinstance(known, (list, tuple)) else None
+    def ranges(self, given: Range | None = None) -> ValueRanges:
+        """Values that mean black and white: those given, else those of the training, else the number type's.
 
-    def range_for(self, dtype: npt.DTypeLike) -> Range | None:
-        """Values that mean black and white in images of a number type; None = the type's own."""
-        return None if np.dtype(dtype) == np.uint8 else self.value_range
+        Raises:
+            ValueError: what is given is no range.
+        """
+        return ValueRanges(given, self.card.normalization)
 
     @property
     def channels(self) -> int:

@@ -17,9 +17,8 @@ from common.command.cli import say
 from common.files import atomic_path
 from common.images.display import overlay, stretch
 from common.images.gdal import open_raster, read_bands
-from common.images.ranges import to_channels
+from common.images.ranges import Range, to_channels
 from common.inference.geotiff import Frame, publish, write_mask_raster, write_probability_raster
-from common.inference.predictor import Range
 from common.inference.spool import Spool
 from common.networks.checkpoint import ModelCard
 from common.vectors.polygonize import ReadRows, polygonize

@@ -43,6 +43,8 @@ class EvaluateConfig:
     """Two classes: foreground where P is at least this; default: the checkpoint's."""
     tta: bool = False
     """Average over flips."""
+    input_range: tuple[float, float] | None = None
+    """Values that mean black and white; default: those of the training, or the number type's."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], tyro.conf.arg(help="Mixed precision.")] = "auto"
 

@@ -21,12 +21,12 @@ from rasterio.io import DatasetReader
 from torch import Tensor
 
 from common.command.cli import say
-from common.images.gdal import decoding, open_raster, place_of, read_bands, sample_bands
+from common.images.gdal import decoding, open_raster, pixel_count, place_of, read_bands, sample_bands
 from common.images.mosaics import MOSAIC
 from common.images.pictures import open_picture
-from common.images.ranges import range_warning, to_channels
+from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import TIFF_EXTENSIONS
-from common.inference.predictor import Predictor, Range, confidence_of
+from common.inference.predictor import Predictor, confidence_of
 from common.inference.products import Products, protect_input, targets, warn_of_range, write_from_spool
 from common.inference.spool import FULL, Layer, Spool, spool_folder
 from common.inference.tiling import NOT_FINITE
@@ -167,15 +167,6 @@ def _layers(
     return layers
 
 
-def pixel_count(path: Path) -> int:
-    """Pixels of an image by its header; 0 for what cannot be opened or claims more than it can hold."""
-    try:
-        with open_raster(path) as dataset:
-            return int(dataset.width * dataset.height)
-    except (ValueError, OSError):
-        return 0
-
-
 def is_large(path: Path) -> bool:
     """Whether an image has so many pixels that it should not be read as a whole, and can be read in parts."""
     return _can_stream(path) and pixel_count(path) > LARGE
@@ -228,7 +219,7 @@ def stream_file(
     """
     with open_raster(path) as dataset:
         size, placed = dataset.shape, place_of(dataset) is not None
-        value_range = input_range or predictor.range_for(dataset.dtypes[0])
+        value_range = predictor.ranges(input_range).of(dataset.dtypes[0])
         warn_of_range(path, range_warning(*sample_bands(dataset), value_range))
     for target in targets(folder, stem, products, ".tif" if placed else ".png"):
         protect_input(target, path)

@@ -90,8 +90,8 @@ def test_the_threshold_is_the_networks_mean_or_the_flag_and_belongs_to_the_foreg
 
 def test_the_range_of_the_training_is_for_images_of_its_kind():
     predictor = Predictor([(network(), card(normalization={"range": [10, 2000]}))], CPU)
-    assert predictor.range_for(np.uint16) == (10.0, 2000.0) and predictor.range_for("uint8") is None
-    assert Predictor([(network(), card())], CPU).range_for(np.uint16) is None
+    assert predictor.ranges().of(np.uint16) == (10.0, 2000.0) and predictor.ranges().of("uint8") is None
+    assert Predictor([(network(), card())], CPU).ranges().of(np.uint16) is None
 
 
 def test_impossible_options_are_refused():
