@@ -24,6 +24,7 @@ from rasterio.warp import transform_bounds
 
 from common.images.grids import Bounds, Grid, apply, convert, describe
 from common.images.ground import Ground
+from common.vectors.formats import require_shapes
 
 POLYGONAL = (3, 6)
 """shapely's type ids of polygon and multipolygon."""
@@ -69,7 +70,7 @@ class PolygonLayer:
     """One layer of polygons in a vector file.
 
     Args:
-        path: SHP, GPKG, GeoJSON, FlatGeobuf or whatever else GDAL reads.
+        path: SHP, GPKG, GeoJSON or FlatGeobuf, or the folder of a file geodatabase.
         layer: name of the layer, where there are several.
         field: attribute to be read with the polygons.
 
@@ -79,8 +80,7 @@ class PolygonLayer:
     """
 
     def __init__(self, path: Path, layer: str | None = None, field: str | None = None) -> None:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file; check the path")
+        require_shapes(path)
         self.path, self.field = path, field
         import pyogrio
 

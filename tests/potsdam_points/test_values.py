@@ -1,0 +1,5 @@
+"""Images that are not 8 bit, through the commands."""
+
+from tests.values import range_test
+
+test_values = range_test("potsdam_points", "blobs", "Images/*")
