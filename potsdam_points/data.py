@@ -36,6 +36,7 @@ class Patch:
     image: Path
     label: Path | None = None
     points: Points | None = None
+    points_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _with_points(images: Sequence[Path], points_file: Path) -> tuple[list[Patch]
         if points is None:
             notes.append(f"{image}: no points in {points_file}, left out")
         else:
-            patches.append(Patch(patch_id(image.stem), image, points=points))
+            patches.append(Patch(patch_id(image.stem), image, points=points, points_file=points_file))
     return patches, notes
 
 
@@ -137,7 +138,7 @@ def load_patch(
     image = to_pixels(raster.data, raster.valid, 3, ranges.of(raster.data.dtype))
     height, width = raster.valid.shape
     if patch.points is not None:
-        classes = from_points(patch.points, height, width, source=str(patch.image))
+        classes = from_points(patch.points, height, width, source=str(patch.image), table=patch.points_file)
     else:
         assert patch.label is not None
         classes = read_classes(patch.label, coding, ignore_unknown=unknown == "ignore")

@@ -24,9 +24,11 @@ from common.labels import IGNORE
 from potsdam_points.labels import CLASSES, ClassMap
 
 Sampling = Literal["uniform", "balanced"]
+FARTHEST = 2**31
+"""Pixels: no image is larger."""
 HEADER = ("id", "x", "y", "class")
 Points = NDArray[np.int64]
-"""(n, 3): column x, row y, class."""
+"""(n, 3): column x, row y, class; those of a table have a fourth column, the line."""
 
 
 def draw_points(classes: ClassMap, count: int, *, seed: int, image_id: str, sampling: Sampling = "uniform") -> ClassMap:
@@ -73,18 +75,26 @@ def to_points(sparse: ClassMap) -> Points:
     return np.stack([columns, rows, sparse[rows, columns]], axis=1).astype(np.int64)
 
 
-def from_points(points: Points, height: int, width: int, *, source: str) -> ClassMap:
+def from_points(points: Points, height: int, width: int, *, source: str, table: Path | None = None) -> ClassMap:
     """Points -> (H, W), 255 where there is none.
 
+    Args:
+        points: those of one image.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        source: the image, for the message.
+        table: the file they were read from.
+
     Raises:
-        ValueError: a point lies outside the image.
+        ValueError: a point lies outside the image; names the table's line.
     """
-    x, y, label = points.T
+    x, y, label = points[:, :3].T
     outside = (x < 0) | (y < 0) | (x >= width) | (y >= height)
     if outside.any():
         first = points[outside][0]
+        where = source if table is None else f"{table}, line {first[3]}: {source}"
         raise ValueError(
-            f"{source}: {int(outside.sum())} point(s) lie outside the image of {width} x {height} pixels, such as "
+            f"{where}: {int(outside.sum())} point(s) lie outside the image of {width} x {height} pixels, such as "
             f"x {first[0]}, y {first[1]}; x is the column, y the row, both from 0"
         )
     sparse = np.full((height, width), IGNORE, np.uint8)
@@ -111,23 +121,33 @@ def read_points(path: Path) -> dict[str, Points]:
     if not path.is_file():
         raise FileNotFoundError(f"--points-file {path} does not exist")
     codes = {name: index for index, name in enumerate(CLASSES)} | {str(i): i for i in range(len(CLASSES))}
-    table: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    table: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in HEADER if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{path}: column {', '.join(missing)} is missing; the first line must be id,x,y,class")
-        for row in reader:
-            try:
-                table[row["id"]].append(
-                    (int(row["x"]), int(row["y"]), codes[row["class"].strip().lower().replace(" ", "_")])
-                )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: {', '.join(str(row[n]) for n in HEADER)} is no point; x and y "
-                    f"are whole pixels, the class one of {', '.join(CLASSES)} or 0...{len(CLASSES) - 1}"
-                ) from error
+        try:
+            missing = [name for name in HEADER if name not in (reader.fieldnames or [])]
+            if missing:
+                raise ValueError(f"column {', '.join(missing)} is missing; the first line must be id,x,y,class")
+            for row in reader:
+                table[row["id"]].append((*_point(row, codes), reader.line_num))
+        except (ValueError, csv.Error) as error:  # also of text that is not UTF-8
+            raise ValueError(f"--points-file {path}, line {max(reader.line_num, 1)}: {error}") from error
     return {name: np.array(rows, np.int64) for name, rows in table.items()}
+
+
+def _point(row: Mapping[str, str | None], codes: Mapping[str, int]) -> tuple[int, int, int]:
+    """Column, row and class of a line."""
+    try:
+        x, y = int(row["x"] or ""), int(row["y"] or "")
+        if max(abs(x), abs(y)) > FARTHEST:
+            raise ValueError
+        return x, y, codes[(row["class"] or "").strip().lower().replace(" ", "_")]
+    except (ValueError, KeyError) as error:
+        shown = ", ".join(str(row[name])[:60] for name in HEADER)
+        raise ValueError(
+            f"{shown} is no point; x and y are whole pixels, the class one of {', '.join(CLASSES)} "
+            f"or 0...{len(CLASSES) - 1}"
+        ) from error
 
 
 def find_points(table: Mapping[str, Points], image_id: str) -> Points | None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 
+from common.images.pictures import open_picture
 from common.images.rasters import read_label
 from common.labels import IGNORE
 
@@ -127,9 +127,9 @@ def is_palette_picture(path: Path) -> bool:
     if path.suffix.lower() in (".tif", ".tiff") or not path.is_file():
         return False
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return picture.mode in ("P", "PA")
-    except OSError:  # no picture: reading it says so
+    except Exception:  # no picture: reading it says so
         return False
 
 

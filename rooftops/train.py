@@ -145,8 +145,8 @@ def build(config: Config, data: Data) -> Experiment:
     TASK.initialize(model, config.weights)
     card = TASK.card(
         "deeplabv3plus", arch_args, classes=list(coding.names), palette=coding.palette, scale=data.scale,
-        normalization=NORMALIZATION | data.pictures.ranges.card(), loss=LossRecipe.of_config(vars(config)), split=data.split,
-        data_root=str(data.root.resolve()),
+        normalization=NORMALIZATION | data.pictures.ranges.card(), loss=LossRecipe.of_config(vars(config)),
+        split=data.split, data_root=str(data.root.resolve()),
     )  # fmt: skip
     augment = Augmentation(config.zoom, config.rotate, config.color, config.blur, config.cutmix)
     windows = Windows(

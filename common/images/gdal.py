@@ -282,3 +282,18 @@ def place_of(dataset: DatasetReader) -> Affine | None:
 def control_points(dataset: DatasetReader) -> int:
     """How many ground control points an open file has in place of an affine map; 0 where it needs none."""
     return 0 if place_of(dataset) is not None else len(dataset.gcps[0])
+
+
+def place_note(path: Path) -> str | None:
+    """A line on a file that is read as a picture without a place although it has control points, else None."""
+    try:
+        with open_raster(path, pages=True) as dataset:
+            points = control_points(dataset)
+    except (ValueError, OSError):  # reading it will say what is wrong
+        return None
+    return (
+        f"{path}: has {points} control points and no affine map, so it is read as a picture without a place; "
+        "warp it with gdalwarp to keep its place"
+        if points
+        else None
+    )

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common.command.cli import PARTIAL, say
 from common.data.inputs import output_stems
 from common.images.display import overlay, stretch
-from common.images.gdal import pixel_count
+from common.images.gdal import pixel_count, place_note
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
 from common.images.write import mask_suffix, write_mask, write_probability
@@ -286,6 +286,8 @@ def infer_files(
     with tqdm(total=sum(sizes.values()) / 1e6, desc=predictor.card.task, unit="Mpx", disable=None) as bar:
         for number, path in enumerate(paths):
             try:
+                if (note := place_note(path)) is not None:
+                    say(f"note: {note}")
                 if products is not None and streamed(path):
                     stream_file(
                         path,

@@ -9,6 +9,7 @@ from common.data.pairs import require_usable
 from potsdam_points.data import (
     LoadedPatch,
     audit,
+    expand_ids,
     find_patches,
     load_patch,
     load_patches,
@@ -231,3 +232,11 @@ def test_a_georeferenced_image_is_read_like_any_other(tmp_path):
         dataset.write(pixels)
     Image.fromarray(np.ones((8, 8), np.uint8)).save(tmp_path / "labels" / "a.png")
     assert (load_patch(find_patches(tmp_path)[0][0]).image == pixels).all()
+
+
+def test_a_range_of_ids_takes_no_memory_of_its_own():
+    ids = ["2", "7", "10", "11", "007", "x"]
+    assert expand_ids(["0-999999999999999999"], ids) == ["2", "7", "10", "11"]
+    assert expand_ids(["7-10", "x"], ids) == ["7", "10", "x"]
+    with pytest.raises(ValueError, match="--val-ids 12-99999 is no id"):
+        expand_ids(["12-99999"], ids)

@@ -91,17 +91,25 @@ def test_hand_made_tables_may_use_names_or_numbers(tmp_path):
         ("id,x,y,class\n1,2,3,car\n1,2,3,boat\n", "line 3: 1, 2, 3, boat"),
         ("id,x,y,class\n1,2.5,3,car\n", "line 2"),
         ("id,x,y,class\n1,2\n", "line 2"),
+        ("id,x,y,class\n1,99999999999999999999,3,car\n", "line 2: 1, 99999999999999999999, 3, car is no point"),
+        ("id,x,y,class\n1,2,3,car\n\xff", "line 2: 'utf-8' codec"),
     ],
 )
 def test_bad_tables_are_refused_by_line(tmp_path, text, words):
-    (tmp_path / "p.csv").write_text(text)
-    with pytest.raises(ValueError, match=words):
+    (tmp_path / "p.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=rf"--points-file .*p\.csv, .*{words}"):
         read_points(tmp_path / "p.csv")
 
 
 def test_points_outside_the_image_are_refused():
     with pytest.raises(ValueError, match=r"a\.tif: 1 point.*4 x 2 pixels.*x 4, y 1"):
         from_points(np.array([[4, 1, 0], [3, 1, 0]]), 2, 4, source="a.tif")
+
+
+def test_points_of_a_table_outside_the_image_are_refused_by_line(tmp_path):
+    (tmp_path / "p.csv").write_text("id,x,y,class\na,3,1,car\na,4,1,car\n")
+    with pytest.raises(ValueError, match=r"p\.csv, line 3: a\.tif: 1 point.*x 4, y 1"):
+        from_points(read_points(tmp_path / "p.csv")["a"], 2, 4, source="a.tif", table=tmp_path / "p.csv")
 
 
 def test_class_weights_are_median_over_frequency(tmp_path):

@@ -128,3 +128,11 @@ def test_any_coding_is_read_back(tmp_path_factory, data):
         label = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1).astype(np.uint8)
     path = save(tmp_path_factory.mktemp("coding") / "a.tif", label)
     assert (read_classes(path, coding) == truth).all()
+
+
+def test_roofs_are_white_also_where_white_is_zero(tmp_path):
+    roof = np.eye(9, dtype=bool)
+    tifffile.imwrite(tmp_path / "a.tif", np.where(roof, 0, 255).astype(np.uint8), photometric="miniswhite")
+    Image.fromarray(roof).save(tmp_path / "b.tif", tiffinfo={262: 0})
+    for name in ("a.tif", "b.tif"):
+        np.testing.assert_array_equal(read_classes(tmp_path / name, Coding()), roof)
