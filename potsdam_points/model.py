@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from common.networks.backbones import torchvision_network
 from common.networks.task import Backbone
-from common.networks.unet_small import Residual, conv_bn_relu
+from common.networks.unet_small import Residual, UNetSmall, conv_bn_relu
 
 Decoder = Literal["plain", "skip"]
 PLAIN_WIDTHS = (256, 128, 64, 32)
@@ -156,7 +156,11 @@ class SmallUNet(nn.Module):
         return enlarge(self.head(x), padded, image, self.upsample)
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"resnet18": ResNet18Segmentation, "small_unet": SmallUNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "resnet18": ResNet18Segmentation,
+    "small_unet": SmallUNet,
+    "unet_small": UNetSmall,
+}
 
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

@@ -1,0 +1,167 @@
+"""The page in a real browser: clicks, keys, learning, and a server that dies."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.potsdam_points.labeling.pictures import disc_picture, write_picture
+
+ROOT = Path(__file__).parents[3]
+CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",     "--disable-component-update", "--disable-sync", "--window-size=1100,760",
+)  # fmt: skip
+SECONDS = 60
+
+
+def wait_for(condition, what):
+    """Poll until the browser is so far: its answers come over two processes."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {SECONDS} s"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None or DRIVER is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium and chromedriver are needed here")
+        pytest.skip("needs chromium and chromedriver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The command and the page that it serves."""
+
+    def __init__(self, browser, folder):
+        self.browser, self.folder = browser, folder
+        self.start()
+
+    def start(self, *flags):
+        command = [sys.executable, ROOT / "potsdam_points" / "label.py", self.folder / "disc.tif", "--no-browser"]
+        command += ["--classes", "dark", "bright", "--points-file", self.folder / "points.csv", *flags]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, text=True, env=environment)
+        address = self.process.stdout.readline().split()[1]
+        self.browser.get(address)
+        wait_for(lambda: self.browser.execute_script("return document.body.dataset.ready") == "yes", "the page")
+
+    def kill(self, signum):
+        self.process.send_signal(signum)
+        self.process.stdout.close()
+        return self.process.wait()
+
+    def table(self):
+        path = self.folder / "points.csv"
+        return path.read_text().splitlines()[1:] if path.exists() else []
+
+    def text(self, name):
+        return self.browser.find_element("id", name).text
+
+    def keys(self, *keys):
+        chain = self.chain()
+        for key in keys:
+            chain.send_keys(key)
+        chain.perform()
+
+    def chain(self):
+        from selenium.webdriver import ActionChains
+
+        return ActionChains(self.browser, duration=0)
+
+    def click(self, right, down):
+        """Click beside the middle of the view."""
+        canvas = self.browser.find_element("id", "view")
+        self.chain().move_to_element_with_offset(canvas, right, down).click().perform()
+
+    def errors(self):
+        return [entry for entry in self.browser.get_log("browser") if "favicon" not in entry["message"]]
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    write_picture(tmp_path / "disc.tif", disc_picture(600)[0])
+    opened = Page(browser, tmp_path)
+    yield opened
+    if opened.process.poll() is None:
+        opened.kill(signal.SIGKILL)
+
+
+def test_clicks_survive_a_kill_and_the_map_learns(page, tmp_path):
+    for i in range(8):
+        page.keys("12"[i % 2])
+        page.click(*((10, 10 * i) if i % 2 else (-240 + 5 * i, -240)))
+        wait_for(lambda count=i + 1: len(page.table()) == count, "a click")
+    before = page.table()
+    assert [line.split(",")[3] for line in before] == ["dark", "bright"] * 4
+    assert all(abs(int(line.split(",")[1]) - 300) < 60 for line in before[1::2])  # beside the middle of the picture
+    page.kill(signal.SIGKILL)
+    assert page.table() == before
+    page.start()
+    assert page.browser.execute_script("return document.querySelector('.count').textContent") == "4"
+    page.keys("l")
+    wait_for(lambda: "learned from 8 points" in page.text("message"), "learning")
+    assert page.browser.find_element("id", "map").is_selected()
+    assert not page.errors()
+    assert page.kill(signal.SIGINT) == 0
+
+
+def test_the_keyboard_is_enough(page):
+    from selenium.webdriver.common.keys import Keys
+
+    page.keys("2", Keys.ENTER)
+    wait_for(lambda: page.table() == ["disc,300,300,bright"], "a point under the cross")
+    page.keys("1", "+", Keys.ARROW_LEFT, Keys.ARROW_UP, Keys.ENTER)
+    wait_for(lambda: len(page.table()) == 2, "a second point")
+    _, x, y, name = page.table()[1].split(",")
+    assert int(x) < 300 and int(y) < 300 and name == "dark"
+    page.keys("u")
+    wait_for(lambda: page.table() == ["disc,300,300,bright"], "undo")
+    page.keys("0", Keys.DELETE)
+    wait_for(lambda: page.table() == [], "deletion of the point under the cross")
+    page.keys("u")
+    wait_for(lambda: page.table() == ["disc,300,300,bright"], "undo of a deletion")
+    page.keys(" ")
+    wait_for(lambda: "ring" in page.text("note"), "a suggestion")
+    page.keys("1", Keys.ENTER)
+    wait_for(lambda: len(page.table()) == 2, "the suggested point")
+    assert not page.errors()
+
+
+def test_a_point_is_moved_by_dragging(page):
+    page.keys("1")
+    page.click(0, 0)
+    wait_for(lambda: len(page.table()) == 1, "a click")
+    canvas = page.browser.find_element("id", "view")
+    page.chain().move_to_element(canvas).click_and_hold().move_by_offset(60, 30).move_by_offset(
+        5, 5
+    ).release().perform()
+    wait_for(lambda: not page.table()[0].startswith("disc,300,300"), "a move")
+    _, x, y, _ = page.table()[0].split(",")
+    assert 320 < int(x) < 420 and 310 < int(y) < 380
+
+
+def test_a_failed_save_is_said_and_not_shown(page):
+    page.keys("1")
+    page.click(0, 0)
+    wait_for(lambda: len(page.table()) == 1, "a click")
+    (page.folder / "points.csv").write_text("id,x,y,class\n")
+    page.click(50, 50)
+    wait_for(lambda: "changed by another program" in page.text("note"), "the reason")
+    assert page.table() == []
