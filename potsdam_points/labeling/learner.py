@@ -43,7 +43,6 @@ class Learner:
         folder: where the checkpoint goes.
         precision: device and mixed precision.
         trained: whether the network has learned something already, so that it can be shown.
-        seed: of the windows.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class Learner:
         precision: Precision,
         *,
         trained: bool = False,
-        seed: int = 0,
     ) -> None:
         self.card, self.store, self.sources, self.folder, self.precision = card, store, sources, folder, precision
         self.version = 1 if trained else 0
@@ -65,7 +63,7 @@ class Learner:
         self._network = network.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._shown = copy.deepcopy(network).eval()
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
-        self._generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(0)
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
 

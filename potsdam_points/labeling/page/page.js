@@ -72,6 +72,7 @@ function tile(layer, z, x, y) {
 }
 
 function drawLayer(layer, finest) {
+  let whole = true;
   const wanted = Math.max(0, Math.min(image.top, Math.floor(Math.log2(1 / view.scale) + 0.5)));
   if (wanted > finest) return false;
   const [left, top] = toPicture(0, 0), [right, bottom] = toPicture(canvas.clientWidth, canvas.clientHeight);
@@ -81,12 +82,13 @@ function drawLayer(layer, finest) {
     for (let y = Math.max(0, Math.floor(top / size)); y * size < Math.min(bottom, image.height); y += 1) {
       for (let x = Math.max(0, Math.floor(left / size)); x * size < Math.min(right, image.width); x += 1) {
         const bitmap = tile(layer, z, x, y);
-        if (!bitmap) continue;
+        if (!bitmap) { whole = whole && z !== wanted; continue; }
         const [sx, sy] = toScreen(x * size, y * size);
         context.drawImage(bitmap, sx, sy, Math.min(size, image.width - x * size) * view.scale, Math.min(size, image.height - y * size) * view.scale);
       }
     }
   }
+  if (whole) document.body.dataset[layer === "picture" ? "shown" : layer] = layer === "picture" ? "yes" : version;  // for whoever waits for it
   return true;
 }
 
@@ -162,7 +164,7 @@ async function add(x, y) {
   suggestions = suggestions.filter((one) => Math.hypot(one.x - x, one.y - y) > 2);
   note(`${state.classes[chosen].name} at ${x}, ${y}: saved`);
   redraw();
-  if (element("auto").checked) learn(3);
+  if (element("auto").checked) learn(2);
 }
 async function remove(number) {
   const point = points.get(number);
