@@ -19,12 +19,12 @@ from common.data.pairs import Facts, require_usable, say_facts
 from common.data.splits import count_parts, split_ids
 from common.images.ranges import ValueRanges
 from common.losses import LossRecipe
-from common.networks.precision import Precision, choose_precision
+from common.networks.precision import Precision
 from common.report.plots import History
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, seed_everything
-from common.training.runs import RunFolder, demo_data, load_train_config, open_run
+from common.training.loop import fit, start
+from common.training.runs import RunFolder, demo_data
 from hela_nuclei.data import (
     SMALLEST_SIDE,
     FrameCrops,
@@ -88,16 +88,11 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
-    precision = choose_precision(config.device, config.amp)
-    seed_everything(config.seed)
+    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     if config.overfit_one:
         return overfit_one(config, precision)
     data = load_data(config)
-    experiment = build(config, data)
-    run.create(config)
-    state = fit(experiment, config, run, precision)
+    state = fit(build(config, data), config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 

@@ -19,13 +19,13 @@ from common.images.ranges import ValueRanges, to_unit
 from common.inference.files import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import LossRecipe
-from common.networks.precision import Precision, choose_precision
+from common.networks.precision import Precision
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, seed_everything
-from common.training.runs import RunFolder, demo_data, load_train_config, open_run
+from common.training.loop import fit, start
+from common.training.runs import RunFolder, demo_data
 from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
 from permeability.evaluate import read_samples
 from permeability.labels import CLASSES
@@ -112,14 +112,9 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
-    precision = choose_precision(config.device, config.amp)
-    seed_everything(config.seed)
+    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
-    experiment = build(config, data)
-    run.create(config)
-    state = fit(experiment, config, run, precision)
+    state = fit(build(config, data), config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 

@@ -221,9 +221,7 @@ def run_trial(
     started = time.monotonic()
     try:
         seed_everything(wanted.seed)
-        experiment = train.build(wanted, data)
-        run.create(wanted)
-        fit(experiment, wanted, run, choose_precision(config.device, config.amp))
+        fit(train.build(wanted, data), wanted, run, choose_precision(config.device, config.amp))
     except Pruned:
         trial.state = "pruned"
     except (ValueError, NonFiniteLoss, torch.OutOfMemoryError) as error:

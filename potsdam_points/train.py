@@ -28,8 +28,8 @@ from common.report.plots import History, predictions
 from common.scenes.aerial import write_potsdam
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, seed_everything
-from common.training.runs import RunFolder, demo_data, load_train_config, open_run
+from common.training.loop import fit, start
+from common.training.runs import RunFolder, demo_data
 from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, PALETTE, Coding, class_counts
@@ -133,13 +133,9 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
-    precision = choose_precision(config.device, config.amp)
-    seed_everything(config.seed)
+    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
     experiment = build(config, data)
-    run.create(config)
     save_annotation(run, config, data)
     state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
@@ -239,6 +235,7 @@ def numbers(values: Sequence[float]) -> str:
 
 def save_annotation(run: RunFolder, config: Config, data: Data) -> None:
     """Write points.csv (unless every pixel is labeled) and class_weights.pt into the run folder."""
+    run.path.mkdir(parents=True, exist_ok=True)
     if config.points > 0 or config.points_file is not None:
         write_points(run.path / "points.csv", ((patch.id, to_points(patch.classes)) for patch in data.sparse))
     if data.class_weights is not None:

@@ -18,13 +18,13 @@ from common.images.ranges import ValueRanges
 from common.inference.files import Predictor
 from common.inference.score import score_samples
 from common.losses import LossRecipe
-from common.networks.precision import Precision, choose_precision
+from common.networks.precision import Precision
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, seed_everything
-from common.training.runs import RunFolder, demo_data, load_train_config, open_run
+from common.training.loop import fit, start
+from common.training.runs import RunFolder, demo_data
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.evaluate import read_samples
 from rooftops.labels import read_coding
@@ -97,14 +97,9 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config = load_train_config(Config, Path(__file__).resolve().parent)
-    run = open_run(TASK.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
-    precision = choose_precision(config.device, config.amp)
-    seed_everything(config.seed)
+    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
-    experiment = build(config, data)
-    run.create(config)
-    state = fit(experiment, config, run, precision)
+    state = fit(build(config, data), config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 

@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,65 +75,64 @@ class Cell:
     share: float | None
 
 
-def write_report(
-    path: Path,
-    *,
-    title: str,
-    summary: Mapping[str, object],
-    config: Mapping[str, object],
-    audit: Sequence[str] | Sequence[Mapping[str, object]] = (),
-    history: History = (),
-    scores: Mapping[str, Any] | None = None,
-    calibration: Bins | None = None,
-    roc: Sequence[tuple[float, float]] | None = None,
-    examples: Mapping[str, Sequence[Example]] | None = None,
-    palette: Palette | None = None,
-    files: Mapping[str, str] | None = None,
-) -> None:
-    """Write a run's report; sections without data are left out.
+@dataclass(frozen=True)
+class Report:
+    """What a run's report shows; sections without data are left out."""
 
-    Args:
-        path: the HTML file.
-        title: heading of the page.
-        summary: what was trained on what, name by value.
-        config: the resolved configuration; nested mappings are shown with dotted names.
-        audit: what the data look like: sentences, or table rows whose keys are the columns.
-        history: rows of ``metrics.csv`` as ``plots.curves`` takes them.
-        scores: the keys that evaluate.py prints. Class names are the keys of ``per_class_iou``; rows of
-            ``confusion_matrix`` are the truth.
-        calibration: (mean predicted probability, observed frequency, pixels) bins.
-        roc: (false positive rate, true positive rate) points.
-        examples: (id, score, (H, W, 3) uint8 picture) by heading, such as "best" and "worst"; ``plots.strip`` makes the
-            pictures.
-        palette: RGB by class index, for the swatches beside class names.
-        files: what the run folder holds, meaning by file name.
+    title: str
+    """Heading of the page."""
+    summary: Mapping[str, object]
+    """What was trained on what, name by value."""
+    config: Mapping[str, object]
+    """The resolved configuration; nested mappings are shown with dotted names."""
+    audit: Sequence[str] | Sequence[Mapping[str, object]] = ()
+    """What the data look like: sentences, or table rows whose keys are the columns."""
+    history: History = ()
+    """Rows of ``metrics.csv`` as ``plots.curves`` takes them."""
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    """The keys that evaluate.py prints. Class names are the keys of ``per_class_iou``; rows of ``confusion_matrix`` are
+    the truth."""
+    calibration: Bins = ()
+    """(mean predicted probability, observed frequency, pixels) bins."""
+    roc: Sequence[tuple[float, float]] = ()
+    """(false positive rate, true positive rate) points."""
+    examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """(id, score, (H, W, 3) uint8 picture) by heading, such as "best" and "worst"; ``plots.strip`` makes them."""
+    palette: Palette | None = None
+    """RGB by class index, for the swatches beside class names."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """What the run folder holds, meaning by file name."""
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write a run's report as an HTML file.
 
     Raises:
         ValueError: the confusion matrix does not fit the class names.
     """
-    scores = scores or {}
+    scores, roc, calibration, audit = report.scores, report.roc, report.calibration, report.audit
     judged = [("ROC curve", plots.roc_figure(roc, scores.get("auc")))] if roc else []
-    if calibration and any(count for *_, count in calibration):
+    if any(count for *_, count in calibration):
         judged.insert(0, ("Reliability", plots.reliability_figure(calibration)))
     rows, columns = _audit_table(audit)
     page = _template().render(
-        title=title,
-        summary={key: _text(value) for key, value in summary.items()},
+        title=report.title,
+        summary={key: _text(value) for key, value in report.summary.items()},
         headlines=[(label, scores[key]) for key, label in HEADLINES.items() if _applies(key, scores)],
         numbers=_other_numbers(scores),
         part=scores.get("split"),
         audit=[line for line in audit if isinstance(line, str)],
         audit_columns=columns,
         audit_rows=rows,
-        curves=[_svg(figure, name, f"c{i}") for i, (name, figure) in enumerate(plots.curve_figures(history))],
-        classes=class_table(scores, palette),
+        curves=[_svg(figure, name, f"c{i}") for i, (name, figure) in enumerate(plots.curve_figures(report.history))],
+        classes=class_table(scores, report.palette),
         absent=scores.get("absent_classes") or [],
         names=_class_names(scores),
         confusion=confusion_rows(scores.get("confusion_matrix")),
         calibration=[_svg(figure, name, f"p{i}") for i, (name, figure) in enumerate(judged)],
-        examples=_pictures(examples or {}),
-        config={key: _text(value) for key, value in _flatten(config).items()},
-        files=files or {},
+        examples=_pictures(report.examples),
+        config={key: _text(value) for key, value in _flatten(report.config).items()},
+        files=report.files,
     )
     write_text(path, page)
 

@@ -17,7 +17,7 @@ from common.files import write_text
 from common.images.display import colorize, stretch, strip
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard
-from common.report.page import write_report
+from common.report.page import Report, write_report
 from common.report.plots import curves, grid, grid_figure
 from common.training.runs import RunFolder
 
@@ -81,8 +81,7 @@ def finish_run(
     bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
     calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
     roc = detail.curve.roc() if detail.binary else None
-    write_report(
-        run.path / "report.html",
+    report = Report(
         title=f"{card.task}: {card.arch}",
         summary={
             "scored on": f"{part} part, {scores['n_images']} images",
@@ -94,12 +93,13 @@ def finish_run(
         audit=[{"what": name, "found": value} for name, value in audit],
         history=history,
         scores=scores,
-        calibration=calibration or None,
-        roc=list(zip(*roc, strict=True)) if roc else None,
+        calibration=calibration,
+        roc=list(zip(*roc, strict=True)) if roc else (),
         examples=examples,
         palette=card.palette,
         files={name: meaning for name, meaning in FILES.items() if (run.path / name).exists()},
     )
+    write_report(run.path / "report.html", report)
     say(f"report: {run.path / 'report.html'}")
     named = {name: scores[name] for name in HEADLINE} | scores["per_class_iou"]
     say(f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items() if value is not None))

@@ -74,7 +74,7 @@ class Page(HTMLParser):
 
 
 def write(path, **arguments):
-    report.write_report(path, **{"title": "Run", "summary": {}, "config": {}} | arguments)
+    report.write_report(path, report.Report(**{"title": "Run", "summary": {}, "config": {}} | arguments))
     return path.read_text(encoding="utf-8")
 
 
