@@ -8,6 +8,7 @@ place of dense labels.
 from __future__ import annotations
 
 import csv
+import io
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -122,16 +123,21 @@ def read_points(path: Path) -> dict[str, Points]:
         raise FileNotFoundError(f"--points-file {path} does not exist")
     codes = {name: index for index, name in enumerate(CLASSES)} | {str(i): i for i in range(len(CLASSES))}
     table: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            missing = [name for name in HEADER if name not in (reader.fieldnames or [])]
-            if missing:
-                raise ValueError(f"column {', '.join(missing)} is missing; the first line must be id,x,y,class")
-            for row in reader:
-                table[row["id"]].append((*_point(row, codes), reader.line_num))
-        except (ValueError, csv.Error) as error:  # also of text that is not UTF-8
-            raise ValueError(f"--points-file {path}, line {max(reader.line_num, 1)}: {error}") from error
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"--points-file {path}, line {line}: {error}; save it as UTF-8") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        missing = [name for name in HEADER if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"column {', '.join(missing)} is missing; the first line must be id,x,y,class")
+        for row in reader:
+            table[row["id"]].append((*_point(row, codes), reader.line_num))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"--points-file {path}, line {max(reader.line_num, 1)}: {error}") from error
     return {name: np.array(rows, np.int64) for name, rows in table.items()}
 
 

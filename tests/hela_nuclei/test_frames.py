@@ -1,4 +1,6 @@
 import logging
+import os
+import struct
 
 import numpy as np
 import pytest
@@ -155,3 +157,38 @@ def test_scaling():
     odd = np.array([[np.nan, 1.0], [3.0, np.inf]])
     np.testing.assert_allclose(scale_frame(odd), [[0, 0], [1, 1]])
     assert not scale_frame(np.full((2, 2), np.nan)).any()
+
+
+@pytest.mark.parametrize("kind", ["i4", "u4", "i8", "f8"])
+def test_a_large_offset_takes_no_grey_levels_away(tmp_path, kind):
+    steps = np.arange(600, dtype=kind).reshape(20, 30)
+    tifffile.imwrite(tmp_path / "x.tif", steps + np.array(2**30, kind))
+    (frame,) = read_stack(tmp_path / "x.tif").frames
+    np.testing.assert_allclose(scale_frame(frame), steps / 599, atol=1e-6)
+
+
+def test_a_pipe_is_no_frame(tmp_path):
+    os.mkfifo(tmp_path / "x.tif")
+    with pytest.raises(ValueError, match=r"x\.tif: is no regular file"):
+        read_stack(tmp_path / "x.tif")
+    assert count_pixels(tmp_path / "x.tif") == 0
+
+
+def test_a_stack_that_claims_more_than_its_file_can_hold_is_damage(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((30, 40), np.uint8), metadata=None)
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        for name in ("ImageWidth", "ImageLength"):
+            offset = file.pages[0].tags[name].valueoffset
+            data[offset - 6 : offset + 4] = struct.pack("<HII", 4, 1, 200_000)
+    (tmp_path / "x.tif").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.tif: cannot be read as TIFF \(claims \(200000, 200000\)"):
+        read_stack(tmp_path / "x.tif")
+    assert count_pixels(tmp_path / "x.tif") == 0
+
+
+def test_too_many_frames_are_refused_by_the_header(tmp_path, monkeypatch):
+    monkeypatch.setattr("hela_nuclei.frames.LARGEST_STACK", 5000)
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((7, 30, 40), np.uint8), metadata={"axes": "TYX"})
+    with pytest.raises(ValueError, match=r"\(7, 30, 40\) are too many pixels .*at most 5000"):
+        read_stack(tmp_path / "x.tif")

@@ -396,3 +396,16 @@ def test_tiles_have_context_and_a_largest_side_and_are_not_empty(tmp_path):
 @pytest.mark.parametrize(("count", "kept"), [(5, [0, 2, 4, 6, 8]), (3, [0, 3, 6]), (10, list(range(10))), (1, [0])])
 def test_thinned_tiles_are_spread_evenly(count, kept):
     assert thin(list(range(10)), count) == kept
+
+
+def test_masks_may_be_called_masks_and_other_results_are_left_out_by_name(easy, tmp_path, capsys):
+    data = shutil.copytree(easy, tmp_path / "data")
+    masks, photos = data / "DATA" / "OUTPUT" / "MASCARAS" / "train", data / "INSUMOS" / "ORTOFOTOS"
+    (masks / "suelo0.tif").rename(masks / "suelo0_mask.tif")
+    shutil.copy(masks / "suelo1.tif", masks / "suelo1_prob.tif")
+    shutil.copy(photos / "sheet0.tif", photos / "sheet0_figure.png")
+    images, found = find_files(data, None, None)
+    assert [mask.id for mask in found if mask.part == "train"] == ["train/suelo0_mask", "train/suelo1", "train/suelo2"]
+    assert len(images) == 5
+    said = capsys.readouterr().err
+    assert "suelo1_prob.tif" in said and "sheet0_figure.png" in said and "suelo0_mask" not in said

@@ -80,7 +80,7 @@ def test_hand_made_tables_may_use_names_or_numbers(tmp_path):
     path.write_text("id,x,y,class\nImage_7,3,1,Tree\n7,0,0,5\n")
     table = read_points(path)
     assert from_points(find_points(table, "7"), 2, 4, source="7").tolist() == [[5] + [255] * 3, [255] * 4]
-    assert find_points({"Image_7": table["Image_7"]}, "7").tolist() == [[3, 1, 3]]
+    assert find_points({"Image_7": table["Image_7"]}, "7")[:, :3].tolist() == [[3, 1, 3]]
     assert find_points(table, "8") is None
 
 
@@ -92,7 +92,7 @@ def test_hand_made_tables_may_use_names_or_numbers(tmp_path):
         ("id,x,y,class\n1,2.5,3,car\n", "line 2"),
         ("id,x,y,class\n1,2\n", "line 2"),
         ("id,x,y,class\n1,99999999999999999999,3,car\n", "line 2: 1, 99999999999999999999, 3, car is no point"),
-        ("id,x,y,class\n1,2,3,car\n\xff", "line 2: 'utf-8' codec"),
+        ("id,x,y,class\n1,2,3,car\n\xff", "line 3: 'utf-8' codec"),
     ],
 )
 def test_bad_tables_are_refused_by_line(tmp_path, text, words):

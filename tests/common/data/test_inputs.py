@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.inputs import find_images, output_stems
+from common.data.inputs import find_images, images_in, output_stems
 
 
 def touch(folder, *names):
@@ -60,3 +62,24 @@ def test_stems_never_collide(tmp_path_factory, parts):
     assert set(stems) == set(paths)
     assert len({stem.casefold() for stem in stems.values()}) == len(paths)
     assert not any("/" in stem for stem in stems.values())
+
+
+def test_what_is_left_out_of_a_folder_is_said(tmp_path, capsys):
+    for name in ("a.tif", "a_figure.png", "a_mask.tif", "b_prob.tif", "c_overlay.png", ".d.tif", "e.txt"):
+        (tmp_path / name).write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.tif")
+    assert [path.name for path in find_images([tmp_path])] == ["a.tif"]
+    results, strange = capsys.readouterr().err.splitlines()
+    assert "4 left out of" in results and results.endswith("a_figure.png, a_mask.tif, b_prob.tif, c_overlay.png")
+    assert "1 left out of" in strange and strange.endswith("no regular files: pipe.tif")
+    assert len(images_in(tmp_path)) == 5 and len(images_in(tmp_path, ("_prob",))) == 4
+    assert find_images([tmp_path / "a_mask.tif"]) == [tmp_path / "a_mask.tif"]
+
+
+def test_no_more_than_some_names_are_said(tmp_path, capsys):
+    for number in range(12):
+        (tmp_path / f"{number}_mask.png").write_bytes(b"")
+    (tmp_path / "a.png").write_bytes(b"")
+    find_images([tmp_path])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "12 left out" in line and line.endswith("0_mask.png, 1_mask.png, 2_mask.png, 3_mask.png, 4_mask.png ...")
