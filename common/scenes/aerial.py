@@ -1,8 +1,9 @@
 """Generated aerial scenes with known truth, in the layouts of the four aerial tasks.
 
-The classes are those of ISPRS Potsdam: 0 impervious, 1 building, 2 low vegetation, 3 tree, 4 car, 5 clutter, and 255
-for ground without a class. The scenes come from ``aerial_world``; here are single pictures and whole data sets. A data
-set appears when it is complete: it is written under a temporary name beside its root, then renamed.
+The classes are those of ISPRS Potsdam: 0 impervious, 1 building, 2 low vegetation, 3 tree, 4 car, 5 clutter; then 6
+water and 7 bare soil, which count as clutter and as impervious there; and 255 for ground without a class. The scenes
+come from ``aerial_world``; here are single pictures and whole data sets. A data set appears when it is complete: it is
+written under a temporary name beside its root, then renamed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 
 from common.files import atomic_folder
 from common.scenes.aerial_world import BLOCK, AerialWorld, Image, Labels
-from common.scenes.canvas import BUILDING, CAR, CLUTTER, IMPERVIOUS, LOW_VEGETATION, TREE, UNDEFINED
+from common.scenes.canvas import BUILDING, CAR, CLUTTER, IMPERVIOUS, LOW_VEGETATION, SOIL, TREE, UNDEFINED, WATER
 
 __all__ = [
     "CLASSES",
+    "LAND",
     "PALETTE",
     "PARTS",
     "AerialWorld",
@@ -33,7 +35,9 @@ __all__ = [
 ]
 
 CLASSES = ("impervious", "building", "low vegetation", "tree", "car", "clutter")
-"""Names by class index."""
+"""Names by class index, of ISPRS Potsdam."""
+LAND = (*CLASSES, "water", "soil")
+"""Names by class index, of the generated world."""
 PALETTE: dict[int, tuple[int, int, int]] = {
     IMPERVIOUS: (255, 255, 255),
     BUILDING: (0, 0, 255),
@@ -115,7 +119,7 @@ def write_potsdam(root: Path, count: int, seed: int = 0, size: int = 300, gsd: f
         for number in range(count):
             image, classes = render_scene(_seed_of(seed, number), size, size, gsd)
             tifffile.imwrite(folder / "Images" / f"Image_{number}.tif", image, photometric="rgb")
-            tifffile.imwrite(folder / "Labels" / f"Label_{number}.tif", colors[classes], photometric="rgb")
+            tifffile.imwrite(folder / "Labels" / f"Label_{number}.tif", colors[potsdam(classes)], photometric="rgb")
 
 
 def write_rooftops(root: Path, count: int, seed: int = 0, size: int = 256, gsd: float = 0.15) -> None:
@@ -188,10 +192,17 @@ def write_footprints(
                 number += 1
 
 
+def potsdam(classes: Labels) -> Labels:
+    """The world's classes as ISPRS Potsdam has them: water is clutter, bare soil impervious."""
+    table = np.arange(256, dtype=np.uint8)
+    table[[WATER, SOIL]] = CLUTTER, IMPERVIOUS
+    return np.asarray(table[classes])
+
+
 def permeable(classes: Labels) -> Labels:
-    """1 where rain can enter the ground (low vegetation, trees), 0 where not, 255 where the class is unknown."""
+    """1 where rain can enter the ground (vegetation, soil, water), 0 where not, 255 where the class is unknown."""
     table = np.zeros(256, dtype=np.uint8)
-    table[[LOW_VEGETATION, TREE]] = 1
+    table[[LOW_VEGETATION, TREE, WATER, SOIL]] = 1
     table[UNDEFINED] = 255
     return np.asarray(table[classes])
 

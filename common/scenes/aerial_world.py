@@ -52,9 +52,9 @@ class AerialWorld:
         self.town = Town(seed)
         rng = random.Random(f"light/{seed}")
         azimuth = rng.uniform(-0.65, 0.65) * np.pi  # of the direction towards the sun, from south
-        self.elevation = np.radians(rng.uniform(36, 60))
+        self.elevation = np.radians(rng.uniform(32, 66))
         self.sun = (float(np.sin(azimuth)), float(np.cos(azimuth)))  # (x, y) in the image, y is down
-        self.sky = rng.uniform(0.26, 0.42)  # light in the shadows, relative to full light
+        self.sky = rng.uniform(0.2, 0.45)  # light in the shadows, relative to full light
         self.sky_color = np.array([0.94, 1.0, rng.uniform(1.03, 1.16)], dtype=np.float32)
         gain, warmth = rng.uniform(0.85, 1.35), rng.uniform(-0.08, 0.08)
         self.cast = np.float32(gain) * np.array([1 + warmth, rng.uniform(0.98, 1.03), 1 - warmth], dtype=np.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from common.scenes.canvas import CLUTTER, IMPERVIOUS, LOW_VEGETATION, Surface
+from common.scenes.canvas import CLUTTER, LOW_VEGETATION, SOIL, Surface
 from common.scenes.materials import (
     FLAT,
     PITCHED,
@@ -16,8 +16,10 @@ from common.scenes.materials import (
     lawn,
     painted,
     paving,
+    sand,
     soil,
     tint,
+    water,
 )
 from common.scenes.plots import DETAIL, GROUND, LOW, YARD, Plot, container, parking_lot, playground
 
@@ -132,8 +134,7 @@ def park(plot: Plot) -> None:
         plot.line(DETAIL, carriageway(rng, 0.0), path, rng.uniform(1.6, 3.5))
     if rng.random() < 0.45:
         u, v = plot.anywhere(15)
-        water = tint(rng, Surface(CLUTTER, (0.13, 0.16, 0.15), (0.03, 0.02, 0.06)), 0.2)
-        plot.put("heap", LOW, water, u, v, rng.uniform(12, 26), rng.uniform(8, 18), 0.02, turn=rng.uniform(0, 3))
+        plot.put("blot", GROUND, water(rng), u, v, rng.uniform(12, 26), rng.uniform(8, 18), turn=rng.uniform(0, 3))
     if rng.random() < 0.6:
         playground(plot, *plot.anywhere(10))
     if rng.random() < 0.3:
@@ -182,20 +183,63 @@ def field(plot: Plot) -> None:
             plot.tree(plot.u0 + 3.5 * step, plot.v1 - 3 + rng.gauss(0, 1), rng.uniform(1.2, 3.6))
 
 
+def waste(plot: Plot) -> None:
+    """Open ground where hardly anything grows: tracks, shrubs, heaps, here and there a store of goods or a shed."""
+    rng = plot.rng
+    plot.patch(GROUND, sand(rng, plot.season), plot.u0 - 1, plot.v0 - 1, plot.u1 + 1, plot.v1 + 1)
+    for _ in range(rng.randrange(1, 8)):
+        patch = lawn(rng, plot.season) if rng.random() < 0.3 else sand(rng, plot.season)
+        wide = rng.uniform(5, 35)
+        plot.put("blot", GROUND, patch, *plot.anywhere(4), wide * rng.uniform(1, 1.8), wide, turn=rng.uniform(0, 3))
+    for _ in range(rng.randrange(4)):
+        track, breadth = sand(rng, plot.season), rng.uniform(1.5, 5)
+        path = [(plot.u0, rng.uniform(plot.v0, plot.v1)), plot.anywhere(10), (plot.u1, rng.uniform(plot.v0, plot.v1))]
+        plot.line(DETAIL, replace(track, rows=1.2, ridge=0.06), path, breadth)
+    for _ in range(rng.choice((0, 0, 1, 4))):
+        wide = rng.uniform(2, 9)
+        at = plot.anywhere(6)
+        plot.put("heap", LOW, sand(rng, plot.season), *at, wide * 1.4, wide, wide * 0.2, turn=rng.uniform(0, 3))
+    for _ in range(rng.choice((0, 0, 0, 2, 5))):
+        goods, (u, v), long = painted(rng, CLUTTER), plot.anywhere(9), rng.uniform(1, 6)
+        for place in range(rng.randrange(2, 9)):
+            plot.put(
+                "box", LOW, goods, u + 1.8 * place % 9, v + place // 5 * (long + 1), 1.4, long, rng.uniform(0.5, 2)
+            )
+    if rng.random() < 0.3:
+        size = rng.uniform(4, 16)
+        plot.building(*plot.anywhere(9), size * rng.uniform(1, 1.6), size, 1, "flat", tint(rng, rng.choice(FLAT)))
+    for _ in range(rng.choice((0, 0, 2))):
+        plot.car(*plot.anywhere(3), rng.uniform(0, 6))
+    plot.trees(rng.choice((0, 0, 3, 12, 50)), 0.4, rng.choice((1.0, 1.6, 3.5)))
+
+
+def lake(plot: Plot) -> None:
+    """Water with a natural shore or a quay."""
+    rng, surface = plot.rng, water(plot.rng)
+    plot.patch(GROUND, lawn(rng, plot.season), plot.u0, plot.v0, plot.u1, plot.v1)
+    if rng.random() < 0.4:
+        rim = rng.uniform(0.5, 4)
+        plot.patch(YARD, paving(rng), plot.u0 + rim, plot.v0 + rim, plot.u1 - rim, plot.v1 - rim)
+        plot.patch(YARD, surface, plot.u0 + 2 * rim, plot.v0 + 2 * rim, plot.u1 - 2 * rim, plot.v1 - 2 * rim)
+        return
+    for _ in range(rng.randrange(1, 4)):
+        u, v = plot.anywhere(20)
+        plot.put("blot", GROUND, surface, u, v, rng.uniform(30, 75), rng.uniform(20, 60), turn=rng.uniform(0, 3))
+    plot.trees(rng.randrange(20), 1.0, 4.0, 1.0)
+
+
 def building_site(plot: Plot) -> None:
     """Bare ground with heaps, containers, materials and a shell of a building."""
     rng = plot.rng
     plot.patch(GROUND, lawn(rng, plot.season), plot.u0, plot.v0, plot.u1, plot.v1)
-    plot.patch(
-        YARD, soil(rng, plot.season, IMPERVIOUS), plot.u0 + 2, plot.v0 + 2, plot.u1 - rng.uniform(2, 25), plot.v1 - 2
-    )
+    plot.patch(YARD, soil(rng, plot.season, SOIL), plot.u0 + 2, plot.v0 + 2, plot.u1 - rng.uniform(2, 25), plot.v1 - 2)
     if rng.random() < 0.6:
         plot.building(
             *plot.anywhere(15), rng.uniform(12, 25), rng.uniform(9, 14), rng.uniform(1, 3), "flat", rng.choice(FLAT)
         )
     for _ in range(rng.randrange(4, 12)):
         wide = rng.uniform(3, 9)
-        pile = soil(rng, plot.season, CLUTTER)
+        pile = soil(rng, plot.season, SOIL)
         plot.put(
             "heap",
             LOW,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-IMPERVIOUS, BUILDING, LOW_VEGETATION, TREE, CAR, CLUTTER, UNDEFINED = 0, 1, 2, 3, 4, 5, 255
+IMPERVIOUS, BUILDING, LOW_VEGETATION, TREE, CAR, CLUTTER, WATER, SOIL, UNDEFINED = 0, 1, 2, 3, 4, 5, 6, 7, 255
 
 Floats = NDArray[np.float32]
 RGB = tuple[float, float, float]
@@ -218,6 +218,14 @@ def _draw_disk(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> N
     canvas.cover(box, seen, canvas.add(item.surface, item.angle), item.surface.label)
 
 
+def _draw_blot(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:
+    """A flat patch of ground or water with a natural edge."""
+    out = np.sqrt((2 * a / item.length) ** 2 + (2 * b / item.width) ** 2)
+    out += np.float32(0.1) * canvas.coarse[box] + np.float32(0.08) * canvas.vast[box]
+    seen = canvas.raise_to(box, out <= 1, np.float32(item.height))
+    canvas.cover(box, seen, canvas.add(item.surface, item.angle), item.surface.label)
+
+
 def _draw_roof(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:
     """A gabled or hipped roof over a rectangle; ``height`` is that of the eaves."""
     to_side, to_end = item.width / 2 - np.abs(b), item.length / 2 - np.abs(a)
@@ -290,6 +298,7 @@ def _draw_car(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> No
 FORMS = {
     "box": _draw_box,
     "disk": _draw_disk,
+    "blot": _draw_blot,
     "gable": _draw_roof,
     "hip": _draw_roof,
     "fitting": _draw_fitting,

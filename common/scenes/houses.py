@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from common.scenes.canvas import CLUTTER, LOW_VEGETATION, Surface
-from common.scenes.materials import FLAT, PITCHED, foliage, lawn, painted, paving, soil, tint
+from common.scenes.materials import FLAT, PITCHED, foliage, lawn, painted, paving, sand, soil, tint
 from common.scenes.plots import CROWN, DETAIL, GROUND, LOW, YARD, Plot, pool
 
 
@@ -26,6 +26,45 @@ def houses(plot: Plot) -> None:
                 style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
             _lot(plot, u, width, edge, side, depth, setback, terraced, style, roof)
             u += width
+
+
+def dense(plot: Plot) -> None:
+    """Small houses wall to wall, added to over the years: every part with a roof of its own, yards between."""
+    rng = plot.rng
+    yard = rng.choice((paving, lambda r: sand(r, plot.season), lambda r: lawn(r, plot.season)))
+    plot.patch(GROUND, yard(rng), plot.u0, plot.v0, plot.u1, plot.v1)
+    roofs = rng.sample(PITCHED, 4) + rng.sample(FLAT, 3)
+    rows = max(2, round(plot.size[1] / rng.uniform(11, 17)))
+    deep = plot.size[1] / rows
+    for row in range(rows):
+        u = plot.u0
+        while u < plot.u1 - 6:
+            wide = min(rng.uniform(6.5, 14), plot.u1 - u)
+            if rng.random() < 0.5:
+                plot.patch(YARD, yard(rng), u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
+            _grown(plot, u + wide / 2, plot.v0 + (row + 0.5) * deep, wide, deep, roofs)
+            u += wide
+    plot.trees(rng.randrange(16), 0.8, 3.0)
+
+
+def _grown(plot: Plot, u: float, v: float, wide: float, deep: float, roofs: list[Surface]) -> None:
+    """One lot of `dense`: a house of one to four parts, and what stands in the yard."""
+    rng = plot.rng
+    if rng.random() < 0.08:
+        return
+    for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
+        long, broad = wide * rng.uniform(0.35, 0.98), deep * rng.uniform(0.3, 0.85)
+        roof = rng.choice(roofs)
+        style = "flat" if roof in FLAT else rng.choice(("gable", "gable", "hip", "flat"))
+        du, dv = (wide - long) / 2 * rng.uniform(-1, 1), (deep - broad) / 2 * rng.uniform(-1, 1)
+        plot.building(u + du, v + dv, long, broad, rng.choice((0.9, 1.0, 1.0, 1.3, 2.0)), style, tint(rng, roof, 0.12))
+    if rng.random() < 0.2:
+        plot.car(u + rng.uniform(-0.4, 0.4) * wide, v + rng.choice((-0.42, 0.42)) * deep, math.pi / 2)
+    if rng.random() < 0.1 and wide > 9:
+        pool(plot, u + 0.2 * wide, v + 0.3 * deep)
+    if rng.random() < 0.3:
+        at = (u + rng.uniform(-0.4, 0.4) * wide, v + rng.uniform(-0.4, 0.4) * deep)
+        plot.put("box", LOW, painted(rng, CLUTTER), *at, rng.uniform(0.8, 2.5), rng.uniform(0.7, 1.5), 1.0)
 
 
 def _lot(
@@ -57,9 +96,10 @@ def _lot(
             plot.building(free, edge + side * (front + 5), 3.1, 6.0, 0.9, "flat", tint(rng, rng.choice(FLAT)))
         if rng.random() < 0.4:
             plot.car(free, edge + side * max(front - 2.2, 1.5), math.pi / 2)
-        if rng.random() < 0.25:
-            wing = rng.uniform(4, 6)
-            plot.building(at, v + side * (deep / 2 + 1.5), wing, wing, max(floors - 0.3, 0.9), style, covering)
+        if rng.random() < 0.45:
+            wing, reach = rng.uniform(4, 7), rng.choice((-1, 1, 1)) * (deep / 2 + 1.5)
+            aside = at + rng.uniform(-0.5, 0.5) * (long - wing)
+            plot.building(aside, v + side * reach, wing, wing, max(floors - 0.3, 0.9), style, covering)
     plot.put("box", YARD, paving(rng), at, edge + side * front / 2, front, 1.3, turn=math.pi / 2)
     _garden(plot, u, width, edge + side * (front + deep), edge + side * depth)
 

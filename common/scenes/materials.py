@@ -10,7 +10,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from common.scenes.canvas import BUILDING, CAR, IMPERVIOUS, LOW_VEGETATION, RGB, TREE, Surface
+from common.scenes.canvas import BUILDING, CAR, IMPERVIOUS, LOW_VEGETATION, RGB, SOIL, TREE, WATER, Surface
 
 PITCHED: list[Surface] = [
     Surface(BUILDING, (0.64, 0.37, 0.25), (0.06, 0.05, 0.04), rows=0.34, ridge=0.10),  # new tiles
@@ -22,6 +22,12 @@ PITCHED: list[Surface] = [
     Surface(BUILDING, (0.66, 0.67, 0.67), (0.03, 0.02, 0.03), rows=0.60, ridge=0.07),  # sheet metal
     Surface(BUILDING, (0.36, 0.46, 0.40), (0.04, 0.03, 0.05), rows=0.60, ridge=0.06),  # copper
     Surface(BUILDING, (0.42, 0.38, 0.27), (0.09, 0.08, 0.08), dry=0.5, rows=0.34, ridge=0.07),  # moss on tiles
+    Surface(BUILDING, (0.72, 0.47, 0.33), (0.06, 0.05, 0.05), rows=0.34, ridge=0.10),  # light tiles of the south
+    Surface(BUILDING, (0.50, 0.50, 0.48), (0.05, 0.05, 0.08), rows=0.9, ridge=0.06),  # fiber cement
+    Surface(BUILDING, (0.40, 0.17, 0.17), (0.05, 0.04, 0.05), rows=0.4, ridge=0.06),  # dark red tiles
+    Surface(BUILDING, (0.55, 0.42, 0.34), (0.09, 0.10, 0.12), rows=0.7, ridge=0.06),  # rusty tin
+    Surface(BUILDING, (0.86, 0.86, 0.85), (0.02, 0.02, 0.04), rows=0.7, ridge=0.04),  # white sheet
+    Surface(BUILDING, (0.28, 0.40, 0.55), (0.04, 0.02, 0.04), rows=0.7, ridge=0.06),  # blue sheet
 ]
 FLAT: list[Surface] = [
     Surface(BUILDING, (0.56, 0.54, 0.50), (0.09, 0.04, 0.06)),  # gravel
@@ -32,6 +38,9 @@ FLAT: list[Surface] = [
     Surface(BUILDING, (0.47, 0.42, 0.34), (0.09, 0.06, 0.10), dry=0.4),  # brown sedum
     Surface(BUILDING, (0.60, 0.62, 0.64), (0.03, 0.02, 0.04), rows=0.8, ridge=0.07),  # trapezoidal sheet
     Surface(BUILDING, (0.50, 0.36, 0.30), (0.06, 0.05, 0.10), rows=0.9, ridge=0.05),  # rust-red coating
+    Surface(BUILDING, (0.86, 0.84, 0.79), (0.03, 0.04, 0.06)),  # limewashed concrete
+    Surface(BUILDING, (0.70, 0.63, 0.52), (0.04, 0.05, 0.08)),  # concrete, pale as the sand
+    Surface(BUILDING, (0.55, 0.54, 0.52), (0.07, 0.08, 0.12)),  # stained concrete
 ]
 CAR_COLORS: list[RGB] = [
     (0.85, 0.85, 0.84),
@@ -66,6 +75,8 @@ class Season:
     """Share of trees without leaves."""
     warm: float
     """Color of the earth, -1 gray to 1 red."""
+    arid: float = 0.0
+    """Share of the lawns in whose place there is bare ground."""
 
 
 def tint(rng: random.Random, surface: Surface, spread: float = 0.1) -> Surface:
@@ -82,7 +93,9 @@ def mix(first: RGB, second: RGB, share: float) -> RGB:
 
 
 def lawn(rng: random.Random, season: Season) -> Surface:
-    """Grass between straw and green, mown or not."""
+    """Grass between straw and green, mown or not; bare ground where nothing grows."""
+    if rng.random() < season.arid:
+        return sand(rng, season)
     green = min(max(season.lush + rng.gauss(0, 0.28), 0), 1)
     color = mix((0.49, 0.43, 0.32), (0.27, 0.36, 0.17), green)
     grain = (rng.uniform(0.06, 0.12), rng.uniform(0.03, 0.10), rng.uniform(0.03, 0.08))
@@ -93,6 +106,24 @@ def soil(rng: random.Random, season: Season, label: int) -> Surface:
     """Bare earth, sand or gravel."""
     color = mix((0.52, 0.48, 0.41), (0.50, 0.37, 0.27), (season.warm + rng.uniform(0, 2)) / 3)
     return tint(rng, Surface(label, color, (0.08, 0.07, 0.06), dry=0.35), 0.12)
+
+
+def sand(rng: random.Random, season: Season) -> Surface:
+    """Bare ground of dry places: white, yellow, gray or red."""
+    pale, deep = (
+        ((0.80, 0.77, 0.72), (0.62, 0.50, 0.37)) if season.warm < 0.4 else ((0.68, 0.55, 0.43), (0.52, 0.33, 0.23))
+    )
+    color = mix(mix(pale, deep, rng.random()), (0.6, 0.6, 0.6), rng.uniform(0, 0.4))
+    grain = (rng.uniform(0.02, 0.08), rng.uniform(0.03, 0.09), rng.uniform(0.03, 0.08))
+    dunes = rng.choice((0.0, 0.0, 0.0, 4.0, 9.0))
+    return tint(rng, Surface(SOIL, color, grain, dry=rng.uniform(0.0, 0.4), rows=dunes, ridge=0.05), 0.1)
+
+
+def water(rng: random.Random) -> Surface:
+    """Open water: nearly black, green, blue or brown, calm or with waves."""
+    colors = ((0.05, 0.06, 0.06), (0.07, 0.16, 0.10), (0.08, 0.15, 0.20), (0.25, 0.23, 0.17), (0.16, 0.30, 0.30))
+    waves = rng.choice((0.0, 0.0, 1.5, 3.0))
+    return tint(rng, Surface(WATER, rng.choice(colors), (0.03, 0.02, 0.06), rows=waves, ridge=0.05), 0.25)
 
 
 def paving(rng: random.Random) -> Surface:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from common.scenes.canvas import BUILDING, CAR, CLUTTER, Outline, Surface, Thing
+from common.scenes.canvas import BUILDING, CAR, CLUTTER, WATER, Outline, Surface, Thing
 from common.scenes.materials import (
     CAR_COLORS,
     GLASS,
@@ -168,7 +168,7 @@ def pool(plot: Plot, u: float, v: float) -> None:
     length, width = rng.uniform(5, 9), rng.uniform(3, 4.5)
     color = rng.choice(((0.25, 0.58, 0.62), (0.18, 0.45, 0.60), (0.30, 0.62, 0.58), (0.20, 0.27, 0.25)))
     plot.put(form, DETAIL, paving(rng), u, v, length + 1.8, width + 1.8, turn=turn)
-    plot.put(form, DETAIL, tint(rng, Surface(CLUTTER, color, (0.03, 0.05, 0.05))), u, v, length, width, turn=turn)
+    plot.put(form, DETAIL, tint(rng, Surface(WATER, color, (0.03, 0.05, 0.05))), u, v, length, width, turn=turn)
 
 
 def parking_lot(plot: Plot, u0: float, v0: float, u1: float, v1: float) -> None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from common.scenes import blocks, materials
 from common.scenes.canvas import CLUTTER, IMPERVIOUS, UNDEFINED, Outline, Surface, Thing
-from common.scenes.houses import houses
+from common.scenes.houses import dense, houses
 from common.scenes.materials import Season
 from common.scenes.plots import Plot
 
@@ -68,11 +68,19 @@ class Town:
     def __post_init__(self) -> None:
         """Draw what is common to the whole town."""
         rng = random.Random(f"town/{self.seed}")
-        self.season = Season(lush=rng.random(), bare=rng.choice((0.0, 0.05, 0.2, 0.8)), warm=rng.uniform(-1, 1))
+        self.season = Season(
+            lush=rng.random(),
+            bare=rng.choice((0.0, 0.05, 0.2, 0.8)),
+            warm=rng.uniform(-1, 1),
+            arid=rng.uniform(0.4, 1.0) if rng.random() < 0.3 else rng.uniform(0.0, 0.12),
+        )
         self.ground = materials.lawn(rng, self.season)
         self._turn = rng.uniform(0, math.pi)
         self._phase = (rng.uniform(0, 6.3), rng.uniform(0, 6.3))
-        self._flavor = [rng.uniform(0.15, 1.0) ** 2 * weight for weight, _ in KINDS]
+        self._flavor = [
+            rng.uniform(0.15, 1.0) ** 2 * weight * (3 * self.season.arid + 0.3 if build is blocks.waste else 1)
+            for weight, build in KINDS
+        ]
         self._street = lru_cache(maxsize=1024)(self._build_street)
         self._cell = lru_cache(maxsize=512)(self._build_cell)
 
@@ -232,5 +240,8 @@ KINDS: list[tuple[float, Callable[[Plot], None]]] = [
     (0.6, blocks.field),
     (0.7, blocks.building_site),
     (0.5, blocks.sports),
+    (1.4, dense),
+    (1.6, blocks.waste),
+    (0.7, blocks.lake),
 ]
 """The kinds of block with their mean weights."""

@@ -108,7 +108,7 @@ def look_of(nucleus: Nucleus) -> Look:
 class Colony:
     """The living nuclei of one sequence, on a field that reaches ``MARGIN`` pixels beyond the frame on every side."""
 
-    def __init__(self, rng: np.random.Generator, height: int, width: int, nuclei: int) -> None:
+    def __init__(self, rng: np.random.Generator, height: float, width: float, nuclei: int) -> None:
         self.rng = rng
         self.size = np.array([height, width], dtype=float)
         field = self.size + 2 * MARGIN

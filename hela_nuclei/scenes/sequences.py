@@ -10,6 +10,7 @@ renders each one in its bounding box and notes its pixels, and ``_expose`` turns
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,30 @@ GT_SEG_EVERY = 4
 """One frame in this many gets a gold-truth segmentation."""
 
 
+@dataclass(frozen=True)
+class Microscope:
+    """How one sequence was taken; the default is the challenge's instrument."""
+
+    focus: float
+    """Standard deviation of the optics' blur, pixels."""
+    zoom: float = 1.0
+    """Size of the nuclei relative to the challenge's."""
+    light: float = 1.0
+    """Brightness of the nuclei relative to the challenge's."""
+    noise: float = 1.0
+    """Likewise of the camera's noise."""
+    unevenness: float = 1.0
+    """Likewise of the lamp and of the dish's glow."""
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> Microscope:
+        """Draw one at random: around the challenge's, now and then far from it."""
+        spread = float(rng.choice([0.4, 1.0], p=[0.6, 0.4]))
+        zoom, light, noise, unevenness = np.exp(spread * rng.normal(0, (0.28, 0.35, 0.35, 0.6)))
+        zoom = float(np.clip(zoom, 0.55, 2.0))
+        return cls(float(rng.uniform(0.8, 1.7)) * max(zoom, 0.8), zoom, float(light), float(noise), float(unevenness))
+
+
 def _chromatin(rng: np.random.Generator) -> Floats:
     """A periodic texture of mean 0 and standard deviation 1 that all nuclei take their grain from."""
     fine, coarse = (
@@ -45,12 +70,14 @@ def _chromatin(rng: np.random.Generator) -> Floats:
 
 
 def _draw(
-    nucleus: Nucleus, chromatin: Floats, light: Floats, depth: Floats, owner: NDArray[np.int32], number: int
-) -> None:
+    nucleus: Nucleus, zoom: float, chromatin: Floats, light: Floats, depth: Floats, owner: NDArray[np.int32],
+    number: int,
+) -> None:  # fmt: skip
     """Add one nucleus to the frame.
 
     Args:
         nucleus: what to draw.
+        zoom: pixels of the frame per unit of the colony.
         chromatin: the shared texture.
         light: (H, W) counts above the background; the brighter of two nuclei wins.
         depth: (H, W) how far out, 0 center to 1 outline, each pixel is in the nucleus that owns it; the more central
@@ -59,14 +86,14 @@ def _draw(
         number: positive number of this nucleus.
     """
     height, width = light.shape
-    look = look_of(nucleus)
-    reach = 1.25 * max(look.along, look.across)
-    top, bottom = max(0, int(nucleus.y - reach)), min(height, int(nucleus.y + reach) + 2)
-    left, right = max(0, int(nucleus.x - reach)), min(width, int(nucleus.x + reach) + 2)
+    look, y, x = look_of(nucleus), zoom * nucleus.y, zoom * nucleus.x
+    reach = 1.25 * zoom * max(look.along, look.across)
+    top, bottom = max(0, int(y - reach)), min(height, int(y + reach) + 2)
+    left, right = max(0, int(x - reach)), min(width, int(x + reach) + 2)
     if top >= bottom or left >= right:
         return
-    dy = np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(nucleus.y)
-    dx = np.arange(left, right, dtype=np.float32)[None, :] - np.float32(nucleus.x)
+    dy = (np.arange(top, bottom, dtype=np.float32)[:, None] - np.float32(y)) / np.float32(zoom)
+    dx = (np.arange(left, right, dtype=np.float32)[None, :] - np.float32(x)) / np.float32(zoom)
     sine, cosine = np.float32(np.sin(nucleus.angle)), np.float32(np.cos(nucleus.angle))
     u, v = dx * cosine + dy * sine, dy * cosine - dx * sine
     along, across = u / np.float32(look.along), v / np.float32(look.across)
@@ -78,7 +105,7 @@ def _draw(
     out = (np.abs(along) ** look.power + np.abs(across) ** look.power) ** np.float32(1 / look.power) / outline
 
     # The annotated outline runs where the blurred edge has fallen to a quarter, some 1.5 px outside of the half.
-    thin = min(look.along, look.across)
+    thin = zoom * min(look.along, look.across)
     edge = np.clip((1 - out) * np.float32(thin / 2.6) - np.float32(0.02), 0, 1)
     dome = 0.87 + 0.13 * np.sqrt(np.clip(1 - out**2, 0, 1))
     rows = (v.round().astype(np.int32) + nucleus.shape.grain[0]) % TEXTURE_SIZE
@@ -106,25 +133,28 @@ def _tidy(owner: NDArray[np.int32], count: int) -> None:
             owner[box][(pieces > 0) & (pieces != keep)] = 0
 
 
-def _illumination(rng: np.random.Generator, height: int, width: int) -> tuple[Floats, Floats]:
+def _illumination(rng: np.random.Generator, height: int, width: int, unevenness: float) -> tuple[Floats, Floats]:
     """The lamp's unevenness as a factor near 1, and the glow of the empty dish in counts with a few dark smudges."""
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     center_y, center_x = rng.uniform(-0.5, 0.5, 2)
-    falloff = (y - center_y) ** 2 + (x - center_x) ** 2
+    falloff = unevenness * ((y - center_y) ** 2 + (x - center_x) ** 2)
     glow = rng.uniform(300, 312) - rng.uniform(7, 13) * falloff
     for _ in range(rng.poisson(height * width / 130_000)):
         row, column, size = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(5, 9)
         rows, columns = np.ogrid[:height, :width]
         glow -= rng.uniform(8, 16) * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * size**2))
-    return (1 - 0.06 * falloff).astype(np.float32), glow.astype(np.float32)
+    return np.clip(1 - 0.06 * falloff, 0.4, 1).astype(np.float32), glow.astype(np.float32)
 
 
-def _expose(rng: np.random.Generator, light: Floats, lamp: Floats, glow: Floats, focus: float) -> NDArray[np.uint16]:
+def _expose(
+    rng: np.random.Generator, light: Floats, lamp: Floats, glow: Floats, microscope: Microscope
+) -> NDArray[np.uint16]:
     """Blur by the optics, add shot and read noise (correlated along x as the camera's is), and digitize."""
-    sharp = ndimage.gaussian_filter(light * lamp, focus, truncate=3)
+    light = light * np.float32(microscope.light)
+    sharp = ndimage.gaussian_filter(light * lamp, microscope.focus, truncate=3)
     stray = ndimage.gaussian_filter(light, 9, truncate=2)
     counts = 0.95 * sharp + 0.05 * stray + glow
-    noise = rng.standard_normal(light.shape, dtype=np.float32) * np.sqrt(84 + 0.33 * sharp)
+    noise = rng.standard_normal(light.shape, dtype=np.float32) * (microscope.noise * np.sqrt(84 + 0.33 * sharp))
     noise = ndimage.correlate1d(noise, np.array([0.4, 1.0, 0.4]) / 1.32**0.5, axis=1)
     image: NDArray[np.uint16] = (OFFSET + np.clip(np.rint(counts + noise), 0, FULL_WELL)).astype(np.uint16)
     return image
@@ -140,8 +170,9 @@ def _specks(rng: np.random.Generator, light: Floats, nuclei: int) -> None:
 
 
 def render_sequence(
-    seed: int | np.random.Generator, frames: int, height: int, width: int, nuclei: int
-) -> tuple[NDArray[np.uint16], Labels, list[Track]]:
+    seed: int | np.random.Generator, frames: int, height: int, width: int, nuclei: int,
+    microscope: Microscope | None = None,
+) -> tuple[NDArray[np.uint16], Labels, list[Track]]:  # fmt: skip
     """Render one sequence and its truth.
 
     Args:
@@ -166,9 +197,10 @@ def render_sequence(
             "a scene needs a frame or more of at least 16 x 16 pixels, and nuclei cannot be negative"
         )
     rng = np.random.default_rng(seed)
-    colony, chromatin = Colony(rng, height, width, nuclei), _chromatin(rng)
-    lamp, glow = _illumination(rng, height, width)
-    focus = float(rng.uniform(1.05, 1.45))  # standard deviation of the optics' blur, pixels
+    zoom = microscope.zoom if microscope else 1.0
+    colony, chromatin = Colony(rng, height / zoom, width / zoom, nuclei), _chromatin(rng)
+    lamp, glow = _illumination(rng, height, width, microscope.unevenness if microscope else 1.0)
+    microscope = microscope or Microscope(focus=float(rng.uniform(1.05, 1.45)))
     images = np.zeros((frames, height, width), dtype=np.uint16)
     labels = np.zeros((frames, height, width), dtype=np.uint16)
     tracks: dict[int, list[int]] = {}
@@ -179,10 +211,10 @@ def render_sequence(
         depth = np.full((height, width), np.inf, dtype=np.float32)
         owner = np.zeros((height, width), dtype=np.int32)
         for number, nucleus in enumerate(colony.nuclei, start=1):
-            _draw(nucleus, chromatin, light, depth, owner, number)
+            _draw(nucleus, zoom, chromatin, light, depth, owner, number)
         _tidy(owner, len(colony.nuclei))
         _specks(rng, light, nuclei)
-        images[frame] = _expose(rng, light, lamp, glow, focus)
+        images[frame] = _expose(rng, light, lamp, glow, microscope)
         labels[frame] = _name(owner, colony.nuclei, tracks, frame)
     return images, labels, [(name, begin, end, parent) for name, (begin, end, parent) in tracks.items()]
 

@@ -1,0 +1,169 @@
+"""Make ``weights/aerial.pt`` from generated towns alone: ``python weights/make_aerial.py [--resume auto]``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.command.cli import run_command
+from common.command.config import TrainConfig, parse_config
+from common.data.sampling import Key
+from common.labels import IGNORE
+from common.losses import build_loss
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import choose_precision
+from common.networks.probabilities import class_probabilities
+from common.networks.unet_small import UNetSmall
+from common.scenes.aerial import LAND, render_scene
+from common.scenes.sensor import photograph
+from common.training.loop import fit, seed_everything
+from common.training.runs import open_run
+from weights.shipping import ship
+
+MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
+"""Of aerial photographs in 0...1."""
+GSD = (0.12, 0.6)
+"""Finest and coarsest ground resolution of the scenes, metres per pixel."""
+SIDE = 400
+"""Height and width of the generated scenes, pixels."""
+PALETTE = {
+    0: (255, 255, 255), 1: (0, 0, 255), 2: (0, 255, 255), 3: (0, 255, 0), 4: (255, 255, 0), 5: (255, 0, 0),
+    6: (0, 0, 120), 7: (200, 170, 120),
+}  # fmt: skip
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Train the aerial network that ships, on generated towns."""
+
+    epochs: int = 100
+    batch_size: int = 8
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 50
+    scheduler: str = "cosine"
+    loss: str = "ce+dice"
+    clip_norm: float = 5.0
+    ema: float = 0.998
+    widths: tuple[int, ...] = (24, 48, 96, 160, 192)
+    """Feature channels per resolution, from half the image's on."""
+    scenes: int = 800
+    """Generated scenes, each a town of its own; rendered when they are first needed."""
+    samples_per_epoch: int = 400
+    """Crops per epoch."""
+    crop_size: int = 256
+    """Side of the crops, pixels."""
+    out: Path = Path(__file__).with_name("aerial.pt")
+    """The file that is made."""
+
+
+def main() -> int:
+    """Worlds, network, training, the file."""
+    config = parse_config(Config)
+    run = open_run("weights_aerial", output_dir=config.output_dir, resume=config.resume, demo=False)
+    precision = choose_precision(config.device, config.amp)
+    seed_everything(config.seed)
+    loss = build_loss(config.loss)
+    arch_args: dict[str, Any] = {"outputs": len(LAND), "widths": list(config.widths), "stem": 2}
+    card = ModelCard(
+        "aerial", "unet_small", arch_args, list(LAND), PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
+        data_root="generated scenes",
+    )  # fmt: skip
+    run.create(config)
+    fit(
+        UNetSmall(**arch_args), Crops(config.scenes, config.samples_per_epoch, config.crop_size, config.seed),
+        HeldOut(max(2, min(24, config.scenes // 8)), config.crop_size, config.seed + 1),
+        criterion=lambda logits, batch: loss(logits, batch["target"]), probabilities=class_probabilities, card=card,
+        config=config, run=run, precision=precision,
+    )  # fmt: skip
+    ship(run.path / "best_iou.pt", config.out)
+    return 0
+
+
+def scene(seed: int, number: int, side: int) -> tuple[Pixels, Pixels]:
+    """One scene at a ground resolution of its own: image (H, W, 3) and classes (H, W)."""
+    rng = np.random.default_rng((seed, number))
+    low, high = np.log(GSD)
+    gsd = float(np.exp(rng.uniform(low, high)))
+    return render_scene(int(rng.integers(2**31)), side, side, gsd, undefined=False)
+
+
+class Crops:
+    """Training samples: turned, zoomed and mirrored crops of the scenes, each taken by another camera.
+
+    Args:
+        scenes: how many there are.
+        length: samples per epoch.
+        side: of a crop, pixels.
+        seed: of the scenes.
+    """
+
+    def __init__(self, scenes: int, length: int, side: int, seed: int) -> None:
+        self.scenes, self.length, self.side, self.seed = scenes, length, side, seed
+        self._rendered: dict[int, tuple[Pixels, Pixels]] = {}
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return self.length
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """The sample of a key; its seed decides scene, crop and camera."""
+        rng = np.random.default_rng(key[1])
+        number = int(rng.integers(self.scenes))
+        if number not in self._rendered:
+            self._rendered[number] = scene(self.seed, number, SIDE)
+        image, classes = self._rendered[number]
+        turn, zoom = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.25, 0.35))
+        cos, sin, flip = zoom * np.cos(turn), zoom * np.sin(turn), 1 if rng.random() < 0.5 else -1
+        linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
+        center = SIDE / 2 + rng.uniform(-0.5, 0.5, 2) * max(SIDE - 1.1 * self.side / zoom, 0)
+        matrix = np.column_stack([linear, (self.side - 1) / 2 - linear @ center])
+        size = (self.side, self.side)
+        part = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        target = cv2.warpAffine(classes, matrix, size, flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
+        return sample(photograph(np.asarray(part, np.uint8), rng), np.asarray(target, np.uint8), str(number))
+
+
+class HeldOut:
+    """Validation samples: scenes of other towns, each taken by one other camera."""
+
+    def __init__(self, count: int, side: int, seed: int) -> None:
+        self.samples = []
+        for number in range(count):
+            image, classes = scene(seed, number, side)
+            rng = np.random.default_rng((seed, number))
+            self.samples.append(sample(photograph(image, rng), classes, f"held out {number}"))
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One scene."""
+        return self.samples[index]
+
+
+def sample(image: Pixels, classes: Pixels, name: str) -> dict[str, Any]:
+    """A sample: normalized image (3, H, W) float32, target (H, W) int64."""
+    values = (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0))),
+        "target": torch.from_numpy(classes.astype(np.int64)),
+        "id": name,
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,97 @@
+"""Make ``weights/nuclei.pt`` from generated frames alone: ``python weights/make_nuclei.py [--resume auto]``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from common.command.cli import run_command
+from common.command.config import TrainConfig, parse_config
+from common.networks.checkpoint import ModelCard
+from common.networks.precision import choose_precision
+from common.networks.probabilities import binary_probability
+from common.training.loop import fit, seed_everything
+from common.training.runs import open_run
+from hela_nuclei.data import Frame, FrameCrops, LoadedFrame, WholeFrames
+from hela_nuclei.model import WIDTHS, build_model
+from hela_nuclei.predict import CLASSES, PALETTE, TASK
+from hela_nuclei.scenes.sequences import Microscope, render_sequence
+from hela_nuclei.scoring import build_criterion
+from weights.shipping import ship
+
+SIDE = 448
+"""Height and width of the generated frames, pixels."""
+BORDER = 0
+"""The generated truth has no gaps at the border."""
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Train the nuclei network that ships, on generated frames."""
+
+    epochs: int = 60
+    batch_size: int = 8
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup_steps: int = 50
+    scheduler: str = "cosine"
+    loss: str = "bce+dice"
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    sequences: int = 140
+    """Generated sequences of three frames, each through a microscope of its own."""
+    samples_per_epoch: int = 480
+    """Crops per epoch."""
+    crop_size: int = 256
+    """Side of the crops, pixels."""
+    out: Path = Path(__file__).with_name("nuclei.pt")
+    """The file that is made."""
+
+
+def main() -> int:
+    """Worlds, network, training, the file."""
+    config = parse_config(Config)
+    run = open_run("weights_nuclei", output_dir=config.output_dir, resume=config.resume, demo=False)
+    precision = choose_precision(config.device, config.amp)
+    seed_everything(config.seed)
+    frames = render_frames(config.sequences, config.seed)
+    held_out = render_frames(max(1, config.sequences // 12), config.seed + 1)
+    arch_args = {"outputs": 2, "channels": 1, "widths": list(WIDTHS)}
+    card = ModelCard(
+        TASK, "unet", arch_args, CLASSES, PALETTE, normalization={"range": "minimum to maximum of each frame"},
+        data_root="generated scenes",
+    )  # fmt: skip
+    run.create(config)
+    fit(
+        build_model("unet", **arch_args),
+        FrameCrops(frames, crop=config.crop_size, length=config.samples_per_epoch, border=BORDER),
+        WholeFrames(held_out, border=BORDER), criterion=build_criterion(config.loss),
+        probabilities=binary_probability, card=card, config=config, run=run, precision=precision,
+    )  # fmt: skip
+    ship(run.path / "best_iou.pt", config.out)
+    return 0
+
+
+def render_frames(sequences: int, seed: int) -> list[LoadedFrame]:
+    """Frames with every nucleus named: from empty to crowded, each sequence through another microscope."""
+    frames = []
+    for number in range(sequences):
+        rng = np.random.default_rng((seed, number))
+        microscope = Microscope.draw(rng)
+        crowd = float(rng.uniform(2, 48)) if rng.random() < 0.85 else 0.4
+        count = round(crowd * (SIDE / 256 / microscope.zoom) ** 2)
+        images, labels, _ = render_sequence(rng, 3, SIDE, SIDE, count, microscope)
+        for page, (image, label) in enumerate(zip(images, labels, strict=True)):
+            place = Path(f"generated/{seed}/{number:03d}_{page}.tif")
+            frames.append(LoadedFrame(Frame(f"{number:03d}", page, place, place), image, label.astype(np.int32)))
+    return frames
+
+
+if __name__ == "__main__":
+    run_command(main)
