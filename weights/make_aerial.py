@@ -44,6 +44,9 @@ PALETTE = {
 Pixels = NDArray[np.uint8]
 
 
+OUT = Path(__file__).with_name("aerial.pt")
+
+
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """Train the aerial network that ships, on generated towns."""
@@ -65,7 +68,7 @@ class Config(TrainConfig):
     """Crops per epoch."""
     crop_size: int = 256
     """Side of the crops, pixels."""
-    out: Path = Path(__file__).with_name("aerial.pt")
+    out: Path = OUT
     """The file that is made."""
 
 

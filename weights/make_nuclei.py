@@ -31,6 +31,9 @@ BORDER = 0
 """The generated truth has no gaps at the border."""
 
 
+OUT = Path(__file__).with_name("nuclei.pt")
+
+
 @dataclass(frozen=True)
 class Config(TrainConfig):
     """Train the nuclei network that ships, on generated frames."""
@@ -50,7 +53,7 @@ class Config(TrainConfig):
     """Crops per epoch."""
     crop_size: int = 256
     """Side of the crops, pixels."""
-    out: Path = Path(__file__).with_name("nuclei.pt")
+    out: Path = OUT
     """The file that is made."""
 
 

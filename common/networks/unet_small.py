@@ -57,18 +57,23 @@ class UNetSmall(nn.Module):
         widths: feature channels per resolution, from the finest on.
         stem: stride of the first convolution; 2 computes everything at half resolution, four times faster.
         channels: bands of the image.
+        groups: for each output the channels of the head it is the union of, where the head tells more classes than are
+            wanted; none = the head's channels are the outputs.
 
     Shape:
         (N, channels, H, W) -> (N, outputs, H, W) for any H, W.
 
     Raises:
-        ValueError: fewer than two widths, or another stem than 1 or 2.
+        ValueError: fewer than two widths, another stem than 1 or 2, or not as many groups as outputs.
     """
 
     def __init__(
-        self, outputs: int = 1, widths: Sequence[int] = (16, 32, 64, 128), stem: int = 1, channels: int = 3
-    ) -> None:
+        self, outputs: int = 1, widths: Sequence[int] = (16, 32, 64, 128), stem: int = 1, channels: int = 3,
+        groups: Sequence[Sequence[int]] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
+        if groups and len(groups) != outputs:
+            raise ValueError(f"unet_small with {outputs} outputs needs as many groups, not {len(groups)}")
         if len(widths) < 2 or min(widths) < 1 or stem not in (1, 2):
             raise ValueError(f"unet_small needs two or more widths and stem 1 or 2, not {list(widths)} and {stem}")
         self.stride = stem * 2 ** (len(widths) - 1)
@@ -78,7 +83,8 @@ class UNetSmall(nn.Module):
         )
         self.down = nn.ModuleList(nn.Sequential(conv_bn_relu(a, b, stride=2), Residual(b)) for a, b in pairwise(widths))
         self.up = nn.ModuleList(Merge(b, a) for a, b in reversed(list(pairwise(widths))))
-        self.head = nn.Conv2d(first, outputs, 1)
+        self.groups = [list(group) for group in groups]
+        self.head = nn.Conv2d(first, 1 + max(map(max, self.groups)) if groups else outputs, 1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits at the image's own size."""
@@ -90,7 +96,9 @@ class UNetSmall(nn.Module):
         for stage in self.up:
             x = stage(x, maps.pop())
         logits: Tensor = self.head(x)
-        if logits.shape != padded.shape:
+        if self.groups:  # P(union) is the sum of the classes' P
+            logits = torch.stack([logits[:, group].logsumexp(1) for group in self.groups], dim=1)
+        if logits.shape[2:] != padded.shape[2:]:
             logits = F.interpolate(logits, size=padded.shape[2:], mode="bilinear")
         return logits[..., : image.shape[2], : image.shape[3]]
 

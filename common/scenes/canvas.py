@@ -220,8 +220,9 @@ def _draw_disk(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> N
 
 def _draw_blot(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:
     """A flat patch of ground or water with a natural edge."""
+    polar, phase = np.arctan2(b, a), np.float32(item.x + item.y)
     out = np.sqrt((2 * a / item.length) ** 2 + (2 * b / item.width) ** 2)
-    out += np.float32(0.1) * canvas.coarse[box] + np.float32(0.08) * canvas.vast[box]
+    out += 0.1 * np.sin(3 * polar + phase) + 0.06 * np.sin(5 * polar + 2 * phase) + 0.03 * np.sin(13 * polar)
     seen = canvas.raise_to(box, out <= 1, np.float32(item.height))
     canvas.cover(box, seen, canvas.add(item.surface, item.angle), item.surface.label)
 

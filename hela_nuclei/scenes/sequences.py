@@ -182,6 +182,7 @@ def render_sequence(
         width: of a frame, pixels.
         nuclei: how many are in view in the first frame, on average. The challenge's frames have 5 to 30 in 256 x
             256 px.
+        microscope: how it is taken; default the challenge's, a little sharper or softer.
 
     Returns:
         images (T, H, W) uint16; labels (T, H, W) uint16, 0 = background, otherwise track ids, every object

@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from hela_nuclei.scenes import sequences
 from hela_nuclei.scenes.nuclei import Colony
-from hela_nuclei.scenes.sequences import field_of_interest, render_sequence, write_challenge
+from hela_nuclei.scenes.sequences import Microscope, field_of_interest, render_sequence, write_challenge
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_overlap_is_shared_whichever_nucleus_is_drawn_first():
         light, depth = np.zeros((64, 64), np.float32), np.full((64, 64), np.inf, np.float32)
         owner = np.zeros((64, 64), np.int32)
         for index in order:
-            sequences._draw(pair[index], np.zeros((256, 256), np.float32), light, depth, owner, index + 1)
+            sequences._draw(pair[index], 1.0, np.zeros((256, 256), np.float32), light, depth, owner, index + 1)
         owners.append(owner)
     np.testing.assert_array_equal(*owners)
     assert owners[0][32, 24] == 1 and owners[0][32, 38] == 2
@@ -220,3 +220,32 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not empty"):
         write_challenge(tmp_path, frames=1, height=64, width=64)
     assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_twice_the_zoom_shows_the_same_nuclei_twice_as_large():
+    (_, near, _), (_, far, _) = (
+        render_sequence(1, 1, side, side, 12, Microscope(1.2, zoom)) for side, zoom in ((256, 2.0), (128, 1.0))
+    )
+    assert ((near[0, ::2, ::2] > 0) == (far[0] > 0)).mean() > 0.97
+    assert (near > 0).sum() == pytest.approx(4 * (far > 0).sum(), rel=0.05)
+
+
+def test_light_noise_and_unevenness_are_the_microscopes():
+    def one(nuclei, **changes):
+        images, labels, _ = render_sequence(3, 1, 160, 160, nuclei, Microscope(1.2, **changes))
+        return images[0].astype(float), labels[0] > 0
+
+    plain, loud = (np.diff(one(0, noise=noise)[0], axis=0).std() for noise in (1.0, 3.0))
+    assert loud == pytest.approx(3 * plain, rel=0.1)
+    (dim, where), (bright, _) = one(14), one(14, light=2.0)
+    assert bright[where].mean() - bright.min() > 1.5 * (dim[where].mean() - dim.min())
+    corners = [render_sequence(3, 1, 160, 160, 0, Microscope(1.2, unevenness=u))[0][0].astype(float) for u in (1, 8)]
+    tilt = [np.ptp([c[:20, :20].mean(), c[-20:, -20:].mean(), c[60:90, 60:90].mean()]) for c in corners]
+    assert tilt[1] > 3 * tilt[0]
+
+
+def test_drawn_microscopes_differ_and_stay_usable():
+    rng = np.random.default_rng(0)
+    drawn = [Microscope.draw(rng) for _ in range(200)]
+    assert all(0.55 <= one.zoom <= 2 and 0.6 < one.focus < 3.5 for one in drawn)
+    assert np.std([one.zoom for one in drawn]) > 0.1

@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 
 from common.scenes import aerial, aerial_world
 from common.scenes.aerial import (
+    LAND,
     PALETTE,
     AerialWorld,
+    permeable,
+    potsdam,
     render_scene,
     write_footprints,
     write_permeability,
     write_potsdam,
     write_rooftops,
 )
-from common.scenes.canvas import BUILDING, IMPERVIOUS, TREE, UNDEFINED, Canvas, Surface, Thing
+from common.scenes.canvas import BUILDING, IMPERVIOUS, SOIL, TREE, UNDEFINED, WATER, Canvas, Surface, Thing
 from common.scenes.town import HIGHEST, NEAR, Town
 from tests.peers import Peer
 
@@ -103,16 +106,17 @@ def test_blocks_meet_without_a_seam(small_blocks):
 
 def test_all_classes_occur_with_plausible_shares(scenes):
     share = np.bincount(np.concatenate([classes.ravel() for _, classes in scenes]), minlength=256) / (24 * 220 * 220)
-    assert set(np.flatnonzero(share)) == set(PALETTE)
-    assert 0.2 < share[0] < 0.55 and 0.08 < share[1] < 0.4 and 0.15 < share[2] < 0.5 and 0.05 < share[3] < 0.35
-    assert 0.005 < share[4] < 0.08 and 0.003 < share[5] < 0.1 and share[UNDEFINED] < 0.06
+    assert set(np.flatnonzero(share)) == {*range(len(LAND)), UNDEFINED}
+    assert 0.2 < share[0] < 0.55 and 0.08 < share[1] < 0.4 and 0.1 < share[2] < 0.5 and 0.04 < share[3] < 0.35
+    assert 0.005 < share[4] < 0.08 and 0.001 < share[5] < 0.1 and share[UNDEFINED] < 0.06
+    assert 0.005 < share[WATER] < 0.15 and 0.03 < share[SOIL] < 0.3
 
 
 def test_undefined_ground_can_be_had_with_its_class(scenes):
     number = next(k for k, (_, classes) in enumerate(scenes) if (classes == UNDEFINED).any())
     image, full = render_scene(number, 220, 220, undefined=False)
     np.testing.assert_array_equal(image, scenes[number][0])
-    assert full.max() < 6
+    assert full.max() < len(LAND)
     known = scenes[number][1] != UNDEFINED
     np.testing.assert_array_equal(full[known], scenes[number][1][known])
 
@@ -122,7 +126,7 @@ def test_a_world_tells_the_class_of_unmapped_ground_too():
     image, classes = world.render(0, 0, 700, 700)
     same, full = world.render(0, 0, 700, 700, undefined=False)
     np.testing.assert_array_equal(same, image)
-    assert (classes == UNDEFINED).any() and full.max() < 6
+    assert (classes == UNDEFINED).any() and full.max() < len(LAND)
     np.testing.assert_array_equal(np.where(classes == UNDEFINED, full, classes), full)
 
 
@@ -143,7 +147,7 @@ def test_colors_do_not_tell_the_classes(scenes):
     tree.fit(np.concatenate([pixels[k][known[k]] for k in train]), np.concatenate([truths[k][known[k]] for k in train]))
     truth = np.concatenate([truths[k][known[k]] for k in test])
     guess = tree.predict(np.concatenate([pixels[k][known[k]] for k in test]))
-    scores = [((truth == k) & (guess == k)).sum() / ((truth == k) | (guess == k)).sum() for k in range(6)]
+    scores = [((truth == k) & (guess == k)).sum() / ((truth == k) | (guess == k)).sum() for k in range(len(LAND))]
     assert 0.12 < np.mean(scores) < 0.45
 
 
@@ -238,8 +242,14 @@ def test_potsdam_patches_round_trip_through_the_palette(tmp_path):
         image, classes = render_scene(aerial._seed_of(4, number), 96, 96)
         colors = tifffile.imread(tmp_path / "a" / "Labels" / f"Label_{number}.tif")
         back = np.array([inverse[tuple(color)] for color in colors.reshape(-1, 3).tolist()]).reshape(96, 96)
-        np.testing.assert_array_equal(back, classes)
+        np.testing.assert_array_equal(back, potsdam(classes))
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "a" / "Images" / f"Image_{number}.tif"), image)
+
+
+def test_water_and_soil_become_classes_of_the_benchmark_and_let_rain_in():
+    world = np.array([[*range(len(LAND)), UNDEFINED]], np.uint8)
+    assert potsdam(world).tolist() == [[0, 1, 2, 3, 4, 5, 5, 0, 255]]
+    assert permeable(world).tolist() == [[0, 0, 1, 1, 0, 0, 1, 1, 255]]
 
 
 def test_palette_is_that_of_the_benchmark():
@@ -306,7 +316,7 @@ def test_permeability_masks_lie_on_their_sheets_grid_but_not_on_its_extent(tmp_p
         assert (transform.a, transform.e) == (own.a, own.e) == (0.25, -0.25)
         assert col == pytest.approx(round(col), abs=1e-6) and row == pytest.approx(round(row), abs=1e-6)
         _, classes = AerialWorld(seeds[sheet.name], 0.25).render(round(row), round(col), 150, 200)
-        expected = np.where(classes == UNDEFINED, 255, np.isin(classes, (2, 3)))
+        expected = np.where(classes == UNDEFINED, 255, np.isin(classes, (2, 3, WATER, SOIL)))
         np.testing.assert_array_equal(mask[0], expected)
 
 
