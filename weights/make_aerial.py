@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -56,17 +56,17 @@ class Config(TrainConfig):
     lr: float = 2e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 50
-    scheduler: str = "cosine"
+    scheduler: Literal["constant", "plateau", "step", "poly", "cosine"] = "cosine"
     loss: str = "ce+dice"
     clip_norm: float = 5.0
     ema: float = 0.998
     widths: tuple[int, ...] = (24, 48, 96, 160, 192)
     """Feature channels per resolution, from half the image's on."""
-    scenes: int = 800
+    scenes: int = 600
     """Generated scenes, each a town of its own; rendered when they are first needed."""
     samples_per_epoch: int = 400
     """Crops per epoch."""
-    crop_size: int = 256
+    crop_size: int = 192
     """Side of the crops, pixels."""
     out: Path = OUT
     """The file that is made."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -43,7 +44,7 @@ class Config(TrainConfig):
     lr: float = 2e-3
     weight_decay: float = 1e-4
     warmup_steps: int = 50
-    scheduler: str = "cosine"
+    scheduler: Literal["constant", "plateau", "step", "poly", "cosine"] = "cosine"
     loss: str = "bce+dice"
     clip_norm: float = 1.0
     ema: float = 0.998

@@ -23,7 +23,7 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
     Returns:
         (H, W, 3) uint8; another array.
     """
-    light = _tone(image.astype(np.float32) / 255, rng)
+    light = _tone(image.astype(np.float32) / np.float32(255), rng)
     blur = rng.uniform(0.3, 1.5) if rng.random() < 0.5 else 0.0
     if blur:
         light = cv2.GaussianBlur(light, (0, 0), blur)
