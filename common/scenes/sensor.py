@@ -24,13 +24,13 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
         (H, W, 3) uint8; another array.
     """
     light = _tone(image.astype(np.float32) / np.float32(255), rng)
-    blur = rng.uniform(0.3, 1.5) if rng.random() < 0.5 else 0.0
+    blur = rng.uniform(0.3, 1.2) if rng.random() < 0.4 else 0.0
     if blur:
         light = cv2.GaussianBlur(light, (0, 0), blur)
     if rng.random() < (0.6 if blur > 0.7 else 0.2):
-        light += rng.uniform(0.3, 1.2) * (light - cv2.GaussianBlur(light, (0, 0), 1.2))
+        light += rng.uniform(0.3, 1.0) * (light - cv2.GaussianBlur(light, (0, 0), 1.2))
     if rng.random() < 0.5:
-        grain = rng.standard_normal(light.shape, np.float32) * np.float32(rng.uniform(0.004, 0.05))
+        grain = rng.standard_normal(light.shape, np.float32) * np.float32(rng.uniform(0.004, 0.035))
         light += grain if rng.random() < 0.6 else cv2.GaussianBlur(grain, (0, 0), 0.8)
     pixels: Image = np.clip(light * 255, 0, 255).astype(np.uint8)
     if rng.random() < 0.4:
@@ -42,13 +42,13 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
 def _tone(light: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Saturation, gamma, contrast and exposure, a cast, and haze."""
     gray = (light @ LUMA)[..., None]
-    saturation = 0.0 if rng.random() < 0.04 else np.exp(rng.normal(0, 0.4))
+    saturation = 0.0 if rng.random() < 0.04 else np.exp(rng.normal(0, 0.3))
     light = np.maximum(gray + (light - gray) * np.float32(saturation), 0)
-    light = light ** np.float32(np.exp(rng.normal(-0.1, 0.3)))
-    gains = np.exp(rng.normal(0, 0.08, 3)) * np.exp(rng.normal(0.1, 0.25))
-    contrast, level = np.exp(rng.normal(0.1, 0.25)), light.mean()
+    light = light ** np.float32(np.exp(rng.normal(-0.1, 0.2)))
+    gains = np.exp(rng.normal(0, 0.06, 3)) * np.exp(rng.normal(0.1, 0.18))
+    contrast, level = np.exp(rng.normal(0.05, 0.15)), light.mean()
     light = (light - level) * (gains * contrast).astype(np.float32) + level * gains.astype(np.float32)
-    if rng.random() < 0.3:
-        haze, color = rng.uniform(0.05, 0.35), rng.uniform(0.6, 0.9) * np.exp(rng.normal(0, 0.05, 3))
+    if rng.random() < 0.25:
+        haze, color = rng.uniform(0.05, 0.25), rng.uniform(0.6, 0.9) * np.exp(rng.normal(0, 0.05, 3))
         light = light * np.float32(1 - haze) + (haze * color).astype(np.float32)
     return np.asarray(light + np.float32(rng.normal(0, 0.03)), np.float32)
