@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.shipped import BUILDINGS, Shipped
 from common.networks.task import Task
 from footprints.model import ARCHITECTURES, recognize
 
@@ -25,4 +26,7 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
     return TASK.card(*found, threshold=SOURCE_THRESHOLD, loss=LossRecipe("bce+dice")), state
 
 
-TASK = Task("footprints", ["background", "building"], {0: (0, 0, 0), 1: (230, 60, 40)}, ARCHITECTURES, adopt)
+TASK = Task(
+    "footprints", ["background", "building"], {0: (0, 0, 0), 1: (230, 60, 40)}, ARCHITECTURES, adopt,
+    shipped=Shipped("aerial.pt", "unet_small", BUILDINGS),
+)  # fmt: skip

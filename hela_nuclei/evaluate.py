@@ -42,7 +42,7 @@ def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
     predictor, card = Predictor.load(
-        config.checkpoint, choose_precision(config.device, config.amp), threshold=config.threshold,
+        TASK.checkpoints(config.checkpoint), choose_precision(config.device, config.amp), threshold=config.threshold,
         tta="flips" if config.tta else "none",
     )  # fmt: skip
     wanted = ids_of_split(card, config)

@@ -30,7 +30,6 @@ from common.images.display import Pixels
 from common.images.ranges import ValueRanges, range_warning
 from common.images.write import write_mask, write_probability
 from common.inference.outputs import check_disk, provenance
-from common.networks.checkpoint import newest_checkpoint
 from common.networks.precision import choose_precision
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
@@ -85,8 +84,7 @@ def main() -> int:
     check(config)
     paths = find_images(config.input)
     stems = output_stems(paths)
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK.name)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
+    checkpoints = TASK.checkpoints(config.checkpoint)
     predictor, card = Predictor.load(
         checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold, tile=config.tile_size,
         overlap=config.overlap, tta="flips" if config.tta else "none", scale=config.scale, min_area=config.min_area,

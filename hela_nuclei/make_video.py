@@ -25,7 +25,7 @@ from common.data.inputs import find_images
 from common.files import atomic_path
 from common.images.display import Pixels, stretch
 from common.images.ranges import ValueRanges
-from common.networks.checkpoint import ModelCard, newest_checkpoint
+from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import captioned, outlines, viridis
@@ -72,8 +72,7 @@ def main() -> int:
     check_axes(config.axes)
     if config.out is not None and config.out.suffix.lower() not in ENCODERS:
         raise ValueError(f"--out {config.out}: the suffix must be .avi or .mp4")
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(TASK.name)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
+    checkpoints = TASK.checkpoints(config.checkpoint)
     predictor, card = Predictor.load(
         checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.shipped import Shipped
 from common.networks.task import Task
 from hela_nuclei.model import ARCHITECTURES, recognize
 
@@ -25,6 +26,7 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
 
 
 TASK = Task(
-    "hela_nuclei", ["background", "nucleus"], {0: (0, 0, 0), 1: (253, 231, 37)}, ARCHITECTURES, adopt, tile=1536
-)
+    "hela_nuclei", ["background", "nucleus"], {0: (0, 0, 0), 1: (253, 231, 37)}, ARCHITECTURES, adopt, tile=1536,
+    shipped=Shipped("nuclei.pt", "unet"),
+)  # fmt: skip
 """Its tiles are larger than a HeLa frame, so that one is predicted in one go."""

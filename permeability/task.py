@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.shipped import Shipped
 from common.networks.task import Task
 from common.networks.unet_small import UNetSmall
 from permeability.labels import CLASSES, PALETTE
@@ -38,4 +39,9 @@ TASK = Task(
     adopt,
     published=published_state,
     load_weights=load_weights,
+    shipped=Shipped(
+        "aerial.pt",
+        "unet_small",
+        [["impervious", "building", "car", "clutter"], ["low vegetation", "tree", "water", "soil"]],
+    ),
 )

@@ -20,6 +20,7 @@ from common.inference.files import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import LossRecipe
 from common.networks.precision import Precision
+from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
 from common.training.experiment import Experiment
@@ -35,8 +36,6 @@ from permeability.task import TASK
 DEMO = Path("data/demo/permeability")
 MEASURED = 200
 """Training windows whose mean and spread are measured."""
-SMALL = {"widths": [32, 64, 128, 192, 256], "stem": 2}
-"""What unet_small is here: half the resolution, twice the windows per second of a ResNet-18."""
 
 
 @dataclass(frozen=True)

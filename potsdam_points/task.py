@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.shipped import Shipped
 from common.networks.task import Task
 from potsdam_points.labels import CLASSES, PALETTE
 from potsdam_points.model import ARCHITECTURES, recognize
@@ -31,4 +32,7 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
 TASK = Task(
     "potsdam_points", CLASSES, PALETTE, ARCHITECTURES, adopt,
     tile=lambda card: SOURCE_TILE if card.arch_args.get("decoder") == "plain" else TILE,
+    shipped=Shipped("aerial.pt", "unet_small", [
+        ["impervious", "soil"], ["building"], ["low vegetation"], ["tree"], ["car"], ["clutter", "water"],
+    ]),
 )  # fmt: skip

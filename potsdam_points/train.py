@@ -24,6 +24,7 @@ from common.inference.files import Predictor
 from common.inference.score import score_samples
 from common.losses import LossRecipe
 from common.networks.precision import Precision, choose_precision
+from common.networks.unet_small import SMALL
 from common.report.plots import History, predictions
 from common.scenes.aerial import write_potsdam
 from common.training.experiment import Experiment
@@ -46,12 +47,12 @@ DOT = 1
 class Config(TrainConfig):
     """Train land cover from sparse points. Without --data-root (or --images and --labels) the demo scenes are used."""
 
-    arch: Literal["resnet18", "small_unet"] = "resnet18"
+    arch: Literal["resnet18", "unet_small"] = "resnet18"
     """Network."""
     decoder: Literal["plain", "skip"] = "plain"
     """Decoder of resnet18: the source's transposed convolutions, or one with skip connections."""
-    widths: tuple[int, int, int, int, int] = (32, 64, 128, 192, 256)
-    """Feature channels of small_unet, from 1/2 to 1/32 of its input."""
+    widths: tuple[int, ...] = tuple(SMALL["widths"])
+    """Feature channels of unet_small, from half its input's resolution on."""
     shrink: int = 2
     """Images are read at 1 / shrink of their size, as block means; logits are compared at full size."""
     crop_size: int = 300
@@ -176,7 +177,9 @@ def load_data(config: Config) -> Data:
 def build(config: Config, data: Data) -> Experiment:
     """The network with its initial weights, its card, its criterion, and the samples it is trained on."""
     arch_args: dict[str, Any] = {"outputs": len(CLASSES), "upsample": config.shrink}
-    arch_args |= {"decoder": config.decoder} if config.arch == "resnet18" else {"widths": list(config.widths)}
+    arch_args |= (
+        {"decoder": config.decoder} if config.arch == "resnet18" else {"widths": list(config.widths), "stem": 2}
+    )
     model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)
     weights = None if data.class_weights is None else tuple(data.class_weights.tolist())

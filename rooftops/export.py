@@ -56,8 +56,9 @@ def main() -> int:
     config = parse_flags(Config)
     if config.out.suffix.lower() != ".onnx":
         raise ValueError(f"--out {config.out} must end in .onnx")
-    network, card = TASK.load(config.checkpoint)
-    difference = export(network, card, config.out, file_hash(config.checkpoint))
+    (checkpoint,) = TASK.checkpoints([config.checkpoint])
+    network, card = TASK.load(checkpoint)
+    difference = export(network, card, config.out, file_hash(checkpoint))
     sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
     say(f"{config.out}: {config.out.stat().st_size / 1e6:.1f} MB; largest difference {difference:.1e} at {sizes}")
     return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from common.networks.checkpoint import ModelCard, StateDict
+from common.networks.shipped import BUILDINGS, Shipped
 from common.networks.task import Task
+from common.networks.unet_small import UNetSmall, recognize_unet_small
 from rooftops.labels import PALETTE, Coding
 from rooftops.model import NORMALIZATION, DeepLabV3Plus, recognize
 
@@ -12,22 +14,26 @@ TILE = 640
 
 
 def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
-    """A card for the weights of a ``DeepLabV3Plus`` without one, of segmentation-models-pytorch or ours.
+    """A card for weights without one: a ``DeepLabV3Plus`` of segmentation-models-pytorch, or our own.
 
     Such a file does not say how pictures were read: ImageNet's normalization and the pictures' own size are assumed
     (``--scale``), and output stride 16.
     """
-    arch_args = recognize(state)
+    arch, arch_args = "unet_small", recognize_unet_small(state)
+    if arch_args is None:
+        arch, arch_args = "deeplabv3plus", recognize(state)
     if arch_args is None:
         return None
     outputs = arch_args["outputs"]
     names = list(Coding().names) if outputs <= 2 else [f"class_{index}" for index in range(outputs)]
     palette = {index: PALETTE[index % len(PALETTE)] for index in range(len(names))}
-    card = TASK.card("deeplabv3plus", arch_args, classes=names, palette=palette, normalization=NORMALIZATION)
+    card = TASK.card(arch, arch_args, classes=names, palette=palette, normalization=NORMALIZATION)
     return card, state
 
 
 TASK = Task(
-    "rooftops", list(Coding().names), Coding().palette, {"deeplabv3plus": DeepLabV3Plus}, adopt,
+    "rooftops", list(Coding().names), Coding().palette, {"deeplabv3plus": DeepLabV3Plus, "unet_small": UNetSmall},
+    adopt,
     tile=lambda card: round(TILE / card.scale),
+    shipped=Shipped("aerial.pt", "unet_small", BUILDINGS),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from common.inference.files import Predictor
 from common.inference.score import score_samples
 from common.losses import LossRecipe
 from common.networks.precision import Precision
+from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
 from common.training.experiment import Experiment
@@ -37,10 +38,12 @@ DEMO = Path("data/demo/rooftops")
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Train DeepLabV3+ on rooftops. Without --data-root (or --images and --labels) the demo scenes are used."""
+    """Train rooftops. Without --data-root (or --images and --labels) the demo scenes are used."""
 
+    arch: Literal["deeplabv3plus", "unet_small"] = "deeplabv3plus"
+    """Network; unet_small has no --encoder and is for laptops."""
     encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b0"] = "resnet50"
-    """Encoder of the network."""
+    """Encoder of deeplabv3plus."""
     output_stride: Literal[16, 8] = 16
     """Stride of the encoder's last map; 8 is finer and about three times as slow."""
     dropout: float = 0.5
@@ -132,14 +135,16 @@ def load_data(config: Config) -> Data:
 def build(config: Config, data: Data) -> Experiment:
     """The network with its initial weights, its card, and the samples it is trained on."""
     coding = data.pictures.coding
-    arch_args: dict[str, Any] = {
-        "encoder": config.encoder, "outputs": len(coding.names), "output_stride": config.output_stride,
-        "dropout": config.dropout,
-    }  # fmt: skip
-    model = TASK.build("deeplabv3plus", **arch_args)
+    arch_args: dict[str, Any] = {"outputs": len(coding.names)}
+    if config.arch == "unet_small":
+        arch_args |= SMALL
+    else:
+        own = {"encoder": config.encoder, "output_stride": config.output_stride, "dropout": config.dropout}
+        arch_args |= own
+    model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)
     card = TASK.card(
-        "deeplabv3plus", arch_args, classes=list(coding.names), palette=coding.palette, scale=data.scale,
+        config.arch, arch_args, classes=list(coding.names), palette=coding.palette, scale=data.scale,
         normalization=NORMALIZATION | data.pictures.ranges.card(), loss=LossRecipe.of_config(vars(config)),
         split=data.split, data_root=str(data.root.resolve()),
     )  # fmt: skip

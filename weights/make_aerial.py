@@ -19,22 +19,23 @@ from common.command.cli import run_command
 from common.command.config import TrainConfig, parse_config
 from common.data.sampling import Key
 from common.labels import IGNORE
-from common.losses import build_loss
+from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
-from common.networks.probabilities import class_probabilities
-from common.networks.unet_small import UNetSmall
+from common.networks.unet_small import SMALL, UNetSmall
 from common.scenes.aerial import LAND, render_scene
 from common.scenes.sensor import photograph
+from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything
 from common.training.runs import open_run
 from weights.shipping import ship
 
+TASK = "aerial"
 MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1."""
-GSD = (0.12, 0.6)
+GSD = (0.2, 0.6)
 """Finest and coarsest ground resolution of the scenes, metres per pixel."""
-SIDE = 400
+SIDE = 320
 """Height and width of the generated scenes, pixels."""
 PALETTE = {
     0: (255, 255, 255), 1: (0, 0, 255), 2: (0, 255, 255), 3: (0, 255, 0), 4: (255, 255, 0), 5: (255, 0, 0),
@@ -52,7 +53,7 @@ class Config(TrainConfig):
     """Train the aerial network that ships, on generated towns."""
 
     epochs: int = 100
-    batch_size: int = 8
+    batch_size: int = 4
     lr: float = 2e-3
     weight_decay: float = 1e-2
     warmup_steps: int = 50
@@ -60,13 +61,13 @@ class Config(TrainConfig):
     loss: str = "ce+dice"
     clip_norm: float = 5.0
     ema: float = 0.998
-    widths: tuple[int, ...] = (24, 48, 96, 160, 192)
+    widths: tuple[int, ...] = tuple(SMALL["widths"])
     """Feature channels per resolution, from half the image's on."""
-    scenes: int = 600
+    scenes: int = 800
     """Generated scenes, each a town of its own; rendered when they are first needed."""
     samples_per_epoch: int = 400
     """Crops per epoch."""
-    crop_size: int = 192
+    crop_size: int = 160
     """Side of the crops, pixels."""
     out: Path = OUT
     """The file that is made."""
@@ -78,19 +79,15 @@ def main() -> int:
     run = open_run("weights_aerial", output_dir=config.output_dir, resume=config.resume, demo=False)
     precision = choose_precision(config.device, config.amp)
     seed_everything(config.seed)
-    loss = build_loss(config.loss)
-    arch_args: dict[str, Any] = {"outputs": len(LAND), "widths": list(config.widths), "stem": 2}
+    arch_args: dict[str, Any] = {"outputs": len(LAND), **SMALL, "widths": list(config.widths)}
     card = ModelCard(
-        "aerial", "unet_small", arch_args, list(LAND), PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
-        data_root="generated scenes",
+        TASK, "unet_small", arch_args, list(LAND), PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
+        gsd=GSD, loss=LossRecipe(config.loss), data_root="generated scenes",
     )  # fmt: skip
+    crops = Crops(config.scenes, config.samples_per_epoch, config.crop_size, config.seed)
+    held_out = HeldOut(max(2, min(24, config.scenes // 8)), config.crop_size, config.seed + 1)
     run.create(config)
-    fit(
-        UNetSmall(**arch_args), Crops(config.scenes, config.samples_per_epoch, config.crop_size, config.seed),
-        HeldOut(max(2, min(24, config.scenes // 8)), config.crop_size, config.seed + 1),
-        criterion=lambda logits, batch: loss(logits, batch["target"]), probabilities=class_probabilities, card=card,
-        config=config, run=run, precision=precision,
-    )  # fmt: skip
+    fit(Experiment(UNetSmall(**arch_args), card, crops, held_out), config, run, precision)
     ship(run.path / "best_iou.pt", config.out)
     return 0
 

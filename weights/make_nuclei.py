@@ -14,16 +14,16 @@ import numpy as np
 
 from common.command.cli import run_command
 from common.command.config import TrainConfig, parse_config
-from common.networks.checkpoint import ModelCard
+from common.losses import LossRecipe
 from common.networks.precision import choose_precision
-from common.networks.probabilities import binary_probability
+from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything
 from common.training.runs import open_run
 from hela_nuclei.data import Frame, FrameCrops, LoadedFrame, WholeFrames
-from hela_nuclei.model import WIDTHS, build_model
-from hela_nuclei.predict import CLASSES, PALETTE, TASK
+from hela_nuclei.model import WIDTHS
 from hela_nuclei.scenes.sequences import Microscope, render_sequence
 from hela_nuclei.scoring import build_criterion
+from hela_nuclei.task import TASK
 from weights.shipping import ship
 
 SIDE = 448
@@ -67,17 +67,17 @@ def main() -> int:
     frames = render_frames(config.sequences, config.seed)
     held_out = render_frames(max(1, config.sequences // 12), config.seed + 1)
     arch_args = {"outputs": 2, "channels": 1, "widths": list(WIDTHS)}
-    card = ModelCard(
-        TASK, "unet", arch_args, CLASSES, PALETTE, normalization={"range": "minimum to maximum of each frame"},
+    loss = LossRecipe(config.loss)
+    card = TASK.card(
+        "unet", arch_args, normalization={"range": "minimum to maximum of each frame"}, maps=("distance",), loss=loss,
         data_root="generated scenes",
     )  # fmt: skip
+    crops = FrameCrops(frames, crop=config.crop_size, length=config.samples_per_epoch, border=BORDER)
+    model = TASK.build("unet", **arch_args)
+    TASK.initialize(model, config.weights)
+    whole = WholeFrames(held_out, border=BORDER)
     run.create(config)
-    fit(
-        build_model("unet", **arch_args),
-        FrameCrops(frames, crop=config.crop_size, length=config.samples_per_epoch, border=BORDER),
-        WholeFrames(held_out, border=BORDER), criterion=build_criterion(config.loss),
-        probabilities=binary_probability, card=card, config=config, run=run, precision=precision,
-    )  # fmt: skip
+    fit(Experiment(model, card, crops, whole, criterion=build_criterion(loss)), config, run, precision)
     ship(run.path / "best_iou.pt", config.out)
     return 0
 

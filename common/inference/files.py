@@ -37,7 +37,7 @@ from common.inference.products import (
 )
 from common.inference.stream import is_large, is_streamed, layers_of, stream_file
 from common.labels import NODATA
-from common.networks.checkpoint import ModelCard, newest_checkpoint
+from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
 from common.networks.task import Task
 
@@ -71,7 +71,7 @@ class InferConfig:
     input: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Images, or folders of them (not recursive)."""
     checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Checkpoint(s); several are averaged. Default: the newest run's best."""
+    """Checkpoint(s), or shipped; several are averaged. Default: the newest run's best, else the weights that ship."""
     output_dir: Path | None = None
     """Where results go; default outputs/<task>."""
     tile_size: int = 0
@@ -205,8 +205,7 @@ def load_predictor(config: InferConfig, task: Task) -> tuple[Predictor, dict[str
     Raises:
         FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
     """
-    checkpoints = list(config.checkpoint) or [newest_checkpoint(task.name)]
-    say(f"checkpoint: {', '.join(map(str, checkpoints))}")
+    checkpoints = task.checkpoints(config.checkpoint)
     predictor = Predictor.load(
         task, checkpoints, choose_precision(config.device, config.amp), tile=config.tile_size, overlap=config.overlap,
         threshold=config.threshold, tta="flips" if config.tta else "none", scale=config.scale,

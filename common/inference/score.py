@@ -30,7 +30,7 @@ class EvaluateConfig:
     """Flags that every task's evaluation understands."""
 
     checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Checkpoint; several are averaged."""
+    """Checkpoint, or shipped; several are averaged."""
     data_root: Path | None = None
     """Folder with the data in the task's layout."""
     images: Path | None = None
@@ -70,7 +70,7 @@ def load_predictor(config: EvaluateConfig, task: Task) -> Predictor:
         FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
     """
     precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
-    return Predictor.load(task, config.checkpoint, precision, threshold=config.threshold, tta=tta)
+    return Predictor.load(task, task.checkpoints(config.checkpoint), precision, threshold=config.threshold, tta=tta)
 
 
 def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:

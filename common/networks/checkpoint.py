@@ -57,6 +57,8 @@ class ModelCard:
     """Validation scores when the weights were saved."""
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved training configuration."""
+    gsd: tuple[float, float] = (0.0, 0.0)
+    """Finest and coarsest ground resolution of the training, metres per pixel of the network's input; 0 = unknown."""
     data_root: str = ""
     """Where the training data lay, so that evaluation can tell whether a root is another one."""
 
@@ -121,9 +123,19 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
         card = ModelCard(**{**values, "loss": loss})
     except (TypeError, AttributeError) as error:
         raise ValueError(f"checkpoint {path} is damaged: its card is incomplete ({error})") from error
-    if task is not None and card.task != task:
-        raise ValueError(f"checkpoint {path} belongs to the task {card.task}, not to {task}; use {card.task}/infer.py")
+    if task is not None:
+        check_task(path, card, task)
     return card, cast(StateDict, payload["model"]), payload.get("training", {})
+
+
+def check_task(path: Path, card: ModelCard, task: str) -> None:
+    """Refuse another task's checkpoint.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if card.task != task:
+        raise ValueError(f"checkpoint {path} belongs to the task {card.task}, not to {task}; use {card.task}/infer.py")
 
 
 def is_ours(payload: Mapping[str, Any]) -> bool:

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.labels import Color
 from common.networks.checkpoint import ModelCard
 
 NAME = "shipped"
 """What ``--checkpoint`` and ``--weights`` call them."""
+BUILDINGS = (("impervious", "low vegetation", "tree", "car", "clutter", "water", "soil"), ("building",))
+"""The aerial network's classes as background and building."""
 FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
 
@@ -22,19 +25,27 @@ class Shipped:
 
     file: str
     """In ``weights/``."""
+    arch: str
+    """The task's ``--arch`` that it is of."""
     groups: Sequence[Sequence[str]] = ()
     """For each of the task's classes the file's classes that it is made of; none = the file's are the task's."""
+    scale: float = 1.0
+    """Pictures without georeference are read at this multiple of their size."""
 
     @property
     def path(self) -> Path:
         """Where the file lies."""
         return FOLDER / self.file
 
-    def card(self, card: ModelCard, task: str, classes: Sequence[str], palette: Mapping[int, tuple[int, int, int]],
-             binary_outputs: int = 2) -> ModelCard:  # fmt: skip
-        """The file's card as the task's own."""
-        if not self.groups:
-            return card
+    def owns(self, card: ModelCard) -> bool:
+        """Whether a card is that of the file, with all its classes."""
+        return bool(self.groups) and card.task == self.path.stem
+
+    def adapt(self, card: ModelCard, task: str, classes: Sequence[str], palette: Mapping[int, Color]) -> ModelCard:
+        """The file's card as one of the task's own."""
         groups = [[card.classes.index(name) for name in group] for group in self.groups]
         arch_args = {**card.arch_args, "outputs": len(groups), "groups": groups}
-        return replace(card, task=task, arch_args=arch_args, classes=list(classes), palette=dict(palette))
+        return replace(
+            card, task=task, arch=self.arch, arch_args=arch_args, classes=list(classes), palette=dict(palette),
+            scale=self.scale,
+        )  # fmt: skip

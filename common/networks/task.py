@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,16 @@ from common.networks import backbones
 from common.networks.checkpoint import (
     ModelCard,
     StateDict,
+    check_task,
     foreign_state_dict,
     is_ours,
     load_checkpoint,
     load_matching,
+    newest_checkpoint,
     read_payload,
     read_weights,
 )
+from common.networks.shipped import NAME, Shipped
 
 
 class Backbone(NamedTuple):
@@ -65,6 +68,8 @@ class Task:
     """ImageNet weights by the name of a `Backbone`."""
     load_weights: Callable[[nn.Module, Path], str] = load_whole
     """Loads the file of ``--weights PATH`` into a network and says what was loaded."""
+    shipped: Shipped | None = None
+    """What the task takes from the weights that ship."""
 
     def build(self, arch: str, **arch_args: Any) -> nn.Module:  # noqa: ANN401 - those of the network
         """Build a network by name.
@@ -85,13 +90,20 @@ class Task:
         return ModelCard(self.name, arch, arch_args, **{**own, **fields})
 
     def initialize(self, model: nn.Module, weights: str) -> None:
-        """Set a network's initial weights in place: ``none``, ``imagenet`` (its backbone's), or a checkpoint's path.
+        """Set a network's initial weights in place.
+
+        Args:
+            model: the network.
+            weights: ``none``, ``imagenet`` (its backbone's), ``shipped`` (all but the head), or a checkpoint's path.
 
         Raises:
             ValueError: the network has no such backbone, the download failed, or the checkpoint does not fit.
             FileNotFoundError: the checkpoint does not exist.
         """
         if weights == "none":
+            return
+        if weights == NAME:
+            say(f"weights: {self._load_shipped(model)}")
             return
         if weights != "imagenet":
             say(f"weights: {self.load_weights(model, Path(weights))} from {weights}")
@@ -104,6 +116,46 @@ class Task:
             )
         backbones.load_encoder(backbone.module, self.published(backbone.name), stem=backbone.stem)
 
+    def _load_shipped(self, model: nn.Module) -> str:
+        path, arch = self._shipped().path, self._shipped().arch
+        state = read_weights(path)
+        for name in ("head.weight", "head.bias", "out.weight", "out.bias"):
+            state.pop(name, None)
+        try:
+            return f"{load_matching(model, state)} from {path}, which ships"
+        except ValueError as error:
+            raise ValueError(
+                f"--weights {NAME} fits --arch {arch} with its widths alone: {error}; set those, or --weights none"
+            ) from error
+
+    def _shipped(self) -> Shipped:
+        if self.shipped is None:
+            raise ValueError(f"no weights of {self.name} ship; train some with python {self.name}/train.py")
+        return self.shipped
+
+    def checkpoints(self, named: Sequence[Path]) -> list[Path]:
+        """The files that ``--checkpoint`` means, said in a line.
+
+        Args:
+            named: what it names, ``shipped`` among it; nothing = the newest run's best, else what ships.
+
+        Raises:
+            FileNotFoundError: nothing is named, nothing was trained, and nothing ships.
+        """
+        paths = [self._shipped().path if str(path) == NAME else path for path in named]
+        try:
+            paths = paths or [newest_checkpoint(self.name)]
+        except FileNotFoundError:
+            if self.shipped is None:
+                raise
+            paths = [self.shipped.path]
+        ours = self.shipped is not None and self.shipped.path in paths
+        note = (
+            f" (the weights that ship, trained on generated scenes; better ones: {self.name}/train.py)" if ours else ""
+        )
+        say(f"checkpoint: {', '.join(map(str, paths))}{note}")
+        return paths
+
     def load(self, path: Path) -> tuple[nn.Module, ModelCard]:
         """Load one of our checkpoints, or the original project's weights, as a network ready for inference.
 
@@ -112,7 +164,10 @@ class Task:
         """
         payload = read_payload(path)
         if is_ours(payload):
-            card, weights, _ = load_checkpoint(path, self.name)
+            card, weights, _ = load_checkpoint(path)
+            if self.shipped is not None and self.shipped.owns(card):
+                card = self.shipped.adapt(card, self.name, self.classes, self.palette)
+            check_task(path, card, self.name)
         else:
             state = foreign_state_dict(payload)
             try:

@@ -46,6 +46,10 @@ class Merge(nn.Module):
         return self.conv(torch.cat([larger, skip], dim=1))  # type: ignore[no-any-return]
 
 
+SMALL: dict[str, Any] = {"widths": [24, 48, 96, 160, 192], "stem": 2}
+"""The network that ships; the start of every task's own ones."""
+
+
 class UNetSmall(nn.Module):
     """A small U-Net whose time goes where a CPU is fast: few passes over large maps, most channels in coarse ones.
 
@@ -59,9 +63,10 @@ class UNetSmall(nn.Module):
         channels: bands of the image.
         groups: for each output the channels of the head it is the union of, where the head tells more classes than are
             wanted; none = the head's channels are the outputs.
+        upsample: logits are given at this multiple of the image's size.
 
     Shape:
-        (N, channels, H, W) -> (N, outputs, H, W) for any H, W.
+        (N, channels, H, W) -> (N, outputs, upsample * H, upsample * W) for any H, W.
 
     Raises:
         ValueError: fewer than two widths, another stem than 1 or 2, or not as many groups as outputs.
@@ -69,14 +74,14 @@ class UNetSmall(nn.Module):
 
     def __init__(
         self, outputs: int = 1, widths: Sequence[int] = (16, 32, 64, 128), stem: int = 1, channels: int = 3,
-        groups: Sequence[Sequence[int]] = (),
+        groups: Sequence[Sequence[int]] = (), upsample: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         if groups and len(groups) != outputs:
             raise ValueError(f"unet_small with {outputs} outputs needs as many groups, not {len(groups)}")
         if len(widths) < 2 or min(widths) < 1 or stem not in (1, 2):
             raise ValueError(f"unet_small needs two or more widths and stem 1 or 2, not {list(widths)} and {stem}")
-        self.stride = stem * 2 ** (len(widths) - 1)
+        self.upsample, self.stride = upsample, stem * 2 ** (len(widths) - 1)
         first = widths[0]
         self.stem = nn.Sequential(
             conv_bn_relu(channels, first, 3 if stem == 1 else 4, stem), conv_bn_relu(first, first)
@@ -98,9 +103,10 @@ class UNetSmall(nn.Module):
         logits: Tensor = self.head(x)
         if self.groups:  # P(union) is the sum of the classes' P
             logits = torch.stack([logits[:, group].logsumexp(1) for group in self.groups], dim=1)
-        if logits.shape[2:] != padded.shape[2:]:
-            logits = F.interpolate(logits, size=padded.shape[2:], mode="bilinear")
-        return logits[..., : image.shape[2], : image.shape[3]]
+        height, width = (self.upsample * size for size in padded.shape[2:])
+        if logits.shape[2:] != (height, width):
+            logits = F.interpolate(logits, size=(height, width), mode="bilinear")
+        return logits[..., : self.upsample * image.shape[2], : self.upsample * image.shape[3]]
 
 
 def recognize_unet_small(state: Mapping[str, Tensor]) -> dict[str, Any] | None:

@@ -45,7 +45,7 @@ def blobs(tmp_path_factory):
 
 
 SMALL = (
-    "--arch", "small_unet", "--widths", "12", "16", "24", "32", "32", "--crop-size", "64", "--batch-size", "8",
+    "--arch", "unet_small", "--widths", "12", "16", "24", "32", "32", "--crop-size", "64", "--batch-size", "8",
     "--points", "60", "--val-last", "3", "--loss", "partial_ce+dice", "--gamma", "0", "--weight-power", "0.5",
     "--lr", "1e-2",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from potsdam_points.task import TASK
 
 NETWORKS = [
     ("resnet18", {"decoder": "plain"}), ("resnet18", {"decoder": "skip"}),
-    ("small_unet", {"widths": [8, 8, 16, 16, 16]}),
+    ("unet_small", {"widths": [8, 8, 16, 16, 16], "stem": 2, "upsample": 2}),
 ]  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_every_weight_gets_a_gradient_in_a_batch_of_one(arch, arch_args):
 
 
 def test_padding_is_cut_off_again():
-    network = TASK.build("small_unet", outputs=6, widths=[8, 8, 8, 8, 8]).eval()
+    network = TASK.build("resnet18", outputs=6, decoder="skip").eval()
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         padded = F.pad(image[:, :, :, :20], (0, 12, 0, 0), mode="replicate")
@@ -108,7 +108,7 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"x\.pt holds none of this task's networks"):
         TASK.load(tmp_path / "x.pt")
     with pytest.raises(ValueError, match="--arch resnet18"):
-        TASK.initialize(TASK.build("small_unet"), "imagenet")
+        TASK.initialize(TASK.build("unet_small"), "imagenet")
 
 
 def test_weights_of_another_head_leave_the_head_new(tmp_path, capsys, original):
