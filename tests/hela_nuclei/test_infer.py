@@ -193,7 +193,6 @@ def test_mistakes_are_one_line_and_exit_2(call, infer, scene, checkpoint, tmp_pa
     frame = scene / "01" / "t000.tif"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no folder")
-    call("infer", frame).mistake("no trained network", "train.py", "--checkpoint")
     call("infer", frame, "--checkpoint", tmp_path / "no.pt").mistake("no.pt")
     call("infer", frame, "--checkpoint", frame).mistake("t000.tif")
     infer().mistake("INPUT")

@@ -101,7 +101,7 @@ def test_a_missing_encoder_is_named(video, scene, tmp_path, monkeypatch):
 
 def test_mistakes(call, video, own_scene, tmp_path):
     frame = own_scene / "01" / "t000.tif"
-    call("make_video").mistake("no trained network")
+    call("make_video").mistake("give INPUT")
     video(tmp_path / "no.tif").mistake("no.tif")
     video(frame, "--out", tmp_path / "a.gif").mistake("--out", ".avi or .mp4")
     video(frame, "--fps", 0).mistake("--fps")

@@ -86,7 +86,6 @@ def test_a_picture_is_read_at_the_training_scale(trained, roofs, call, tmp_path)
 
 def test_the_newest_run_is_taken_and_mistakes_are_one_line(trained, roofs, call, tmp_path):
     picture = roofs / "images" / "images" / "town0_0.png"
-    call("infer", picture).mistake("no trained network")
     run = tmp_path / "here" / "runs" / "rooftops" / "demo-1"
     run.mkdir(parents=True)
     (run / "best_iou.pt").write_bytes((trained[0] / "best_iou.pt").read_bytes())

@@ -1,0 +1,60 @@
+"""The commands that make the weights, for a few steps."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common.command.cli import exit_code
+from common.networks.checkpoint import load_checkpoint
+from common.scenes.aerial import LAND
+from common.scenes.sensor import photograph
+from hela_nuclei.task import TASK as NUCLEI
+from weights import make_aerial, make_nuclei
+
+QUICK = ("--epochs", "1", "--batch-size", "2", "--samples-per-epoch", "4", "--crop-size", "64")
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (make_nuclei, ("--sequences", "1")),
+        (make_aerial, ("--scenes", "2", "--widths", "8", "8", "16")),
+    ],
+    ids=["nuclei", "aerial"],
+)
+def test_a_file_that_ships_can_be_made(module, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["make", *QUICK, *flags, "--output-dir", "run", "--out", "made.pt"])
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(module.main) == 0
+    card, weights, training = load_checkpoint(tmp_path / "made.pt")
+    assert not training and str(tmp_path) not in str(card)
+    best = load_checkpoint(tmp_path / "run" / "best_iou.pt")[1]
+    for key, value in weights.items():
+        assert torch.allclose(value.float(), best[key].float(), rtol=2e-3, atol=1e-6), key
+    if module is make_nuclei:
+        assert NUCLEI.load(tmp_path / "made.pt")[1].maps == ("distance",)
+    else:
+        assert card.classes == list(LAND) and card.gsd == make_aerial.GSD
+
+
+def test_a_crop_and_its_classes_follow_from_its_key_and_lie_on_each_other():
+    crops = make_aerial.Crops(2, 4, 96, seed=0)
+    one, again, other = (make_aerial.Crops(2, 4, 96, seed=0)[(0, 5)], crops[(1, 5)], crops[(0, 6)])
+    assert torch.equal(one["image"], again["image"]) and torch.equal(one["target"], again["target"])
+    assert not torch.equal(one["target"], other["target"])
+    edges = [np.abs(np.diff(sample["target"].numpy(), axis=1)) > 0 for sample in (one, other)]
+    steps = [sample["image"].diff(dim=2).abs().mean(0).numpy() for sample in (one, other)]
+    assert all(step[edge].mean() > 1.3 * step[~edge].mean() for step, edge in zip(steps, edges, strict=True))
+
+
+def test_cameras_change_the_picture_but_not_its_places():
+    rng = np.random.default_rng(0)
+    image = np.full((64, 64, 3), 90, np.uint8)
+    image[16:48, 16:48] = 170
+    taken = [photograph(image, np.random.default_rng(seed)).astype(float) for seed in range(40)]
+    assert all(one.shape == image.shape for one in taken)
+    inside, outside = (np.array([one[rows].mean() for one in taken]) for rows in (np.s_[20:44, 20:44], np.s_[:12, :12]))
+    assert (inside > outside + 3).mean() > 0.95
+    assert outside.std() > 10 and (image[0, 0] == 90).all() and rng is not None

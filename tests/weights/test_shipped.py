@@ -1,0 +1,138 @@
+"""The weights that ship: they load in every task, mean what they say, and are what commands take without a training."""
+
+import json
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+from common.command.cli import exit_code
+from common.images.rasters import read_raster
+from common.networks.checkpoint import read_payload, read_weights
+from common.networks.unet_small import SMALL, UNetSmall
+from common.scenes.aerial import LAND, write_footprints
+from footprints.task import TASK as FOOTPRINTS
+from hela_nuclei.scenes.sequences import write_challenge
+from hela_nuclei.task import TASK as NUCLEI
+from permeability.task import TASK as PERMEABILITY
+from potsdam_points.task import TASK as POTSDAM
+from rooftops.task import TASK as ROOFTOPS
+
+AERIAL = (FOOTPRINTS, PERMEABILITY, POTSDAM, ROOFTOPS)
+
+
+@pytest.fixture
+def call(monkeypatch, capfd, tmp_path):
+    """Run a task's command in an empty working directory: exit code, stdout, stderr."""
+
+    def caller(task, script, *args):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        capfd.readouterr()
+        code = exit_code(import_module(f"{task}.{script}").main)
+        return code, *capfd.readouterr()
+
+    return caller
+
+
+@pytest.mark.parametrize("task", [*AERIAL, NUCLEI], ids=lambda task: task.name)
+def test_what_ships_is_a_network_of_the_task(task):
+    network, card = task.load(task.shipped.path)
+    assert (card.task, card.classes, card.palette) == (task.name, task.classes, task.palette)
+    channels = card.arch_args.get("channels", 3)
+    with torch.inference_mode():
+        outputs = network(torch.rand(1, channels, 64, 96))
+    assert outputs.shape == (1, 2 if task is NUCLEI else len(task.classes), 64, 96)
+    assert outputs.isfinite().all() and all(p.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize("task", AERIAL, ids=lambda task: task.name)
+def test_a_tasks_probabilities_are_sums_of_the_worlds(task):
+    payload = read_payload(task.shipped.path)
+    assert payload["card"]["classes"] == list(LAND)
+    whole = UNetSmall(**payload["card"]["arch_args"]).eval()
+    whole.load_state_dict(payload["model"])
+    network, _ = task.load(task.shipped.path)
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        apart, together = whole(image).softmax(1), network(image).softmax(1)
+    assert sorted(name for group in task.shipped.groups for name in group) == sorted(LAND)
+    for output, group in enumerate(task.shipped.groups):
+        expected = sum(apart[:, LAND.index(name)] for name in group)
+        assert torch.allclose(together[:, output], expected, atol=0.03)  # classes are united before enlarging
+
+
+def test_the_files_are_small_and_come_from_generated_scenes_alone():
+    for task in (FOOTPRINTS, NUCLEI):
+        path, payload = task.shipped.path, read_payload(task.shipped.path)
+        assert path.stat().st_size < 10e6 and path.with_suffix(".md").is_file()
+        assert payload["card"]["data_root"] == "generated scenes" and "training" not in payload
+        assert all(value.dtype == torch.float16 for value in payload["model"].values() if value.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "arch", "arch_args"),
+    [
+        *((task, "unet_small", {"outputs": len(task.classes), **SMALL}) for task in AERIAL),
+        (NUCLEI, "unet", {"outputs": 1}),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_training_starts_from_all_but_the_head(task, arch, arch_args, capsys):
+    network = task.build(arch, **arch_args)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    task.initialize(network, "shipped")
+    shipped = read_weights(task.shipped.path)
+    for key, value in network.state_dict().items():
+        source = before[key] if key.split(".")[0] in ("head", "out") else shipped[key].to(value.dtype)
+        assert torch.equal(value, source), key
+    said = capsys.readouterr().err
+    assert "which ships" in said and ("head.weight" in said or "out.weight" in said)
+
+
+def test_other_networks_are_told_what_fits():
+    with pytest.raises(ValueError, match="--weights shipped fits --arch unet_small with its widths alone"):
+        FOOTPRINTS.initialize(UNetSmall(1, (8, 16)), "shipped")
+
+
+def test_buildings_in_a_fresh_clone(call, tmp_path):
+    write_footprints(tmp_path / "town", counts=(0, 0, 3), seed=11, size=224, gsd=0.35)
+    images = tmp_path / "town" / "test" / "images"
+    code, _, said = call("footprints", "infer", images, "--output-dir", "out")
+    assert code == 0, said
+    assert "aerial.pt (ships; made from generated scenes alone" in said
+    both = either = 0
+    for path in images.iterdir():
+        found = read_raster(tmp_path / "out" / f"{path.stem}_mask.tif").data[0] == 1
+        truth = read_raster(images.parent / "labels" / path.name).data[0] > 0
+        both, either = both + (found & truth).sum(), either + (found | truth).sum()
+    assert both / either > 0.5
+    code, out, said = call("footprints", "evaluate", "--checkpoint", "shipped", "--data-root", "town", "--split", "all")
+    assert code == 0, said
+    assert json.loads(out.splitlines()[-1])["iou"] == pytest.approx(both / either, abs=0.02)
+
+
+def test_nuclei_in_a_fresh_clone(call, tmp_path):
+    write_challenge(tmp_path / "dish", sequences=1, frames=2, height=200, width=220, nuclei=14, seed=5)
+    code, _, said = call("hela_nuclei", "infer", tmp_path / "dish" / "01", "--output-dir", "out")
+    assert code == 0, said
+    assert "nuclei.pt (ships; made from generated scenes alone" in said
+    code, out, said = call(
+        "hela_nuclei", "evaluate", "--checkpoint", "shipped", "--data-root", "dish", "--split", "all"
+    )
+    assert code == 0, said
+    scores = json.loads(out.splitlines()[-1])
+    assert scores["iou_foi"] > 0.8 and scores["seg"] > 0.75 and scores["det"] > 0.85
+
+
+def test_a_run_of_ones_own_comes_first(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert FOOTPRINTS.checkpoints([]) == [FOOTPRINTS.shipped.path]
+    own = tmp_path / "runs" / "footprints" / "1" / "best_iou.pt"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert [path.resolve() for path in FOOTPRINTS.checkpoints([])] == [own]
+    assert "ships" in capsys.readouterr().err.splitlines()[0]
+    assert np.array_equal(FOOTPRINTS.checkpoints(["shipped"]), [FOOTPRINTS.shipped.path])
