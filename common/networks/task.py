@@ -150,9 +150,7 @@ class Task:
                 raise
             paths = [self.shipped.path]
         ours = self.shipped is not None and self.shipped.path in paths
-        note = (
-            f" (the weights that ship, trained on generated scenes; better ones: {self.name}/train.py)" if ours else ""
-        )
+        note = f" (ships; made from generated scenes alone. Your own: {self.name}/train.py)" if ours else ""
         say(f"checkpoint: {', '.join(map(str, paths))}{note}")
         return paths
 
