@@ -29,8 +29,9 @@ from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.quick_model import quick_checkpoint  # noqa: E402
 from benchmarks.tables import processor, write_table  # noqa: E402
+from common.images.windows import Window  # noqa: E402
 from common.inference.predictor import Predictor  # noqa: E402
-from common.inference.windows import Window, plan_windows  # noqa: E402
+from common.inference.windows import plan_windows  # noqa: E402
 from common.networks.checkpoint import load_checkpoint  # noqa: E402
 from common.networks.precision import Precision, choose_precision  # noqa: E402
 from common.scenes.aerial_world import AerialWorld  # noqa: E402

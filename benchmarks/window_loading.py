@@ -28,11 +28,11 @@ import numpy as np
 import rasterio
 import torch
 import tyro
-from rasterio.windows import Window
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.tables import processor, write_table
 from common.data.sampling import Key
+from common.images.windows import Window
 from common.scenes.aerial import write_permeability
 from permeability.data import Join, find_files, join_sites, look_at
 from permeability.samples import TrainingWindows, around
@@ -102,12 +102,12 @@ def place_of(data: TrainingWindows, key: Key) -> Place | None:
     window, (row, col) = around(center, data.crop), site.offset or (0, 0)
     inside = min(window.row, window.col, window.row - row, window.col - col) >= 0
     inside &= window.row + data.crop <= site.grid.height and window.col + data.crop <= site.grid.width
-    inside &= window.row - row + data.crop <= site.mask_size[0] and window.col - col + data.crop <= site.mask_size[1]
+    height, width = site.mask.size
+    inside &= window.row - row + data.crop <= height and window.col - col + data.crop <= width
     if not inside:
         return None
-    size = (data.crop, data.crop)
-    photo, mask = Window(window.col, window.row, *size), Window(window.col - col, window.row - row, *size)
-    return str(site.image.path), str(site.mask.path), photo, mask
+    mask = Window(window.row - row, window.col - col, data.crop, data.crop)
+    return str(site.image.path), str(site.mask.path), window, mask
 
 
 def measure(

@@ -32,18 +32,17 @@ from common.data.pairs import Pair, require_usable
 from common.data.splits import PARTS
 from common.files import atomic_path
 from common.images.grids import window_grid
+from common.images.windows import Window, WindowFile
 from common.inference.outputs import check_disk
 from common.labels import IGNORE
 from footprints.data import find_pairs
-from footprints.scene import LabelReader, WindowReader, is_vector, to_classes
+from footprints.scene import Frame, LabelReader, is_vector, to_classes
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 ELONGATED = 2.5
 """Rasters this many times longer than wide are divided along their length alone."""
 CACHE_MB = 256
 """What GDAL may keep of the files it reads."""
-Block = tuple[int, int, int, int]
-"""Row, column, height, width."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ class Source:
     def __init__(self, pair: Pair) -> None:
         part, _, self.stem = pair.id.rpartition("/")
         self.part: str | None = part or None
-        self.image = WindowReader(pair.image, "label")
-        self.frame = self.image.frame
+        self.image = WindowFile(pair.image, "label")
+        self.frame = Frame.of(self.image)
         self.label = LabelReader(pair.label, self.frame, pair.image)
-        self.label_file = None if is_vector(pair.label) else WindowReader(pair.label, "label")
+        self.label_file = None if is_vector(pair.label) else WindowFile(pair.label, "label")
         dataset, _ = self.image.open()
         self.bytes_per_pixel = dataset.count * np.dtype(dataset.dtypes[0]).itemsize + 1
 
@@ -133,18 +132,18 @@ class Source:
 # Planning
 
 
-def plan_crops(sources: Sequence[Source], config: Config) -> list[tuple[Source, str, Block]]:
+def plan_crops(sources: Sequence[Source], config: Config) -> list[tuple[Source, str, Window]]:
     """Each crop's source, part ('' with ``--split none``) and place."""
-    plan: list[tuple[Source, str, Block]] = []
+    plan: list[tuple[Source, str, Window]] = []
     small = []
 
-    def add(source: Source, part: str, block: Block) -> None:
+    def add(source: Source, part: str, block: Window) -> None:
         plan.extend((source, part, crop) for crop in cover(block, config.size, config.overlap))
 
     for source in sources:
         height, width = source.frame.height, source.frame.width
         if source.part is not None or config.split == "none":
-            add(source, source.part or "", (0, 0, height, width))
+            add(source, source.part or "", source.frame.window)
             continue
         blocks = divide(height, width, config.size)
         if blocks is None:
@@ -152,13 +151,13 @@ def plan_crops(sources: Sequence[Source], config: Config) -> list[tuple[Source, 
         for part, block in blocks or []:
             add(source, part, block)
     for source, part in zip(small, assign(len(small)), strict=True):
-        add(source, part, (0, 0, source.frame.height, source.frame.width))
+        add(source, part, source.frame.window)
     if small:
         say(f"note: {len(small)} rasters are too small to be divided, each goes to one part as a whole")
     return plan
 
 
-def divide(height: int, width: int, size: int) -> list[tuple[str, Block]] | None:
+def divide(height: int, width: int, size: int) -> list[tuple[str, Window]] | None:
     """Contiguous blocks of a raster, each at least ``size`` wide and high and none overlapping; None = too small.
 
     Validation and test are the ends of a strip along the bottom; in elongated rasters they lie at the far end, one
@@ -174,27 +173,27 @@ def divide(height: int, width: int, size: int) -> list[tuple[str, Block]] | None
     return None
 
 
-def _strip(height: int, width: int, size: int) -> list[tuple[str, Block]]:
+def _strip(height: int, width: int, size: int) -> list[tuple[str, Window]]:
     area = SHARES["val"] * height * width
     side = max(size, round(area**0.5))
     across = side if width - 2 * side >= size else width // 2  # what is left between them must hold a crop
     down = min(max(size, round(area / across)), height - size)
     top = height - down
-    blocks = [("train", (0, 0, top, width)), ("val", (top, 0, down, across))]
+    blocks = [("train", Window(0, 0, top, width)), ("val", Window(top, 0, down, across))]
     if width - 2 * across >= size:
-        blocks.append(("train", (top, across, down, width - 2 * across)))
-        return [*blocks, ("test", (top, width - across, down, across))]
-    return [*blocks, ("test", (top, across, down, width - across))]
+        blocks.append(("train", Window(top, across, down, width - 2 * across)))
+        return [*blocks, ("test", Window(top, width - across, down, across))]
+    return [*blocks, ("test", Window(top, across, down, width - across))]
 
 
-def _stack(height: int, width: int, size: int) -> list[tuple[str, Block]]:
+def _stack(height: int, width: int, size: int) -> list[tuple[str, Window]]:
     piece = max(size, round(SHARES["val"] * height))
     rows = (0, height - 2 * piece, height - piece, height)
-    return [(part, (a, 0, b - a, width)) for part, a, b in zip(PARTS, rows, rows[1:], strict=False)]
+    return [(part, Window(a, 0, b - a, width)) for part, a, b in zip(PARTS, rows, rows[1:], strict=False)]
 
 
-def _transposed(blocks: list[tuple[str, Block]]) -> list[tuple[str, Block]]:
-    return [(part, (col, row, width, height)) for part, (row, col, height, width) in blocks]
+def _transposed(blocks: list[tuple[str, Window]]) -> list[tuple[str, Window]]:
+    return [(part, Window(col, row, width, height)) for part, (row, col, height, width) in blocks]
 
 
 def assign(count: int) -> list[str]:
@@ -206,11 +205,11 @@ def assign(count: int) -> list[str]:
     return ["train"] * (count - val - test) + ["val"] * val + ["test"] * test
 
 
-def cover(block: Block, size: int, overlap: int) -> list[Block]:
+def cover(block: Window, size: int, overlap: int) -> list[Window]:
     """Crops that cover a block; those at its far edges are shifted inwards. A small block gives smaller ones."""
     row, col, height, width = block
     rows, cols = (_starts(length, size, size - overlap) for length in (height, width))
-    return [(row + r, col + c, min(size, height), min(size, width)) for r in rows for c in cols]
+    return [Window(row + r, col + c, min(size, height), min(size, width)) for r in rows for c in cols]
 
 
 def _starts(length: int, size: int, step: int) -> list[int]:
@@ -223,7 +222,7 @@ def _starts(length: int, size: int, step: int) -> list[int]:
 # Writing
 
 
-def write_crops(plan: Sequence[tuple[Source, str, Block]], config: Config) -> list[str]:
+def write_crops(plan: Sequence[tuple[Source, str, Window]], config: Config) -> list[str]:
     """Write the crops and say how many; a line for each raster that turned out to be damaged."""
     written: Counter[str] = Counter()
     building: Counter[str] = Counter()
@@ -273,7 +272,7 @@ class Crop:
     label_profile: dict[str, Any]
 
 
-def read_crop(source: Source, block: Block) -> Crop:
+def read_crop(source: Source, block: Window) -> Crop:
     """Read a window of image and label.
 
     Labels keep their values; of outlines they are 0 and 255. What only a mask or alpha tells to be ignored becomes
@@ -282,12 +281,12 @@ def read_crop(source: Source, block: Block) -> Crop:
     Raises:
         ValueError: a file is damaged.
     """
-    bands, valid = source.image.read(*block)
+    bands, valid = source.image.read(block)
     if source.label_file is None:
-        classes = source.label.read(*block)
+        classes = source.label.read(block)
         label, nodata = classes[None] * np.uint8(255), None
     else:
-        label, known = source.label_file.read(*block)
+        label, known = source.label_file.read(block)
         nodata = source.label_file.nodata
         classes = to_classes(label, known, nodata)
         if nodata is None and not known.all():
@@ -296,19 +295,18 @@ def read_crop(source: Source, block: Block) -> Crop:
     dataset, meaning = source.image.open()
     kept: dict[str, Any] = {"nodata": source.image.nodata}
     if meaning.alpha:
-        row, col, height, width = block
-        alpha = dataset.read(list(meaning.alpha), window=((row, row + height), (col, col + width)))
+        alpha = dataset.read(list(meaning.alpha), window=block.spans)
         bands = np.concatenate([bands, alpha])
     if len(bands) == dataset.count and meaning.white_is_zero is None:
         kept["colorinterp"] = [dataset.colorinterp[number - 1] for number in (*meaning.colors, *meaning.alpha)]
-    if meaning.colormap is not None and not source.image.expanded:
+    if meaning.colormap is not None and not source.image.is_expanded:
         kept["colormap"] = meaning.colormap
     if meaning.masked and source.image.nodata is None:
         kept["mask"] = valid
     return Crop(bands, valid, label, classes, {**profile, **kept}, {**profile, "nodata": nodata})
 
 
-def _profile(source: Source, block: Block) -> dict[str, Any]:
+def _profile(source: Source, block: Window) -> dict[str, Any]:
     profile: dict[str, Any] = {"driver": "GTiff", "compress": "deflate"}
     if source.frame.transform is not None:
         profile["crs"] = source.frame.crs

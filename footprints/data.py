@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from common.data.inputs import natural_key
 from common.data.pairs import Pair, join, list_images, same_stem
 from common.data.splits import PARTS, split_ids
+from common.images import windows
 from common.images.grids import bounds
 from common.images.ranges import ValueRanges
 from common.images.rasters import TIFF_EXTENSIONS
-from common.inference.windows import Window
-from footprints.scene import STRIP, RasterScene, Scene, WindowReader, is_vector, label_values, load_scene
+from common.images.windows import Window, WindowFile, only_core
+from footprints.scene import STRIP, Frame, RasterScene, Scene, is_vector, label_values, load_scene
 from footprints.task import TASK
 
 MEMORY = 2 << 30
@@ -156,22 +156,21 @@ def load_scenes(
 def _size_in_memory(pair: Pair) -> int:
     if pair.image.suffix.lower() not in TIFF_EXTENSIONS:
         return 0
-    return BYTES_PER_PIXEL * WindowReader(pair.image).frame.pixels
+    return BYTES_PER_PIXEL * Frame.of(WindowFile(pair.image)).pixels
 
 
 def survey(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Count the pixels of each class (ignored last) and remember some building pixels, strip by strip."""
-    height, width = scene.frame.height, scene.frame.width
-    rows = max(1, STRIP // width)
+    width = scene.frame.width
     counts, spots = np.zeros(3, np.int64), [np.zeros((0, 2), np.int32)]
     rng = np.random.default_rng(0)
-    for row in range(0, height, rows):
-        _, classes = scene.read(row, 0, min(rows, height - row), width)
+    for strip in scene.frame.window.strips(STRIP):
+        _, classes = scene.read(strip)
         seen = np.bincount(classes.ravel(), minlength=256)
         counts += [seen[0], seen[1], seen[255]]
         here = np.flatnonzero(classes == 1)
         kept = here if len(here) <= KNOWN_SPOTS else here[rng.integers(len(here), size=KNOWN_SPOTS)]
-        spots.append(np.column_stack([kept // width + row, kept % width]).astype(np.int32))
+        spots.append(np.column_stack([kept // width + strip.row, kept % width]).astype(np.int32))
     every = np.concatenate(spots)
     return counts, every[rng.permutation(len(every))[:KNOWN_SPOTS]]
 
@@ -305,33 +304,19 @@ class Tile:
     @property
     def id(self) -> str:
         """The scene's id, with row and column where the scene has several tiles."""
-        whole = (self.core.height, self.core.width) == (self.scene.frame.height, self.scene.frame.width)
+        whole = self.core == self.scene.frame.window
         return self.scene.id if whole else f"{self.scene.id}_{self.core.row}_{self.core.col}"
 
 
 def plan_tiles(scenes: Sequence[Scene], side: int, context: int) -> Iterator[Tile]:
     """Tiles of at most ``side`` pixels that cover every pixel of the scenes once, with ``context`` around them."""
     for scene in scenes:
-        height, width = scene.frame.height, scene.frame.width
-        for (row, rows), (col, cols) in product(_cuts(height, side, context), _cuts(width, side, context)):
-            top, left = max(0, row - context), max(0, col - context)
-            bottom, right = min(height, row + rows + context), min(width, col + cols + context)
-            yield Tile(scene, Window(row, col, rows, cols), Window(top, left, bottom - top, right - left))
-
-
-def _cuts(size: int, side: int, context: int) -> list[tuple[int, int]]:
-    """Start and length of equal pieces; what is hardly larger than one piece stays whole."""
-    pieces = 1 if size <= side + 2 * context else -(-size // side)
-    edges = [size * i // pieces for i in range(pieces + 1)]
-    return [(a, b - a) for a, b in pairwise(edges)]
+        whole = scene.frame.window
+        for core, window in windows.plan_tiles(whole, whole[2:], side, context, slack=2 * context):
+            yield Tile(scene, core, window)
 
 
 def read_tile(tile: Tile) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.uint8]]:
     """Image (3, H, W) and classes (H, W) of a tile's window; outside of its core the classes are 255."""
-    window, core = tile.window, tile.core
-    image, classes = tile.scene.read(window.row, window.col, window.height, window.width)
-    own = np.full_like(classes, 255)
-    rows = slice(core.row - window.row, core.row - window.row + core.height)
-    cols = slice(core.col - window.col, core.col - window.col + core.width)
-    own[rows, cols] = classes[rows, cols]
-    return image, own
+    image, classes = tile.scene.read(tile.window)
+    return image, only_core(classes, tile.core, tile.window)

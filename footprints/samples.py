@@ -1,9 +1,4 @@
-"""Training crops and validation tiles.
-
-A crop is cut by one affine map (scale, turn, flip) out of the part of a scene that it needs, so a raster on disk costs
-no more than a chip in memory. Image and classes are mirrored beyond the scene's edge. Color changes are one affine map
-too, of the three bands.
-"""
+"""Training crops and validation tiles. Image and classes are mirrored beyond a scene's edge."""
 
 from __future__ import annotations
 
@@ -15,19 +10,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from common.data.augmentation import blur_and_noise, color_map
+from common.data.augmentation import Matrix, Pixels, Place, affine_map, blur_and_noise, color_map, cut, middle, near
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from footprints.data import SceneSet, Tile, read_tile
-from footprints.scene import Scene
 
 MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
-
-Pixels = NDArray[np.float32]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -99,64 +89,32 @@ class FootprintCrops:
         rng = np.random.default_rng(seed)
         number, center = self._place(index % int(self._ends[-1]), rng)
         scene = self.scenes[number]
-        image, classes = cut(scene, self._matrix(center, rng), self.crop)
+        whole = scene.frame.window
+        part, classes = cut(scene.read, self._matrix(center, rng), self.crop, size=(whole.height, whole.width))
+        image = to_unit(part)
         if self.augment is not None and self.augment.color > 0:
             image = change_colors(image, self.augment.color, rng)
         return {
             "image": self.normalization(image), "target": torch.from_numpy(classes.astype(np.int64)), "id": scene.id,
         }  # fmt: skip
 
-    def _place(self, cell: int, rng: np.random.Generator) -> tuple[int, tuple[float, float]]:
-        """A scene and the crop's center (row, column) in it."""
+    def _place(self, cell: int, rng: np.random.Generator) -> tuple[int, Place]:
+        """A scene and the crop's center in it."""
         if rng.random() < self.balance:
             number = int(rng.choice(len(self.scenes), p=self._chances))
-            row, column = self.spots[number][rng.integers(len(self.spots[number]))]
-            jitter = rng.uniform(-0.35, 0.35, 2) * self.crop
-            return number, (float(row + jitter[0]), float(column + jitter[1]))
+            spots = self.spots[number]
+            return number, near(spots[rng.integers(len(spots))], self.crop, rng)
         number = int(np.searchsorted(self._ends, cell, side="right"))
         frame = self.scenes[number].frame
-        return number, (_middle(frame.height, self.crop, rng), _middle(frame.width, self.crop, rng))
+        return number, (middle(frame.height, self.crop, rng), middle(frame.width, self.crop, rng))
 
-    def _matrix(self, center: tuple[float, float], rng: np.random.Generator) -> Matrix:
-        """Affine map (2, 3) from the scene's (x, y) to the crop's."""
-        turn, zoom, flips = 0.0, 1.0, np.ones(2)
-        if self.augment is not None:
-            turn = math.radians(rng.uniform(-self.augment.rotate, self.augment.rotate))
-            zoom = math.exp(rng.uniform(-self.augment.zoom, self.augment.zoom))
-            flips = rng.choice([-1.0, 1.0], 2)
-        cos, sin = zoom * math.cos(turn), zoom * math.sin(turn)
-        linear = np.array([[cos, -sin], [sin, cos]]) * flips
-        shift = (self.crop - 1) / 2 - linear @ np.array([center[1], center[0]])
-        return np.concatenate([linear, shift[:, None]], axis=1)
-
-
-def _middle(size: int, crop: int, rng: np.random.Generator) -> float:
-    """Center of a crop that lies inside the scene, or of the scene where it is smaller."""
-    return (size - 1) / 2 + rng.uniform(-0.5, 0.5) * max(size - crop, 0)
-
-
-def cut(scene: Scene, matrix: Matrix, side: int) -> tuple[Pixels, NDArray[np.uint8]]:
-    """Cut a square out of a scene by an affine map: image (side, side, 3) in 0...1 and classes (side, side)."""
-    inverse = cv2.invertAffineTransform(matrix)
-    corners = np.array([[-1, -1], [side, -1], [-1, side], [side, side]]) @ inverse[:, :2].T + inverse[:, 2]
-    left, top = (math.floor(value) - 1 for value in corners.min(axis=0))
-    right, bottom = (math.ceil(value) + 2 for value in corners.max(axis=0))
-    row, height = _inside(top, bottom, scene.frame.height)
-    col, width = _inside(left, right, scene.frame.width)
-    image, classes = scene.read(row, col, height, width)
-    moved = matrix.copy()
-    moved[:, 2] += matrix[:, :2] @ (col, row)
-    upright = np.ascontiguousarray(np.moveaxis(image, 0, -1))
-    options: dict[str, Any] = {"dsize": (side, side), "borderMode": cv2.BORDER_REFLECT_101}
-    part = cv2.warpAffine(upright, moved, flags=cv2.INTER_LINEAR, **options)
-    target = cv2.warpAffine(np.ascontiguousarray(classes), moved, flags=cv2.INTER_NEAREST, **options)
-    return np.moveaxis(to_unit(np.moveaxis(part, -1, 0)), 0, -1), np.asarray(target, np.uint8)
-
-
-def _inside(low: int, high: int, size: int) -> tuple[int, int]:
-    """Start and length of the part of ``low .. high`` that lies in ``0 .. size``, at least one pixel."""
-    start = min(max(low, 0), size - 1)
-    return start, max(1, min(high, size) - start)
+    def _matrix(self, center: Place, rng: np.random.Generator) -> Matrix:
+        """The map from the scene's (x, y) to the crop's."""
+        if self.augment is None:
+            return affine_map(center, self.crop, 0.0, 1.0)
+        turn = math.radians(rng.uniform(-self.augment.rotate, self.augment.rotate))
+        zoom = math.exp(rng.uniform(-self.augment.zoom, self.augment.zoom))
+        return affine_map(center, self.crop, turn, zoom, tuple(rng.choice([-1.0, 1.0], 2)))
 
 
 def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:

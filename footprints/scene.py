@@ -7,11 +7,9 @@ by it: masks are often saved so, and the rest would be buildings alone.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,19 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.io import DatasetReader
 
 from common.data.pairs import Pair
-from common.images.gdal import Bands, open_dataset, place_of, read_bands, require_file, sample_bands
+from common.images.gdal import place_of, sample_bands
 from common.images.grids import Grid, apply
-from common.images.pictures import PaletteReading
 from common.images.ranges import ValueRanges, to_pixels
 from common.images.rasters import TIFF_EXTENSIONS, read_label, read_raster
+from common.images.windows import Window, WindowFile
 from common.labels import IGNORE
 from common.vectors.burn import Outlines, PolygonLayer
 
 Image = NDArray[np.uint8] | NDArray[np.float32]
 Classes = NDArray[np.uint8]
 HALF_PIXEL = 0.5
-MOST_OPEN = 64
-"""Files that a process keeps open."""
 VECTOR_EXTENSIONS = (".gpkg", ".shp", ".geojson", ".json", ".fgb")
 STRIP = 4 << 20
 """Pixels looked at at a time."""
@@ -49,65 +44,25 @@ class Frame:
     transform: Affine | None = None
     crs: CRS | None = None
 
+    @classmethod
+    def of(cls, file: WindowFile) -> Frame:
+        """That of a file.
+
+        Raises:
+            ValueError, FileNotFoundError: it cannot be opened.
+        """
+        dataset, _ = file.open()
+        return cls(dataset.height, dataset.width, place_of(dataset), dataset.crs)
+
+    @property
+    def window(self) -> Window:
+        """All of it."""
+        return Window(0, 0, self.height, self.width)
+
     @property
     def pixels(self) -> int:
         """Number of pixels."""
         return self.height * self.width
-
-
-@lru_cache(MOST_OPEN)
-def _opened(path: Path, version: int, process: int) -> tuple[DatasetReader, Bands]:
-    """An open file of this process (handles do not survive a fork), of this version, and what its bands mean."""
-    dataset = open_dataset(path)
-    return dataset, Bands.of(dataset)
-
-
-class WindowReader:
-    """A raster file read by windows; it is opened when it is needed, in every process anew.
-
-    Args:
-        path: the file.
-        palette: whether its numbers are colors or labels, see `common.images.gdal.read_bands`.
-
-    Raises:
-        ValueError, FileNotFoundError: it cannot be opened.
-    """
-
-    def __init__(self, path: Path, palette: PaletteReading = "rgb") -> None:
-        self.path, self.palette = path, palette
-        dataset, self.bands = self.open()
-        self.frame = Frame(dataset.height, dataset.width, place_of(dataset), dataset.crs)
-        self.expanded = self.bands.colormap is not None and not self.bands.decorated
-        """Whether what is read are the colors of a palette."""
-        white, nodata = self.bands.white_is_zero, dataset.nodata
-        self.nodata: float | None = None if self.expanded or nodata is None else white - nodata if white else nodata
-
-    def open(self) -> tuple[DatasetReader, Bands]:
-        """The open file of this process, and what its bands mean."""
-        require_file(self.path)
-        return _opened(self.path, self.path.stat().st_mtime_ns, os.getpid())
-
-    def read(
-        self, row: int, col: int, height: int, width: int, *, bands: int | None = None
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Bands of a window without alpha, and where they mean something.
-
-        Args:
-            row: of its first pixel.
-            col: of its first pixel.
-            height: of the window, pixels.
-            width: of the window, pixels.
-            bands: how many of them, from the first on (None = all).
-
-        Returns:
-            (C, height, width) in the file's own numbers, and (height, width) bool.
-
-        Raises:
-            ValueError: the file is damaged.
-        """
-        dataset, meaning = self.open()
-        place = (row, row + height), (col, col + width)
-        return read_bands(dataset, *place, self.palette, bands=meaning, count=bands)
 
 
 class ArrayScene:
@@ -123,10 +78,9 @@ class ArrayScene:
         self.id, self.image, self.classes = name, image, classes
         self.frame = frame or Frame(*classes.shape)
 
-    def read(self, row: int, col: int, height: int, width: int) -> tuple[Image, Classes]:
+    def read(self, window: Window) -> tuple[Image, Classes]:
         """A window of image and classes."""
-        rows, cols = slice(row, row + height), slice(col, col + width)
-        return self.image[:, rows, cols], self.classes[rows, cols]
+        return self.image[:, *window.slices], self.classes[window.slices]
 
 
 class RasterScene:
@@ -142,17 +96,17 @@ class RasterScene:
 
     def __init__(self, pair: Pair, ranges: ValueRanges | None = None) -> None:
         self.id, self._ranges = pair.id, ranges or ValueRanges()
-        self._image = WindowReader(pair.image)
+        self._image = WindowFile(pair.image)
         dataset, meaning = self._image.open()
         data, valid = sample_bands(dataset, bands=meaning)
         self._ranges.see(data[:3], valid)
-        self.frame = self._image.frame
+        self.frame = Frame.of(self._image)
         self._label = LabelReader(pair.label, self.frame, pair.image)
 
-    def read(self, row: int, col: int, height: int, width: int) -> tuple[Image, Classes]:
+    def read(self, window: Window) -> tuple[Image, Classes]:
         """A window of image and classes."""
-        data, valid = self._image.read(row, col, height, width, bands=3)
-        classes = self._label.read(row, col, height, width)
+        data, valid = self._image.read(window, 3)
+        classes = self._label.read(window)
         return to_pixels(data, valid, 3, self._ranges.of(data.dtype)), np.where(valid, classes, np.uint8(IGNORE))
 
 
@@ -173,19 +127,19 @@ class LabelReader:
 
     def __init__(self, path: Path, frame: Frame, image: Path) -> None:
         self._outlines: Outlines | None = None
-        self._raster: WindowReader | None = None
+        self._raster: WindowFile | None = None
         if is_vector(path):
             self._outlines = read_outlines(path, frame, image)
         else:
-            self._raster = WindowReader(path, "label")
-            check_grid(image, frame, path, self._raster.frame)
+            self._raster = WindowFile(path, "label")
+            check_grid(image, frame, path, Frame.of(self._raster))
 
-    def read(self, row: int, col: int, height: int, width: int) -> Classes:
+    def read(self, window: Window) -> Classes:
         """(height, width): 1 building, 0 not, 255 ignored."""
         if self._outlines is not None:
-            return self._outlines.burn((row, col, height, width))
+            return self._outlines.burn(window)
         assert self._raster is not None
-        values, valid = self._raster.read(row, col, height, width)
+        values, valid = self._raster.read(window)
         return to_classes(values, valid, self._raster.nodata)
 
 
@@ -255,7 +209,7 @@ def load_scene(pair: Pair, ranges: ValueRanges | None = None) -> ArrayScene:
     height, width = raster.valid.shape
     frame = Frame(height, width, raster.transform, raster.crs)
     if is_vector(pair.label) or pair.label.suffix.lower() in TIFF_EXTENSIONS:
-        classes = LabelReader(pair.label, frame, pair.image).read(0, 0, height, width)
+        classes = LabelReader(pair.label, frame, pair.image).read(frame.window)
     else:
         classes = _picture_classes(pair.label)
         check_grid(pair.image, frame, pair.label, Frame(*classes.shape))
@@ -283,10 +237,8 @@ def label_values(path: Path) -> Counter[float]:
     if is_vector(path):
         return found
     if path.suffix.lower() in TIFF_EXTENSIONS:
-        reader = WindowReader(path, "label")
-        height, width = reader.frame.height, reader.frame.width
-        rows = max(1, STRIP // width)
-        strips = (reader.read(row, 0, min(rows, height - row), width)[0].max(axis=0) for row in range(0, height, rows))
+        file = WindowFile(path, "label")
+        strips = (file.read(strip)[0].max(axis=0) for strip in Frame.of(file).window.strips(STRIP))
     else:
         values = read_label(path)
         strips = [values if values.ndim == 2 else values.max(axis=-1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from common.data.inputs import MASK_ENDING, OUTPUT_ENDINGS, find_images, images_in, natural_key
 from common.data.splits import PARTS, split_ids
+from common.images import windows
 from common.images.grids import Grid
 from common.images.ranges import ValueRanges
-from common.inference.windows import Window
+from common.images.windows import Window, only_core
+from common.labels import IGNORE
 from permeability.joining import GroundIndex, Shared, share
 from permeability.labels import CLASSES
 from permeability.site import Site
@@ -218,19 +220,17 @@ def look_at(sites: Sequence[Site], channels: int = 3) -> tuple[SiteSet, list[str
 def survey(site: Site) -> tuple[NDArray[np.int64], tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """Count the mask's pixels of each class (ignored last) and remember some of each, strip by strip."""
     area = site.window
-    rows = max(1, STRIP // area.width)
     counts = np.zeros(3, np.int64)
     spots: tuple[list[NDArray[np.int32]], ...] = ([np.zeros((0, 2), np.int32)], [np.zeros((0, 2), np.int32)])
     rng = np.random.default_rng(0)
-    for row in range(area.row, area.row + area.height, rows):
-        part = Window(row, area.col, min(rows, area.row + area.height - row), area.width)
-        classes = site.read_classes(part)
+    for strip in area.strips(STRIP):
+        classes = site.read_classes(strip)
         seen = np.bincount(classes.ravel(), minlength=256)
         counts += [seen[0], seen[1], seen[255]]
         for index in range(2):
             here = np.flatnonzero(classes == index)
             kept = here if len(here) <= KNOWN_SPOTS else here[rng.integers(len(here), size=KNOWN_SPOTS)]
-            places = np.column_stack([kept // area.width + row, kept % area.width + area.col])
+            places = np.column_stack([kept // area.width + strip.row, kept % area.width + area.col])
             spots[index].append(places.astype(np.int32))
     every = [np.concatenate(parts) for parts in spots]
     chosen = [places[rng.permutation(len(places))[:KNOWN_SPOTS]] for places in every]
@@ -340,31 +340,15 @@ class Tile:
     def read(self, channels: int = 3) -> tuple[NDArray[np.generic], NDArray[np.uint8]]:
         """Image (channels, H, W) and classes (H, W) of the window; outside of the core the classes are 255."""
         image, classes = self.site.read(self.window, channels)
-        inner = replace(self.core, row=self.core.row - self.window.row, col=self.core.col - self.window.col)
-        own = np.full_like(classes, 255)
-        own[inner.slices] = classes[inner.slices]
-        return image, own
+        return image, only_core(classes, self.core, self.window)
 
 
 def plan_tiles(sites: Sequence[Site], side: int, context: int) -> Iterator[Tile]:
     """Tiles of at most ``side`` pixels that cover the sites once, with ``context`` around them, without empty ones."""
     for site in sites:
-        area = site.window
-        for (row, rows), (col, cols) in product(_cuts(area.row, area.height, side), _cuts(area.col, area.width, side)):
-            core = Window(row, col, rows, cols)
-            if (site.read_classes(core) == 255).all():
-                continue
-            top, left = max(0, row - context), max(0, col - context)
-            bottom = min(site.grid.height, row + rows + context)
-            right = min(site.grid.width, col + cols + context)
-            yield Tile(site, core, Window(top, left, bottom - top, right - left))
-
-
-def _cuts(start: int, size: int, side: int) -> list[tuple[int, int]]:
-    """Start and length of equal pieces of at most ``side``."""
-    pieces = -(-size // side)
-    edges = [start + size * i // pieces for i in range(pieces + 1)]
-    return [(a, b - a) for a, b in pairwise(edges)]
+        for core, window in windows.plan_tiles(site.window, (site.grid.height, site.grid.width), side, context):
+            if (site.read_classes(core) != IGNORE).any():
+                yield Tile(site, core, window)
 
 
 def thin(tiles: Sequence[Tile], count: int) -> list[Tile]:

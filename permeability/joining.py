@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from common.images.grids import Grid, apply, convert
-from common.inference.windows import Window
-from permeability.site import Site, Source, Warp, clip
+from common.images.windows import Window, WindowFile, clip
+from permeability.site import Site
 
 OFF_GRID = 0.1
 """Pixels by which corners may miss those of the other grid, at any place of the overlap."""
@@ -83,15 +83,11 @@ class Shared:
 
     def site(self, name: str, earlier: Sequence[Grid] = ()) -> Site:
         """The site; ground of ``earlier`` orthophotos is ignored in it."""
-        warp = Warp.to(self.read_on)
-        photo = Source(self.photo.path, None if self.read_on == self.photo else warp)
-        mask = Source(self.mask.path, warp if self.offset is None else None, is_mask=True)
-        size = (self.mask.height, self.mask.width) if self.offset else (self.read_on.height, self.read_on.width)
+        photo = WindowFile(self.photo.path, warp=None if self.read_on == self.photo else self.read_on)
+        mask = WindowFile(self.mask.path, "index", None if self.offset else self.read_on)
         excluded = [part for grid in earlier if (part := rectangle(grid, self.read_on)) is not None]
-        return Site(
-            name, self.read_on, photo, mask, self.window, self.offset, size, tuple(excluded),
-            pixel_side(self.photo) / pixel_side(self.read_on),
-        )  # fmt: skip
+        scale = pixel_side(self.photo) / pixel_side(self.read_on)
+        return Site(name, self.read_on, photo, mask, self.window, self.offset, tuple(excluded), scale)
 
 
 def share(photo: Grid, mask: Grid, *, reproject: bool, resolution: float) -> Shared | None:

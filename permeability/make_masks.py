@@ -28,6 +28,7 @@ from common.data.splits import PARTS, split_ids
 from common.files import atomic_path
 from common.images.gdal import open_raster, read_bands
 from common.images.grids import Grid, window_grid
+from common.images.windows import Window
 from common.images.write import GEOTIFF, gdal_colors
 from common.inference.outputs import check_disk
 from common.labels import NODATA
@@ -38,8 +39,6 @@ ROWS = 1024
 """Rows of a sheet in memory at once."""
 Rule = Callable[[str], int | None]
 """Class of a polygon by the text of its field; None = the map does not say."""
-Window = tuple[int, int, int, int]
-"""Row, column, height, width."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def plan_masks(grids: Sequence[Grid], config: Config) -> list[tuple[Grid, str, W
     """Each mask's sheet, part and window."""
     if config.split == "block":
         return [(grid, part, window) for grid in grids for part, window in blocks(grid, config)]
-    whole = {str(grid.path): (0, 0, grid.height, grid.width) for grid in grids}
+    whole = {str(grid.path): Window(0, 0, grid.height, grid.width) for grid in grids}
     if len(grids) == 1:
         say("note: the only sheet is for training; --split block divides it")
         return [(grids[0], "train", whole[str(grids[0].path)])]
@@ -236,7 +235,7 @@ def blocks(grid: Grid, config: Config) -> list[tuple[str, Window]]:
         start, size = spans[part]
         if size:
             tall = grid.height >= grid.width
-            result.append((part, (start, 0, size, grid.width) if tall else (0, start, grid.height, size)))
+            result.append((part, Window(start, 0, size, grid.width) if tall else Window(0, start, grid.height, size)))
     return result
 
 

@@ -11,29 +11,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.data.augmentation import blur_and_noise, color_map
+from common.data.augmentation import Classes, Place, affine_map, blur_and_noise, color_map, cut, middle, near
 from common.data.sampling import Key
 from common.images.ranges import to_unit
-from common.inference.windows import Window
+from common.images.windows import Window
 from common.labels import IGNORE
 from permeability.data import SiteSet, Tile
 from permeability.site import Site
 
 SOURCE_MEAN, SOURCE_STD = (0.4312, 0.4267, 0.3845), (0.2263, 0.2065, 0.1923)
 """Of PNOA orthophotos, in 0...1."""
-JITTER = 0.35
-"""A balanced window's center lies within this share of its side from a pixel of the chosen class."""
 LEAST_SPREAD = 0.02
 """Standard deviations below this (a band without content) are not divided by."""
-
-Classes = NDArray[np.uint8]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -149,21 +143,20 @@ class TrainingWindows:
         site, center, _ = self._draw(key)
         return site.read(around(center, self.crop), self.channels)
 
-    def _draw(self, key: Key) -> tuple[Site, tuple[float, float], np.random.Generator]:
+    def _draw(self, key: Key) -> tuple[Site, Place, np.random.Generator]:
         """A site, the window's center (row, column) in it, and the generator for what follows."""
         rng = np.random.default_rng(key[1])
         if self._classes and rng.random() < self.balance:
             index = self._classes[rng.integers(len(self._classes))]
             number = int(np.searchsorted(self._up_to_class[:, index], rng.random(), side="right"))
             places = self.spots[number][index]
-            row, col = places[rng.integers(len(places))] + rng.uniform(-JITTER, JITTER, 2) * self.crop
-            return self.sites[number], (float(row), float(col)), rng
+            return self.sites[number], near(places[rng.integers(len(places))], self.crop, rng), rng
         number = int(np.searchsorted(self._up_to_area, rng.random(), side="right"))
         area = self.sites[number].window
-        row, col = _middle(area.row, area.height, self.crop, rng), _middle(area.col, area.width, self.crop, rng)
-        return self.sites[number], (row, col), rng
+        row = middle(area.height, self.crop, rng, area.row)
+        return self.sites[number], (row, middle(area.width, self.crop, rng, area.col)), rng
 
-    def _cut(self, site: Site, center: tuple[float, float], rng: np.random.Generator) -> tuple[NDArray[Any], Classes]:
+    def _cut(self, site: Site, center: Place, rng: np.random.Generator) -> tuple[NDArray[Any], Classes]:
         augment = self.augment
         if augment is None:
             return site.read(around(center, self.crop), self.channels)
@@ -173,7 +166,9 @@ class TrainingWindows:
         else:
             turn = math.radians(rng.uniform(-augment.rotate, augment.rotate))
             zoom = math.exp(rng.uniform(-augment.zoom, augment.zoom))
-            image, classes = cut(site, center, turn, zoom, self.crop, self.channels)
+            matrix = affine_map(center, self.crop, turn, zoom)
+            bands, classes = cut(lambda window: site.read(window, self.channels), matrix, self.crop, outside=IGNORE)
+            image = np.moveaxis(bands, -1, 0)
         if rng.random() < 0.5:
             image, classes = image[..., ::-1], classes[:, ::-1]
         if augment.flips:
@@ -183,51 +178,14 @@ class TrainingWindows:
         return image, classes
 
 
-def around(center: tuple[float, float], side: int) -> Window:
+def around(center: Place, side: int) -> Window:
     """The square window of whole pixels around a place."""
     return Window(round(center[0] - (side - 1) / 2), round(center[1] - (side - 1) / 2), side, side)
-
-
-def _middle(start: int, size: int, crop: int, rng: np.random.Generator) -> float:
-    """Center of a window that lies inside, or over the middle where it is larger."""
-    return start + (size - 1) / 2 + rng.uniform(-0.5, 0.5) * max(size - crop, 0)
 
 
 def quarter_turns(image: NDArray[Any], classes: Classes, count: int) -> tuple[NDArray[Any], Classes]:
     """Turn both by so many right angles."""
     return np.rot90(image, count, axes=(1, 2)), np.rot90(classes, count)
-
-
-def cut(
-    site: Site, center: tuple[float, float], turn: float, zoom: float, side: int, channels: int
-) -> tuple[NDArray[Any], Classes]:
-    """Cut a turned and scaled square out of a site.
-
-    Args:
-        site: where from.
-        center: row and column of its middle, pixels.
-        turn: angle, radians.
-        zoom: above 1 things get larger.
-        side: of the result, pixels.
-        channels: bands.
-
-    Returns:
-        Image (channels, side, side) as the site gives it (bilinear), classes (side, side) (nearest neighbor).
-    """
-    cos, sin = math.cos(turn) * zoom, math.sin(turn) * zoom
-    linear = np.array([[cos, -sin], [sin, cos]])
-    reach = (abs(cos) + abs(sin)) / zoom**2 * side / 2 + 1
-    top, left = math.floor(center[0] - reach), math.floor(center[1] - reach)
-    extent = math.ceil(2 * reach) + 2
-    image, classes = site.read(Window(top, left, extent, extent), channels)
-    middle = np.array([center[1] - left, center[0] - top])
-    matrix: Matrix = np.column_stack([linear, (side - 1) / 2 - linear @ middle])
-    bands = np.ascontiguousarray(np.moveaxis(image, 0, -1))
-    part = cv2.warpAffine(bands, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    target = cv2.warpAffine(
-        np.ascontiguousarray(classes), matrix, (side, side), flags=cv2.INTER_NEAREST, borderValue=[IGNORE]
-    )
-    return np.moveaxis(part.reshape(side, side, -1), -1, 0), np.asarray(target, np.uint8)
 
 
 def change_colors(image: NDArray[Any], strength: float, rng: np.random.Generator) -> NDArray[Any]:

@@ -1,11 +1,12 @@
 """Training crops and validation images.
 
-A crop is cut from the image by one affine map (scale, turn, flip) and read at ``1 / shrink`` of its size. Points are
-moved by the same map instead of being resampled: no click is lost or doubled.
+A crop is read at ``1 / shrink`` of its size. Points are moved by its map instead of being resampled: no click is lost
+or doubled.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +17,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from common.data.augmentation import Matrix, Pixels, Place, affine_map, middle, near, warp
 from common.data.sampling import Key
+from common.images.ranges import to_unit
 from common.labels import IGNORE
 from potsdam_points.data import LoadedPatch
 from potsdam_points.labels import CLASSES
 
 MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
-
-Image = NDArray[np.float32]
-Pixels = NDArray[np.uint8] | NDArray[np.float32]
-Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class PointCrops:
         number, center = self._place(index % len(self.patches), rng)
         patch = self.patches[number]
         matrix = self._matrix(center, rng)
-        image = cut(self.images[number], matrix, self.crop)
+        image = to_unit(warp(self.images[number], matrix, self.crop))
         if self.shrink > 1:
             side = self.crop // self.shrink
             image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
@@ -99,7 +98,7 @@ class PointCrops:
             image = change_colors(image, self.augment.color, rng)
         return {"image": to_input(image), **sample}
 
-    def _place(self, index: int, rng: np.random.Generator) -> tuple[int, tuple[float, float]]:
+    def _place(self, index: int, rng: np.random.Generator) -> tuple[int, Place]:
         """An image and the crop's center (row, column) in it."""
         if rng.random() < self.balance and self.by_class:
             label = int(rng.choice(list(self.by_class)))
@@ -107,24 +106,19 @@ class PointCrops:
             index = int(rng.choice(numbers, p=shares))
             points = self.points[index]
             own = points[self.patches[index].classes[points[:, 0], points[:, 1]] == label]
-            row, column = own[rng.integers(len(own))] + rng.uniform(-0.35, 0.35, 2) * self.crop
-        else:
-            height, width = self.patches[index].classes.shape
-            row, column = _middle(height, self.crop, rng), _middle(width, self.crop, rng)
-        return index, (float(row), float(column))
+            return index, near(own[rng.integers(len(own))], self.crop, rng)
+        height, width = self.patches[index].classes.shape
+        return index, (middle(height, self.crop, rng), middle(width, self.crop, rng))
 
-    def _matrix(self, center: tuple[float, float], rng: np.random.Generator) -> Matrix:
-        """Affine map (2, 3) from the image's (x, y) to the crop's."""
-        turn, flip, zoom = 0.0, 1.0, 1.0
-        if self.augment is not None:
-            turn = rng.uniform(0, 2 * np.pi) if self.augment.rotate else rng.integers(4) * np.pi / 2
-            flip = 1.0 if rng.random() < 0.5 else -1.0
-            zoom = float(np.exp(rng.uniform(-self.augment.zoom, self.augment.zoom)))
-        cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
-        linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
-        middle = np.array([(self.crop - 1) / 2] * 2)
-        shift = middle - linear @ np.array([center[1], center[0]])
-        return np.concatenate([linear, shift[:, None]], axis=1)
+    def _matrix(self, center: Place, rng: np.random.Generator) -> Matrix:
+        """The map from the image's (x, y) to the crop's."""
+        if self.augment is None:
+            return affine_map(center, self.crop, 0.0, 1.0)
+        turn = rng.uniform(0, 2 * math.pi) if self.augment.rotate else int(rng.integers(4)) * math.pi / 2
+        flip = 1.0 if rng.random() < 0.5 else -1.0
+        return affine_map(
+            center, self.crop, turn, math.exp(rng.uniform(-self.augment.zoom, self.augment.zoom)), (flip, 1)
+        )
 
     def _target(self, number: int, matrix: Matrix, rng: np.random.Generator) -> NDArray[np.int64]:
         """The image's points inside the crop, on (crop, crop)."""
@@ -139,13 +133,6 @@ class PointCrops:
         return target
 
 
-def cut(image: NDArray[Any], matrix: Matrix, side: int) -> Image:
-    """Cut a square in 0...1 out of an image (H, W, 3) by an affine map; beyond its edge the image is mirrored."""
-    part = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    scale = np.float32(1 / 255) if image.dtype == np.uint8 else np.float32(1)
-    return np.asarray(part, np.float32) * scale
-
-
 def _images_by_class(patches: Sequence[LoadedPatch]) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """For each labeled class the images that show it, with the chance of each: the root of its points."""
     table = {}
@@ -158,12 +145,7 @@ def _images_by_class(patches: Sequence[LoadedPatch]) -> dict[int, tuple[NDArray[
     return table
 
 
-def _middle(size: int, crop: int, rng: np.random.Generator) -> float:
-    """Center of a crop that lies inside the image, or of the image where it is smaller."""
-    return (size - 1) / 2 + rng.uniform(-0.5, 0.5) * max(size - crop, 0)
-
-
-def change_colors(image: Image, strength: float, rng: np.random.Generator) -> Image:
+def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     """Change brightness, contrast, saturation, hue (channel gains) and noise of an image (H, W, 3) in 0...1."""
     grey = image.mean(axis=2, keepdims=True)
     saturation = np.exp(rng.normal(0, 0.5 * strength)) if rng.random() > 0.1 * strength else 0.0
@@ -180,7 +162,7 @@ def change_colors(image: Image, strength: float, rng: np.random.Generator) -> Im
     return np.clip(image.astype(np.float32) + noise, 0, 1)
 
 
-def to_input(image: Image) -> torch.Tensor:
+def to_input(image: Pixels) -> torch.Tensor:
     """(H, W, 3) in 0...1 -> normalized (3, H, W) tensor."""
     normalized = (image - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(normalized, -1, 0), dtype=np.float32))

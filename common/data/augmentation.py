@@ -1,7 +1,7 @@
 """Random crops of aerial pictures: one affine map of the place, one of the colors, blur and noise.
 
-A crop is cut by one affine map (scale, turn, flip) out of the part of a picture that it needs, so a raster on disk costs
-no more than a chip in memory. Beyond the edge of what is read the image is mirrored.
+A crop is cut by one affine map (scale, turn, flip) out of the part of a picture that it needs, so a raster on disk
+costs no more than a chip in memory. Beyond the edge of what is read the image is mirrored.
 """
 
 from __future__ import annotations
@@ -111,15 +111,15 @@ def warp(
     """An affine map of an image (H, W) or (H, W, C) to a square, beyond its edge mirrored, or of one value."""
     border = cv2.BORDER_REFLECT_101 if outside is None else cv2.BORDER_CONSTANT
     warped = cv2.warpAffine(image, matrix, (side, side), flags=how, borderMode=border, borderValue=[outside or 0] * 4)
-    return warped.reshape(side, side, *image.shape[2:])
+    return np.reshape(warped, (side, side, *image.shape[2:]))
 
 
 def _reduced(image: NDArray[Any], matrix: Matrix) -> tuple[NDArray[Any], Matrix]:
     """An image that is to become less than half as large, as means over blocks, and the map from there."""
     factor = math.floor(1 / math.sqrt(abs(np.linalg.det(matrix[:, :2]))) + 1e-6)
-    height, width = (size // factor for size in image.shape[:2])
-    if factor < 2 or not height or not width:
+    if not 2 <= factor <= min(image.shape[:2]):
         return image, matrix
+    height, width = (size // factor for size in image.shape[:2])
     blocks = image[: height * factor, : width * factor]
     smaller = cv2.resize(blocks, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
     shift = matrix[:, 2] + matrix[:, :2].sum(axis=1) * (factor - 1) / 2
@@ -171,7 +171,7 @@ def jitter_colors(image: Pixels, strength: float, rng: np.random.Generator) -> P
         linear, offset = step @ linear, step @ offset + shift
     if rng.random() < 0.15 * strength:
         linear, offset = np.tile(GREY @ linear, (3, 1)), np.full(3, GREY @ offset)
-    return np.clip(cv2.transform(image, np.column_stack([linear, offset])), 0, 1)
+    return np.asarray(np.clip(cv2.transform(image, np.column_stack([linear, offset])), 0, 1), np.float32)
 
 
 def _color_step(kind: int, strength: float, level: Vector, rng: np.random.Generator) -> tuple[Matrix, Vector]:

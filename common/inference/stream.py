@@ -26,11 +26,11 @@ from common.images.mosaics import MOSAIC
 from common.images.pictures import open_picture
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import TIFF_EXTENSIONS
+from common.images.windows import Window
 from common.inference.predictor import Predictor, confidence_of
 from common.inference.products import Products, protect_input, targets, warn_of_range, write_from_spool
 from common.inference.spool import FULL, Layer, Spool, spool_folder
 from common.inference.tiling import NOT_FINITE
-from common.inference.windows import Window
 from common.labels import NODATA
 
 Mask = NDArray[np.bool_]

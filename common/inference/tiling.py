@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.images.windows import Window
 from common.inference.read_ahead import read_ahead
-from common.inference.windows import Blend, BlendWeights, Window, plan_windows
+from common.inference.windows import Blend, BlendWeights, plan_windows
 from common.networks.padding import pad_to_multiple
 
 Tta = Literal["none", "flips", "d4"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from common.images.windows import Window
 
 Blend = Literal["ramp", "hann", "gaussian", "mean"]
 Profile = npt.NDArray[np.float64]
@@ -28,21 +29,6 @@ OUTER = 3 / 8
 """Share of the strip in common with a neighbor in which a window hardly counts."""
 FAINT = 1e-6
 """What it still counts there: nothing that shows, but never nothing at all."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of pixels: rows ``row .. row + height - 1``, columns ``col .. col + width - 1``."""
-
-    row: int
-    col: int
-    height: int
-    width: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Row and column slice that cut the window out of an array."""
-        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
 
 
 def plan_axis(size: int, tile: int, overlap: float) -> list[int]:

@@ -24,6 +24,7 @@ from rasterio.warp import transform_bounds
 
 from common.images.grids import Bounds, Grid, apply, convert, describe
 from common.images.ground import Ground
+from common.images.windows import Window
 from common.vectors.formats import require_shapes
 
 POLYGONAL = (3, 6)
@@ -44,7 +45,7 @@ class Outlines:
         self._tree = shapely.STRtree(shapes)
 
     def burn(
-        self, window: tuple[int, int, int, int], classes: NDArray[np.uint8] | int = 1, background: int = 0
+        self, window: Window | tuple[int, int, int, int], classes: NDArray[np.uint8] | int = 1, background: int = 0
     ) -> NDArray[np.uint8]:
         """Classes of a window's pixels.
 

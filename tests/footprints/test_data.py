@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from common.data.pairs import Pair
+from common.images.windows import MOST_OPEN, Window
 from footprints.data import audit, find_pairs, load_scenes, plan_tiles, read_tile, same_ground, split_scenes
-from footprints.scene import MOST_OPEN, ArrayScene, Frame, RasterScene, load_scene, to_classes
+from footprints.scene import ArrayScene, Frame, RasterScene, load_scene, to_classes
 from tests.footprints.towns import roofs, write_raster
 
 REAL = os.environ.get("SEG_REAL_DATA")
@@ -89,7 +90,7 @@ def test_labels_of_every_kind_mean_the_same(tmp_path):
     found, problems = load_scenes(find_pairs(tmp_path)[0])
     assert problems == [] and len(found.scenes) == 5
     for loaded in found.scenes:
-        assert (loaded.read(0, 0, 50, 70)[1] == mask // 255).all(), loaded.id
+        assert (loaded.read(Window(0, 0, 50, 70))[1] == mask // 255).all(), loaded.id
 
 
 def test_nodata_and_alpha_of_image_and_label_are_ignored(tmp_path):
@@ -107,8 +108,8 @@ def test_nodata_and_alpha_of_image_and_label_are_ignored(tmp_path):
     write_raster(tmp_path / "labels" / "label.tif", declared, nodata=99)
     for memory in (1 << 30, 0):
         found, _ = load_scenes(find_pairs(tmp_path)[0], memory)
-        classes = {s.id: s.read(0, 0, 50, 70)[1] for s in found.scenes}
-        assert (next(s for s in found.scenes if s.id == "nodata").read(0, 0, 50, 70)[0][:, :, :9] == 0).all()
+        classes = {s.id: s.read(Window(0, 0, 50, 70))[1] for s in found.scenes}
+        assert (next(s for s in found.scenes if s.id == "nodata").read(Window(0, 0, 50, 70))[0][:, :, :9] == 0).all()
         expected = np.where(np.arange(70) < 9, 255, mask // 255)
         assert (classes["nodata"] == expected).all()
         assert (classes["alpha"][:5] == 255).all() and (classes["alpha"][5:] == mask[5:] // 255).all()
@@ -124,7 +125,7 @@ def test_bands_beside_the_colors_are_no_colors_and_no_labels(tmp_path, memory):
     write_raster(tmp_path / "labels" / "two.tif", mask)
     found, problems = load_scenes(find_pairs(tmp_path)[0], memory)
     assert problems == []
-    nan, two = ({s.id: s.read(0, 0, 50, 70) for s in found.scenes}[name] for name in ("nan", "two"))
+    nan, two = ({s.id: s.read(Window(0, 0, 50, 70)) for s in found.scenes}[name] for name in ("nan", "two"))
     assert (nan[1][:5] == 255).all() and (nan[1][5:] == mask[5:] // 255).all()
     assert (nan[0][:, :5] == 0).all() and np.allclose(nan[0][:, 5:], np.moveaxis(image[5:], -1, 0) / 255, atol=1e-6)
     known = two[1] != 255
@@ -138,9 +139,9 @@ def test_a_palette_raster_beyond_the_memory_is_read_by_its_colors(tmp_path):
         file.write_colormap(1, {value: (value, 0, 0, 255) for value in range(256)})
     write_raster(tmp_path / "labels" / "a.tif", mask)
     (whole,), (streamed,) = (load_scenes(find_pairs(tmp_path)[0], memory)[0].scenes for memory in (1 << 30, 0))
-    for one, other in zip(whole.read(3, 4, 40, 50), streamed.read(3, 4, 40, 50), strict=True):
+    for one, other in zip(whole.read(Window(3, 4, 40, 50)), streamed.read(Window(3, 4, 40, 50)), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert streamed.read(3, 4, 40, 50)[0][0].any() and not streamed.read(3, 4, 40, 50)[0][1:].any()
+    assert streamed.read(Window(3, 4, 40, 50))[0][0].any() and not streamed.read(Window(3, 4, 40, 50))[0][1:].any()
 
 
 def test_a_label_whose_nodata_is_0_means_background():
@@ -153,11 +154,11 @@ def test_rasters_beyond_the_memory_are_read_by_windows(town):
     pairs, _ = find_pairs(town)
     whole, windows = load_scene(pairs[0]), load_scenes(pairs, memory=0)[0].scenes[0]
     assert isinstance(windows, RasterScene) and windows.frame == whole.frame
-    for window in ((0, 0, 300, 420), (17, 33, 100, 64), (299, 419, 1, 1)):
-        for one, other in zip(whole.read(*window), windows.read(*window), strict=True):
+    for window in (Window(0, 0, 300, 420), Window(17, 33, 100, 64), Window(299, 419, 1, 1)):
+        for one, other in zip(whole.read(window), windows.read(window), strict=True):
             assert one.dtype == other.dtype and (one == other).all()
     copy = pickle.loads(pickle.dumps(windows))  # as a data worker gets it
-    assert (copy.read(5, 6, 7, 8)[0] == whole.read(5, 6, 7, 8)[0]).all()
+    assert (copy.read(Window(5, 6, 7, 8))[0] == whole.read(Window(5, 6, 7, 8))[0]).all()
 
 
 def test_vector_labels_by_windows_and_in_memory(town, tmp_path):
@@ -167,7 +168,7 @@ def test_vector_labels_by_windows_and_in_memory(town, tmp_path):
     expected = np.zeros((300, 420), np.uint8)
     expected[100:200, 20:60] = 1
     assert (whole.classes == expected).all()
-    assert (windows.read(90, 10, 60, 40)[1] == expected[90:150, 10:50]).all()
+    assert (windows.read(Window(90, 10, 60, 40))[1] == expected[90:150, 10:50]).all()
 
 
 def test_bad_files_are_named(tmp_path):
@@ -220,7 +221,7 @@ def test_the_audit_counts(scene):
     assert f"building {buildings} ({buildings / 92160:.2%})" in rows["label pixels"]
     for one in found.scenes:
         at = found.spots[one.id]
-        assert (one.read(0, 0, 96, 96)[1][at[:, 0], at[:, 1]] == 1).all()
+        assert (one.read(Window(0, 0, 96, 96))[1][at[:, 0], at[:, 1]] == 1).all()
 
 
 def test_the_audit_names_the_label_values(tmp_path):

@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data.augmentation import cut
+from common.images.windows import clip
 from footprints.data import SceneSet, plan_tiles, survey
 from footprints.samples import (
     NORMALIZATIONS,
@@ -13,7 +15,6 @@ from footprints.samples import (
     FootprintCrops,
     FootprintTiles,
     change_colors,
-    cut,
 )
 from footprints.scene import ArrayScene
 from tests.footprints.towns import roofs
@@ -37,17 +38,17 @@ def identity(row, col):
 
 def test_a_crop_without_changes_is_the_window_itself():
     scene = scene_of()
-    image, classes = cut(scene, identity(20, 30), 64)
-    assert np.allclose(image, np.moveaxis(scene.image[:, 20:84, 30:94], 0, -1) / 255, atol=1e-6)
+    image, classes = cut(scene.read, identity(20, 30), 64, size=(120, 150))
+    assert np.allclose(image, np.moveaxis(scene.image[:, 20:84, 30:94], 0, -1), atol=1e-6)
     assert (classes == scene.classes[20:84, 30:94]).all()
 
 
 def test_beyond_the_edges_scenes_are_mirrored():
     scene = scene_of()
-    image, classes = cut(scene, identity(-10, -12), 64)
+    image, classes = cut(scene.read, identity(-10, -12), 64, size=(120, 150))
     assert (classes == np.pad(scene.classes, ((10, 0), (12, 0)), mode="reflect")[:64, :64]).all()
     expected = np.pad(scene.image, ((0, 0), (10, 0), (12, 0)), mode="reflect")[:, :64, :64]
-    assert np.allclose(image, np.moveaxis(expected, 0, -1) / 255, atol=1e-6)
+    assert np.allclose(image, np.moveaxis(expected, 0, -1), atol=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -74,10 +75,10 @@ def test_windows_from_disk_give_the_same_crops():
         def __init__(self, scene):
             self.id, self.frame, self._scene, self.most = scene.id, scene.frame, scene, 0
 
-        def read(self, row, col, height, width):
-            assert row >= 0 and col >= 0 and row + height <= 120 and col + width <= 150
-            self.most = max(self.most, height, width)
-            image, classes = self._scene.read(row, col, height, width)
+        def read(self, window):
+            assert clip(window, 120, 150) == window
+            self.most = max(self.most, window.height, window.width)
+            image, classes = self._scene.read(window)
             return image.copy(), classes.copy()
 
     scene = scene_of()

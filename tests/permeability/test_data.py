@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rasterio.enums import Resampling
 from rasterio.warp import reproject, transform
 
-from common.inference.windows import Window
+from common.images.windows import Window, opened
 from permeability import data
 from permeability.data import (
     Join,
@@ -26,7 +26,6 @@ from permeability.data import (
     thin,
 )
 from permeability.labels import to_classes
-from permeability.site import open_source
 from tests.permeability.sheets import CRS, LEFT, TOP, join, one, patches, write_pair, write_raster
 
 
@@ -216,16 +215,16 @@ def test_values_of_masks():
 
 def _sum(site):
     """What a process sees, and how many files it opened for that."""
-    opened = open_source.cache_info().misses
+    before = opened.cache_info().misses
     image, classes = site.read(Window(0, 0, 50, 50))
-    return int(image.sum()), int(classes.sum()), open_source.cache_info().misses - opened
+    return int(image.sum()), int(classes.sum()), opened.cache_info().misses - before
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_sites_work_in_other_processes(easy, method):
     sites, _, _ = join_sites(*find_files(easy, None, None), Join())
-    open_source.cache_clear()
+    opened.cache_clear()
     expected = _sum(sites[0])  # opens both files here: these handles must not be used there
     assert expected[2] == 2
     assert pickle.loads(pickle.dumps(sites[0])) == sites[0]

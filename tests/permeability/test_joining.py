@@ -6,7 +6,7 @@ import shapely
 from rasterio.crs import CRS as RasterCRS
 from rasterio.warp import transform
 
-from common.inference.windows import Window
+from common.images.windows import Window
 from permeability.data import open_grids
 from permeability.joining import outline, rectangle, same_system
 from tests.permeability.sheets import CRS, LEFT, TOP, join, one, patches, write_raster

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from common.data.augmentation import affine_map, cut
 from common.data.sampling import EpochBatches
-from common.inference.windows import Window
+from common.images.windows import Window
 from permeability.data import Join, Mask, find_files, join_sites, look_at, plan_tiles
 from permeability.samples import (
     SOURCE_MEAN,
@@ -17,7 +18,6 @@ from permeability.samples import (
     ValidationTiles,
     around,
     change_colors,
-    cut,
     measure,
 )
 from tests.permeability.sheets import patches, write_raster
@@ -161,14 +161,20 @@ def test_image_and_classes_stay_together_under_every_change(found):
     assert agreed / known > 0.93
 
 
+def part_of(site, center, turn, zoom):
+    """Image (3, 32, 32) and classes of a turned and enlarged square."""
+    image, classes = cut(site.read, affine_map(center, 32, turn, zoom), 32, outside=255)
+    return np.moveaxis(image, -1, 0), classes
+
+
 def test_an_unturned_cut_is_the_window_itself(found):
     site = found.sites[0]
     window = Window(20, 30, 32, 32)
     image, classes = site.read(window)
-    found_image, found_classes = cut(site, (20 + 15.5, 30 + 15.5), 0.0, 1.0, 32, 3)
+    found_image, found_classes = part_of(site, (20 + 15.5, 30 + 15.5), 0.0, 1.0)
     assert np.array_equal(found_classes, classes)
     assert np.abs(found_image.astype(int) - image).max() <= 1
-    turned, turned_classes = cut(site, (20 + 15.5, 30 + 15.5), -np.pi / 2, 1.0, 32, 3)
+    turned, turned_classes = part_of(site, (20 + 15.5, 30 + 15.5), -np.pi / 2, 1.0)
     assert np.array_equal(turned_classes, np.rot90(classes))
     assert np.abs(turned.astype(int) - np.rot90(image, axes=(1, 2))).max() <= 1
 
@@ -176,12 +182,12 @@ def test_an_unturned_cut_is_the_window_itself(found):
 def test_zoom_enlarges(found):
     site = found.sites[0]
     inner = site.read_classes(Window(28, 38, 16, 16))
-    _, classes = cut(site, (20 + 15.5, 30 + 15.5), 0.0, 2.0, 32, 3)
+    _, classes = part_of(site, (20 + 15.5, 30 + 15.5), 0.0, 2.0)
     assert np.mean(classes == np.kron(inner, np.ones((2, 2), np.uint8))) > 0.95
 
 
 def test_beyond_the_edge_is_ignored(found):
-    _, classes = cut(found.sites[0], (0.0, 0.0), 0.3, 1.0, 32, 3)
+    _, classes = part_of(found.sites[0], (0.0, 0.0), 0.3, 1.0)
     assert (classes == 255).mean() > 0.5
 
 

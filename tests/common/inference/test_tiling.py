@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.images.windows import Window
 from common.inference.tiling import predict_array, predict_symmetric, predict_windows
-from common.inference.windows import BlendWeights, Window, blend_profile, plan_windows
+from common.inference.windows import BlendWeights, blend_profile, plan_windows
 from common.networks.padding import pad_to_multiple
 
 
