@@ -24,6 +24,7 @@ from common.scenes.aerial import write_footprints
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, start
+from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
 from footprints.evaluate import read_samples
@@ -103,7 +104,10 @@ def main() -> int:
     """Load data, build, fit, finish."""
     config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
-    state = fit(build(config, data), config, run, precision)
+    experiment = build(config, data)
+    if config.preview:
+        return preview(experiment, run, config.seed)
+    state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 
@@ -157,10 +161,10 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
     def example(tile_id: str) -> Example:
         image, classes = read_tile(tiles[tile_id])
-        return image, classes, predictor.classify(predictor(to_unit(image)))
+        return Example(image, classes, predictor.classify(predictor(to_unit(image))))
 
     result = {**scores.result(), "n_images": len(data.split[part])}
-    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, result, scores, example))
+    finish_run(run, config, data.facts, history, precision, Outcome(part, predictor.card, result, scores, example))
     curve = scores.curve.roc()
     if curve is not None:
         roc(list(zip(*curve, strict=True)), run.path / "roc.png", result["auc"])

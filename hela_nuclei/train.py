@@ -24,6 +24,7 @@ from common.report.plots import History
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, start
+from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from hela_nuclei.data import (
     SMALLEST_SIDE,
@@ -92,7 +93,10 @@ def main() -> int:
     if config.overfit_one:
         return overfit_one(config, precision)
     data = load_data(config)
-    state = fit(build(config, data), config, run, precision)
+    experiment = build(config, data)
+    if config.preview:
+        return preview(experiment, run, config.seed)
+    state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 
@@ -162,10 +166,10 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     def example(frame_id: str) -> Example:
         item = by_id[frame_id]
         mask = predictor(item.unit()).mask.astype("uint8")
-        return item.image[None], semantic_target(item.labels, 0), mask
+        return Example(item.image[None], semantic_target(item.labels, 0), mask)
 
     result = scores.result()
-    finish_run(run, config, data.facts, history, Outcome(part, card, result, scores.pixels, example))
+    finish_run(run, config, data.facts, history, precision, Outcome(part, card, result, scores.pixels, example))
     shown = {"field of interest": "iou_foi", "SEG": "seg", "DET": "det"}
     say(", ".join(f"{title} {'-' if result[key] is None else f'{result[key]:.4f}'}" for title, key in shown.items()))
 

@@ -26,6 +26,7 @@ from common.scenes.aerial import write_permeability
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, start
+from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
 from permeability.evaluate import read_samples
@@ -113,7 +114,10 @@ def main() -> int:
     """Load data, build, fit, finish."""
     config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
-    state = fit(build(config, data), config, run, precision)
+    experiment = build(config, data)
+    if config.preview:
+        return preview(experiment, run, config.seed)
+    state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 
@@ -194,10 +198,10 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
     def example(tile_id: str) -> Example:
         image, classes = tiles[tile_id].read(config.channels)
-        return image, classes, predictor.classify(predictor(to_unit(image)))
+        return Example(image, classes, predictor.classify(predictor(to_unit(image))))
 
     result = {**scores.result(), "n_images": len({tile.site.id for tile in tiles.values()})}
-    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, result, scores, example))
+    finish_run(run, config, data.facts, history, precision, Outcome(part, predictor.card, result, scores, example))
 
 
 def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:

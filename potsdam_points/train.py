@@ -11,8 +11,6 @@ from typing import Any, Literal
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from common.command.cli import run_command, say
@@ -25,22 +23,21 @@ from common.inference.score import score_samples
 from common.losses import LossRecipe
 from common.networks.precision import Precision, choose_precision
 from common.networks.unet_small import SMALL
-from common.report.plots import History, predictions
+from common.report.plots import History
 from common.scenes.aerial import write_potsdam
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, start
+from common.training.pictures import preview, thicken
 from common.training.runs import RunFolder, demo_data
 from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
-from potsdam_points.labels import CLASSES, PALETTE, Coding, class_counts
+from potsdam_points.labels import CLASSES, Coding, class_counts
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
 from potsdam_points.samples import MEAN, STD, Augmentation, PointCrops, WholePatches
 from potsdam_points.task import TASK
 
 DEMO = Path("data/demo/potsdam_points")
-DOT = 1
-"""Points are drawn as squares of 2 DOT + 1 pixels where they are few."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +134,8 @@ def main() -> int:
     config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
     experiment = build(config, data)
+    if config.preview:
+        return preview(experiment, run, config.seed)
     save_annotation(run, config, data)
     state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
@@ -210,10 +209,12 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
     def example(patch_id: str) -> Example:
         patch = by_id[patch_id]
-        return patch.image, patch.classes, predictor.classify(predictor(patch.unit()))
+        points = thicken(with_points(patch, config).classes)
+        return Example(patch.image, patch.classes, predictor.classify(predictor(patch.unit())), points)
 
-    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, scores.result(), scores, example))
-    draw_predictions(run, data.part, config, predictor)
+    finish_run(
+        run, config, data.facts, history, precision, Outcome(part, predictor.card, scores.result(), scores, example)
+    )
 
 
 def demo_scenes() -> Path:
@@ -243,33 +244,6 @@ def save_annotation(run: RunFolder, config: Config, data: Data) -> None:
         write_points(run.path / "points.csv", ((patch.id, to_points(patch.classes)) for patch in data.sparse))
     if data.class_weights is not None:
         save_class_weights(run.path / "class_weights.pt", data.class_weights)
-
-
-def draw_predictions(run: RunFolder, part: dict[str, list[LoadedPatch]], config: Config, predictor: Predictor) -> None:
-    """Write predictions.png: input | points | truth | prediction of training images and of unseen ones."""
-    rows = []
-    for patch in (*most_varied(part["train"], 2), *most_varied(part["test"] or part["val"], 3)):
-        points = thicken(with_points(patch, config).classes)
-        rows.append((patch.image, points, patch.classes, predictor.classify(predictor(patch.unit()))))
-    predictions(rows, run.path / "predictions.png", PALETTE, ("input", "points", "truth", "prediction"), CLASSES)
-
-
-def most_varied(patches: list[LoadedPatch], count: int) -> list[LoadedPatch]:
-    """The patches that show most classes."""
-    return sorted(patches, key=lambda patch: -len(np.unique(patch.classes)))[:count]
-
-
-def thicken(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Draw sparse points as small squares, so that they can be seen."""
-    rows, columns = np.nonzero(classes != 255)
-    if len(rows) * 50 > classes.size:
-        return classes
-    shown = np.full_like(classes, 255)
-    for dy in range(-DOT, DOT + 1):
-        for dx in range(-DOT, DOT + 1):
-            y, x = (rows + dy).clip(0, classes.shape[0] - 1), (columns + dx).clip(0, classes.shape[1] - 1)
-            shown[y, x] = classes[rows, columns]
-    return shown
 
 
 if __name__ == "__main__":

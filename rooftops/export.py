@@ -26,10 +26,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.command.cli import run_command, say
+from common.command.cli import VERSION, run_command, say
 from common.command.config import parse_flags
 from common.files import atomic_path, file_hash
-from common.inference.outputs import VERSION
 from common.networks.checkpoint import ModelCard
 from rooftops.task import TASK
 

@@ -25,6 +25,7 @@ from common.scenes.aerial import write_rooftops
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, start
+from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.evaluate import read_samples
@@ -102,7 +103,10 @@ def main() -> int:
     """Load data, build, fit, finish."""
     config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
     data = load_data(config)
-    state = fit(build(config, data), config, run, precision)
+    experiment = build(config, data)
+    if config.preview:
+        return preview(experiment, run, config.seed)
+    state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
 
@@ -165,9 +169,11 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
     def example(picture_id: str) -> Example:
         picture = data.pictures[picture_id]
-        return picture.image, picture.classes, predictor.classify(predictor(picture.unit()))
+        return Example(picture.image, picture.classes, predictor.classify(predictor(picture.unit())))
 
-    finish_run(run, config, data.facts, history, Outcome(part, predictor.card, scores.result(), scores, example))
+    finish_run(
+        run, config, data.facts, history, precision, Outcome(part, predictor.card, scores.result(), scores, example)
+    )
 
 
 def demo_scenes() -> Path:

@@ -20,6 +20,7 @@ from typing import NoReturn
 STARTED = time.monotonic()
 """When the process was up (imports of this module come first): --max-minutes counts from here."""
 
+VERSION = "0.1.0"
 PARTIAL, UNUSABLE, NON_FINITE = 1, 2, 3
 
 

@@ -103,6 +103,8 @@ class TrainConfig:
     """Run folder; default runs/<task>/<timestamp>."""
     max_minutes: float = 0.0
     """Time budget from start to exit, report included (0 = none); the schedule is planned for it."""
+    preview: bool = False
+    """Only write preview.png into the run folder: samples and labels as the training would see them."""
     skip_bad: bool = False
     """Go on without files that are damaged or do not fit, instead of stopping."""
     config: Path | None = None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.command.cli import VERSION
 from common.files import file_hash
-
-VERSION: str = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 def provenance(checkpoints: Sequence[Path], threshold: float | None) -> dict[str, str]:

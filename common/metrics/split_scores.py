@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ SCORE_KEYS = (
 FLAT = 1e-3
 """The optimum of mIoU over the threshold is flat. What lies this close to the highest is chosen for being near 0.5,
 which keeps faint objects and does not follow the noise of a few validation images."""
+
+
+MIXED = 0.01
+"""Share of an image's valid pixels that a class needs for it to be there to be seen."""
+
+
+class ImageScore(NamedTuple):
+    """How one image was segmented."""
+
+    name: str
+    miou: float
+    is_mixed: bool
+    """Whether two classes or more can be seen in its truth."""
 
 
 class SplitScores:
@@ -47,7 +60,7 @@ class SplitScores:
         self.confusion = ConfusionMatrix(len(self.class_names), device=device)
         self.curve = ThresholdCurve(device=device)
         self.boundary = BoundaryF1(len(self.class_names), device=device)
-        self.per_image: list[tuple[str, float]] = []
+        self.per_image: list[ImageScore] = []
         self.losses: list[float] = []
         self.n_images = 0
 
@@ -78,7 +91,9 @@ class SplitScores:
             single.update(guess, truth)
             score = single.scores(self.class_names)["miou"]
             if score is not None:
-                self.per_image.append((name, score))
+                areas = single.matrix.sum(1)
+                mixed = int((areas >= MIXED * areas.sum()).sum()) > 1
+                self.per_image.append(ImageScore(name, score, mixed))
 
     def result(self) -> dict[str, Any]:
         """The scores under the keys of ``SCORE_KEYS``; undefined = None."""

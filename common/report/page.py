@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from common.files import write_text
-from common.images.display import COLORS, Palette, Pixels
+from common.images.display import COLORS, RGB, Palette, Pixels
 from common.report import plots
 from common.report.plots import History
 
@@ -98,6 +98,10 @@ class Report:
     """(false positive rate, true positive rate) points."""
     examples: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """(id, score, (H, W, 3) uint8 picture) by heading, such as "best" and "worst"; ``plots.strip`` makes them."""
+    examples_note: str = ""
+    """What they are, and what their panels show."""
+    legend: Mapping[str, RGB] = field(default_factory=dict)
+    """Meaning of the panels' colors."""
     palette: Palette | None = None
     """RGB by class index, for the swatches beside class names."""
     files: Mapping[str, str] = field(default_factory=dict)
@@ -115,6 +119,8 @@ def write_report(path: Path, report: Report) -> None:
     if any(count for *_, count in calibration):
         judged.insert(0, ("Reliability", plots.reliability_figure(calibration)))
     rows, columns = _audit_table(audit)
+    palette = report.palette or {}
+    named = {name: palette[index] for index, name in enumerate(_class_names(scores)) if index in palette}
     page = _template().render(
         title=report.title,
         summary={key: _text(value) for key, value in report.summary.items()},
@@ -124,13 +130,17 @@ def write_report(path: Path, report: Report) -> None:
         audit=[line for line in audit if isinstance(line, str)],
         audit_columns=columns,
         audit_rows=rows,
-        curves=[_svg(figure, name, f"c{i}") for i, (name, figure) in enumerate(plots.curve_figures(report.history))],
+        curves=[
+            _svg(figure, name, f"c{i}") for i, (name, figure) in enumerate(plots.curve_figures(report.history, named))
+        ],
         classes=class_table(scores, report.palette),
         absent=scores.get("absent_classes") or [],
         names=_class_names(scores),
         confusion=confusion_rows(scores.get("confusion_matrix")),
         calibration=[_svg(figure, name, f"p{i}") for i, (name, figure) in enumerate(judged)],
         examples=_pictures(report.examples),
+        examples_note=report.examples_note,
+        legend={name: _css(color) for name, color in report.legend.items()},
         config={key: _text(value) for key, value in _flatten(report.config).items()},
         files=report.files,
     )
@@ -154,7 +164,7 @@ def class_table(scores: Mapping[str, Any], palette: Palette | None = None) -> li
     total = sum(sum(row) for row in matrix) if matrix is not None else 0
     rows = []
     for index, (name, iou) in enumerate(ious.items()):
-        color = f"rgb({', '.join(str(int(v)) for v in palette[index])})" if palette and index in palette else None
+        color = _css(palette[index]) if palette and index in palette else None
         precision = recall = truth = share = None
         if matrix is not None:
             hit, truth = int(matrix[index][index]), int(sum(matrix[index]))
@@ -162,6 +172,10 @@ def class_table(scores: Mapping[str, Any], palette: Palette | None = None) -> li
             share = _ratio(truth, total)
         rows.append(ClassRow(name, color, iou, precision, recall, truth, share))
     return rows
+
+
+def _css(color: RGB) -> str:
+    return f"rgb({', '.join(str(int(v)) for v in color)})"
 
 
 def confusion_rows(matrix: Sequence[Sequence[int]] | None) -> list[list[Cell]]:

@@ -124,27 +124,28 @@ def _is_new(rows: Sequence[Sequence[tuple[str, Pixels]]], row: int, column: int)
 # Training curves ------------------------------------------------------------------------------------------------------
 
 
-def curves(history: History, path: Path) -> None:
+def curves(history: History, path: Path, colors: Mapping[str, RGB] | None = None) -> None:
     """Draw losses, IoU and accuracy, IoU per class and learning rate against the epoch.
 
     Args:
         history: the rows of ``metrics.csv``: epoch, lr, train_loss, val_loss, pixel_accuracy, miou, f1, iou_<class> ...
             Values may be numbers, their text, empty or None; whatever is not a finite number leaves a gap.
         path: the picture to write.
+        colors: of classes by name, as their maps are painted; those too pale for white paper are darkened.
     """
     figure = _figure((2 * PANEL_INCHES[0], 2 * PANEL_INCHES[1]))
     for axes, (title, series) in zip(np.ravel(figure.subplots(2, 2)), _panels(history), strict=True):
-        _draw_curves(axes, title, series, history)
+        _draw_curves(axes, title, series, history, colors or {})
     save(figure, path)
 
 
-def curve_figures(history: History) -> list[tuple[str, Figure]]:
+def curve_figures(history: History, colors: Mapping[str, RGB] | None = None) -> list[tuple[str, Figure]]:
     """One titled figure for each panel of ``curves`` that has values."""
     figures = []
     for title, series in _panels(history):
         if any(np.isfinite(values).any() for values in series.values()):
             figure = _figure(PANEL_INCHES)
-            _draw_curves(figure.subplots(), title, series, history)
+            _draw_curves(figure.subplots(), title, series, history, colors or {})
             figures.append((title, figure))
     return figures
 
@@ -168,7 +169,9 @@ def _panels(history: History) -> list[tuple[str, dict[str, NDArray[np.float64]]]
     return [(title, {label: _column(history, key) for label, key in keys.items()}) for title, keys in columns.items()]
 
 
-def _draw_curves(axes: Axes, title: str, series: Mapping[str, NDArray[np.float64]], history: History) -> None:
+def _draw_curves(
+    axes: Axes, title: str, series: Mapping[str, NDArray[np.float64]], history: History, colors: Mapping[str, RGB]
+) -> None:
     epochs = _column(history, "epoch")
     epochs = np.where(np.isfinite(epochs), epochs, np.arange(1, len(history) + 1))
     lines = {label: values for label, values in series.items() if np.isfinite(values).any()}
@@ -187,6 +190,8 @@ def _draw_curves(axes: Axes, title: str, series: Mapping[str, NDArray[np.float64
         if label not in lines:
             continue  # a class never seen keeps its place, so that the others keep their colors from figure to figure
         color, dash = COLORS[position % len(COLORS)], DASHES[position // len(COLORS) % len(DASHES)]
+        if "by class" in title and label in colors:
+            color, dash = _on_white(colors[label]), "-"
         handles += axes.plot(epochs, values, color=color, linestyle=dash, linewidth=1.8, **_markers(values))
         if best is not None:
             axes.plot(
@@ -197,6 +202,13 @@ def _draw_curves(axes: Axes, title: str, series: Mapping[str, NDArray[np.float64
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
     if len(lines) > 1:
         _legend(axes, handles, list(lines))
+
+
+def _on_white(color: RGB) -> str:
+    """A class color as a line color: the same hue, dark enough (luminance of 0.45 at most) to be seen on white."""
+    red, green, blue = color
+    luminance = (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
+    return "#" + "".join(f"{round(value * min(1.0, 0.45 / max(luminance, 1e-6))):02x}" for value in color)
 
 
 def _markers(values: NDArray[np.float64]) -> dict[str, Any]:
@@ -218,7 +230,14 @@ def _scale(axes: Axes, values: NDArray[np.float64], bounded: bool) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif low == high:
         axes.set_ylim(0, 2 * high) if high > 0 else None
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
+
+
+def tick(value: float, position: object = None) -> str:
+    """A number on an axis: 0.05, but 6e-5 instead of 6e-05 or 0.00006."""
+    text = f"{value:.3g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"
+    mantissa, e, exponent = text.partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if e else text
 
 
 def _column(history: History, key: str) -> NDArray[np.float64]:

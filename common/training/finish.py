@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from common.command.cli import say
+from common.command.cli import VERSION, say
 from common.command.config import TrainConfig, config_values
 from common.data.pairs import Facts
 from common.files import write_text
-from common.images.display import colorize, stretch, strip
+from common.images.display import RGB, Palette, Pixels, stretch, strip
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard
+from common.networks.precision import Precision
+from common.report.examples import choose, error_legend, panels
 from common.report.page import Report, write_report
 from common.report.plots import curves, grid, grid_figure
 from common.training.runs import RunFolder
 
-Example = tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.uint8]]
-"""Image (C, H, W), truth (H, W) and prediction (H, W) of one sample; 255 = ignored."""
-
 SHOWN = 4
-"""Best and worst samples in the report, each."""
+"""Ordinary, best and worst samples in the report, each."""
+DRAWN = 2
+"""Of those in predictions.png."""
+UNSEEN = {
+    "test": "of the test part: unseen in training and in the choice of epoch and threshold",
+    "val": "of the validation part: not trained on, but epoch and threshold were chosen with it",
+}
 HEADLINE = ("miou", "pixel_accuracy", "f1", "auc")
 """Scores of the line that ends a training, before the classes'."""
 FILES = {
@@ -34,10 +42,21 @@ FILES = {
     "last.pt": "the last state, to resume from",
     "metrics.csv": "one row per epoch",
     "curves.png": "the same as curves",
-    "predictions.png": "input, truth and prediction of some samples",
+    "predictions.png": "input, truth, prediction and errors of ordinary, best and worst samples",
     "test_metrics.json": "scores on the test part, if there is one",
     "config.yaml": "the resolved configuration, readable with --config",
 }
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample: image (C, H, W), truth (H, W) and prediction (H, W); 255 = ignored."""
+
+    image: NDArray[Any]
+    truth: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    points: NDArray[np.uint8] | None = None
+    """(H, W) of the labeled points, where a task has them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,12 @@ class Outcome:
 
 
 def finish_run(
-    run: RunFolder, config: TrainConfig, audit: Facts, history: Sequence[Mapping[str, Any]], outcome: Outcome
+    run: RunFolder,
+    config: TrainConfig,
+    audit: Facts,
+    history: Sequence[Mapping[str, Any]],
+    precision: Precision,
+    outcome: Outcome,
 ) -> None:
     """Write curves.png, predictions.png, report.html, TensorBoard figures and, if tested, test_metrics.json.
 
@@ -66,17 +90,18 @@ def finish_run(
         config: the resolved configuration.
         audit: what was found in the data.
         history: rows of metrics.csv.
+        precision: where it was computed.
         outcome: scores of the best network.
     """
     card, scores, detail, part = outcome.card, outcome.scores, outcome.detail, outcome.part
     if history:
-        curves(history, run.path / "curves.png")
+        curves(history, run.path / "curves.png", {name: card.palette[i] for i, name in enumerate(card.classes)})
     if part == "test":
         write_text(
             run.path / "test_metrics.json",
             json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
         )
-    examples = _examples(run, outcome, len(history))
+    examples, legend = _examples(run, outcome, len(history))
     run.close()
     bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
     calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
@@ -85,6 +110,11 @@ def finish_run(
         title=f"{card.task}: {card.arch}",
         summary={
             "scored on": f"{part} part, {scores['n_images']} images",
+            "data": card.data_root,
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "duration": _duration(history),
+            "device": str(precision),
+            "versions": versions(),
             "epochs": len(history),
             "threshold": card.threshold,
             "weights": "best_iou.pt",
@@ -96,6 +126,8 @@ def finish_run(
         calibration=calibration,
         roc=list(zip(*roc, strict=True)) if roc else (),
         examples=examples,
+        examples_note=f"Samples {UNSEEN[part]}. Left to right: {', '.join(legend.columns)}; numbers are mean IoU.",
+        legend=legend.colors,
         palette=card.palette,
         files={name: meaning for name, meaning in FILES.items() if (run.path / name).exists()},
     )
@@ -105,25 +137,49 @@ def finish_run(
     say(f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items() if value is not None))
 
 
-def _examples(run: RunFolder, outcome: Outcome, epochs: int) -> dict[str, list[tuple[str, float, NDArray[np.uint8]]]]:
-    """Write predictions.png and its TensorBoard figure; return the best and worst samples as picture strips."""
-    card, ranked = outcome.card, sorted(outcome.detail.per_image, key=lambda item: item[1])
-    shown = min(SHOWN, (len(ranked) + 1) // 2)  # of few samples, half are the best
-    chosen = {"best": ranked[-shown:][::-1], "worst": ranked[: min(shown, len(ranked) - shown)]}
-    pictures = {name: _row(outcome.example(name), card.palette) for some in chosen.values() for name, _ in some}
-    if pictures:
-        legend = {name: card.palette[index] for index, name in enumerate(card.classes)}
-        titles = ("input", "truth", "prediction")
-        rows = [list(zip(titles, pictures[name], strict=True)) for some in chosen.values() for name, _ in some[:2]]
-        grid(rows, run.path / "predictions.png", legend)
-        run.writer.add_figure("predictions", grid_figure(rows, legend), epochs)
-    return {
-        heading: [(name, score, strip(pictures[name])) for name, score in some]
-        for heading, some in chosen.items()
-        if some
-    }
+def _duration(history: Sequence[Mapping[str, Any]]) -> str:
+    """Time in the epochs' optimization, those of a resumed run included."""
+    seconds = sum(float(row.get("seconds") or 0) for row in history)
+    return f"{seconds / 60:.1f} min of optimization in {len(history)} epochs"
 
 
-def _row(example: Example, palette: Mapping[int, tuple[int, int, int]]) -> list[NDArray[np.uint8]]:
-    image, truth, prediction = example
-    return [stretch(image), colorize(truth, palette), colorize(prediction, palette)]
+def versions() -> str:
+    """Such as ``plain-segmentation 0.1.0, Python 3.12.1, PyTorch 2.9.0, Linux``."""
+    python = platform.python_version()
+    return f"plain-segmentation {VERSION}, Python {python}, PyTorch {torch.__version__}, {platform.system()}"
+
+
+class Legend(NamedTuple):
+    """What the panels of the examples are, and what their colors mean."""
+
+    columns: list[str]
+    colors: dict[str, RGB]
+
+
+def _examples(
+    run: RunFolder, outcome: Outcome, epochs: int
+) -> tuple[dict[str, list[tuple[str, float, Pixels]]], Legend]:
+    """Write predictions.png and its TensorBoard figure; return samples as picture strips, by group."""
+    card, columns = outcome.card, list[str]()
+    colors = {name: card.palette[index] for index, name in enumerate(card.classes)}
+    colors |= error_legend(len(card.classes))
+    strips: dict[str, list[tuple[str, float, Pixels]]] = {}
+    rows = []
+    for group, samples in choose(outcome.detail.per_image, SHOWN).items():
+        strips[group] = []
+        for number, (name, score, _) in enumerate(samples):
+            row = _panels(outcome.example(name), {index: card.palette[index] for index in range(len(card.classes))})
+            columns = [title for title, _ in row]
+            strips[group].append((name, score, strip([picture for _, picture in row])))
+            if number < DRAWN:
+                rows.append([(f"{group} {score:.3f}: {name}", row[0][1]), *row[1:]])
+    if rows:
+        grid(rows, run.path / "predictions.png", colors)
+        run.writer.add_figure("predictions", grid_figure(rows, colors), epochs)
+    return strips, Legend(columns, colors)
+
+
+def _panels(example: Example, palette: Palette) -> list[tuple[str, Pixels]]:
+    points = {} if example.points is None else {"points": example.points}
+    maps = {**points, "truth": example.truth, "prediction": example.prediction}
+    return panels(stretch(example.image), maps, palette)

@@ -31,6 +31,7 @@ from common.networks.precision import Precision, choose_precision, peak_memory_m
 from common.networks.task import Task
 from common.training.estimate import estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData, to_device
+from common.training.pictures import draw_epoch
 from common.training.runs import RunFolder, load_train_config, open_run
 from common.training.schedule import Clock, Schedule
 from common.training.state import MovingAverage
@@ -239,6 +240,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
                 trained - started, (state.batch - first) * sampler.batch_size, peak_memory_mb(precision.device)
             )
             _end_epoch(state, scores, run, card, speed)
+            draw_epoch(state, experiment, engine, run)
             clock.deadline = min(clock.deadline, _deadline(config, time.monotonic() - trained, test_share))
     if stop.signum is not None:
         last = run.path / "last.pt"

@@ -15,6 +15,7 @@ from common.command.cli import say
 from common.command.config import C, TrainConfig, flag_value, parse_config, read_yaml, save_config
 from common.files import atomic_path, write_text
 from common.networks.checkpoint import RUNS, ModelCard, is_demo_run, load_checkpoint, save_checkpoint
+from common.report.plots import curves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,6 +29,7 @@ class RunFolder:
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = path, resume_from
         self._writer: SummaryWriter | None = None
+        self._drawn, self._drawing = time.monotonic(), 0.5  # when the curves were drawn, and for how long
 
     def create(self, config: TrainConfig) -> None:
         """Make the folder and write the resolved configuration into it."""
@@ -79,8 +81,15 @@ class RunFolder:
         say(f"resumed {self.resume_from}: {state.epoch} epochs and {state.batch} batches done")
 
     def log_epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the history so far as ``metrics.csv`` and its last row as TensorBoard scalars."""
+        """Write the history so far as ``metrics.csv`` and ``curves.png``, its last row as TensorBoard scalars.
+
+        The curves wait while epochs are so short that drawing them would take a good part of the time.
+        """
         write_history(self.path / "metrics.csv", history)
+        if time.monotonic() - self._drawn > 20 * self._drawing:
+            started = time.monotonic()
+            curves(history, self.path / "curves.png")
+            self._drawn, self._drawing = time.monotonic(), time.monotonic() - started
         row = history[-1]
         for name, value in row.items():
             if name != "epoch" and value is not None:

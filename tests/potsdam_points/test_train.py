@@ -1,7 +1,6 @@
 import csv
 import json
 
-import numpy as np
 import pytest
 import tifffile
 import torch
@@ -9,7 +8,6 @@ import torch
 from common.networks.checkpoint import load_checkpoint
 from potsdam_points.labels import class_counts, read_classes
 from potsdam_points.points import class_weights, draw_points, from_points, read_points
-from potsdam_points.train import most_varied, thicken
 from tests.commands import check_resume
 
 FILES = (
@@ -95,25 +93,6 @@ def test_every_shipped_recipe_trains(call, recipe, scene, tmp_path):
     )  # fmt: skip
     assert result.code == 0, result.err
     assert (tmp_path / recipe / "predictions.png").is_file()
-
-
-def test_points_are_drawn_large_enough_to_be_seen():
-    classes = np.full((60, 60), 255, np.uint8)
-    classes[10, 10] = 3
-    assert (thicken(classes) == 3).sum() == 9
-    full = np.zeros((4, 4), np.uint8)
-    assert (thicken(full) == full).all()
-
-
-def test_pictures_show_the_most_varied_patches():
-    from potsdam_points.data import LoadedPatch
-
-    image = np.zeros((3, 2, 2), np.uint8)
-    plain, varied = (
-        LoadedPatch("a", image, np.zeros((2, 2), np.uint8)),
-        LoadedPatch("b", image, np.arange(4, dtype=np.uint8).reshape(2, 2)),
-    )
-    assert [patch.id for patch in most_varied([plain, varied], 1)] == ["b"]
 
 
 def test_evaluate_prints_one_json_object(trained, blobs, call):

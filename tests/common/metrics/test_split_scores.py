@@ -99,8 +99,8 @@ def test_single_images():
     target[3] = 255
     scores = SplitScores(NAMES, threshold=0.4)
     filled(scores, probability, target)
-    assert [name for name, _ in scores.per_image] == ["image0", "image1", "image2", "image4", "image5"]
-    for name, value in scores.per_image:
+    assert [one.name for one in scores.per_image] == ["image0", "image1", "image2", "image4", "image5"]
+    for name, value, _ in scores.per_image:
         i = int(name[-1])
         valid = target[i] != 255
         guess = (probability[i, 0] >= 0.4).long()[valid]

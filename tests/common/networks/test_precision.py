@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.inference.outputs import VERSION, check_disk, provenance
+from common.command.cli import VERSION
+from common.inference.outputs import check_disk, provenance
 from common.networks.precision import choose_precision, peak_memory_mb
 
 
