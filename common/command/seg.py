@@ -1,4 +1,4 @@
-"""One command for all tasks: ``seg hela_nuclei train --data-root DIR`` is ``python hela_nuclei/train.py --data-root DIR``.
+"""All commands under one name: ``seg hela_nuclei train --epochs 3`` is ``python hela_nuclei/train.py --epochs 3``.
 
 ``seg`` lists the tasks, ``seg <task>`` its commands. Hyphens may stand for underscores.
 """

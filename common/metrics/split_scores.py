@@ -91,7 +91,7 @@ class SplitScores:
             single.update(guess, truth)
             score = single.scores(self.class_names)["miou"]
             if score is not None:
-                areas = single.matrix.sum(1)
+                areas = single.counts.sum(1)
                 mixed = int((areas >= MIXED * areas.sum()).sum()) > 1
                 self.per_image.append(ImageScore(name, score, mixed))
 
