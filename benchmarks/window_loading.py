@@ -34,7 +34,7 @@ from benchmarks.tables import processor, write_table
 from common.data.sampling import Key
 from common.images.windows import Window
 from common.scenes.aerial import write_permeability
-from permeability.data import Join, find_files, join_sites, look_at
+from permeability.data import Join, find_files, inspect_sites, join_sites
 from permeability.samples import TrainingWindows, around
 
 Place = tuple[str, str, Window, Window]
@@ -71,7 +71,7 @@ def main() -> None:
 def compare(config: Config, root: Path) -> None:
     """Run the rounds and write the table."""
     sites, _, _ = join_sites(*find_files(root, None, None), Join())
-    found, _ = look_at(sites)
+    found, _ = inspect_sites(sites)
     data = TrainingWindows(found, [site.id for site in found.sites], crop=config.side, length=config.windows)
     seeds = np.random.default_rng(0).integers(0, 2**31, config.windows).tolist()
     keys: list[Key] = list(zip(range(config.windows), seeds, strict=True))

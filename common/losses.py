@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from common.labels import IGNORE
 
 
-class Pixels(NamedTuple):
+class LabeledPixels(NamedTuple):
     """Logits and target made safe to compute with."""
 
     logits: Tensor
@@ -45,7 +45,7 @@ class Pixels(NamedTuple):
 
 
 @contextmanager
-def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterator[Pixels]:
+def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterator[LabeledPixels]:
     """Leave autocast and yield full-precision logits, a target safe to index with, and the mask of scored pixels.
 
     Args:
@@ -66,7 +66,7 @@ def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterato
     with torch.autocast(logits.device.type, enabled=False):
         valid = target != ignore_index
         full = logits if logits.dtype == torch.float64 else logits.float()
-        pixels = Pixels(full, target.long().masked_fill(~valid, 0), valid)
+        pixels = LabeledPixels(full, target.long().masked_fill(~valid, 0), valid)
         if target.device.type == "cpu" and target.numel():
             low, high = (int(value) for value in pixels.target.aminmax())
             if low < 0 or high >= pixels.classes:
@@ -77,7 +77,7 @@ def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterato
         yield pixels
 
 
-def _class_weight(weight: Tensor | Sequence[float], pixels: Pixels) -> Tensor:
+def _class_weight(weight: Tensor | Sequence[float], pixels: LabeledPixels) -> Tensor:
     """Return class weights on the logits' device, in their precision."""
     vector = torch.as_tensor(weight).to(pixels.logits)
     if vector.shape != (pixels.classes,):

@@ -140,15 +140,18 @@ def build(config: Config, data: Data) -> Experiment:
     model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)
     normalization = NORMALIZATIONS[config.normalization]
-    card = TASK.card(
-        config.arch, arch_args, normalization=normalization.card() | data.found.ranges.card(),
-        loss=LossRecipe.of_config(vars(config)), split=data.split, data_root=str(data.root.resolve()),
-    )  # fmt: skip
+    values = normalization.card() | data.found.ranges.card()
+    loss, root = LossRecipe.of_config(vars(config)), str(data.root.resolve())
+    card = TASK.card(config.arch, arch_args, normalization=values, loss=loss, split=data.split, data_root=root)
     crops = FootprintCrops(
-        data.found, data.split["train"], crop=config.crop_size, length=config.samples_per_epoch, balance=config.balance,
+        data.found,
+        data.split["train"],
+        crop=config.crop_size,
+        length=config.samples_per_epoch,
+        balance=config.balance,
         normalization=normalization,
         augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
-    )  # fmt: skip
+    )
     return Experiment(model, card, crops, FootprintTiles(data.tiles["val"], normalization), len(data.tiles["test"]))
 
 

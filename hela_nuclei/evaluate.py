@@ -41,10 +41,10 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
+    precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
     predictor, card = Predictor.load(
-        TASK.checkpoints(config.checkpoint), choose_precision(config.device, config.amp), threshold=config.threshold,
-        tta="flips" if config.tta else "none",
-    )  # fmt: skip
+        TASK.checkpoints(config.checkpoint), precision, threshold=config.threshold, tta=tta
+    )
     wanted = ids_of_split(card, config)
     found = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
     for note in found.notes():

@@ -143,15 +143,16 @@ def build(config: Config, data: Data) -> Experiment:
     model, arch_args = new_model(config)
     loss = LossRecipe.of_config(vars(config))
     card = TASK.card(
-        config.arch, arch_args, normalization=range_card(data.part["train"]), loss=loss,
+        config.arch,
+        arch_args,
+        normalization=range_card(data.part["train"]),
+        loss=loss,
         maps=("distance",) if config.separation == "distance" else (),
         split={name: [item.frame.id for item in items] for name, items in data.part.items()},
         data_root=str(data.root.resolve()),
-    )  # fmt: skip
-    crops = FrameCrops(
-        data.part["train"], crop=config.crop_size, length=config.samples_per_epoch, border=config.border,
-        augment=config.augment,
-    )  # fmt: skip
+    )
+    side, length = config.crop_size, config.samples_per_epoch
+    crops = FrameCrops(data.part["train"], crop=side, length=length, border=config.border, augment=config.augment)
     whole = WholeFrames(data.part["val"], border=config.border)
     return Experiment(model, card, crops, whole, len(data.part["test"]), build_criterion(loss))
 

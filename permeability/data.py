@@ -198,7 +198,7 @@ class SiteSet:
         return [site for site in self.sites if site.id in wanted]
 
 
-def look_at(sites: Sequence[Site], channels: int = 3) -> tuple[SiteSet, list[str]]:
+def inspect_sites(sites: Sequence[Site], channels: int = 3) -> tuple[SiteSet, list[str]]:
     """Look at every mask pixel once, and at the corners and the middle of each orthophoto.
 
     Returns:

@@ -24,7 +24,7 @@ from common.inference.score import (
     score_samples,
 )
 from common.metrics.split_scores import print_scores
-from permeability.data import Join, Tile, find_files, join_sites, look_at, plan_tiles
+from permeability.data import Join, Tile, find_files, inspect_sites, join_sites, plan_tiles
 from permeability.task import TASK
 
 
@@ -46,7 +46,7 @@ def main() -> int:
     sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), how)
     for note in notes:
         say(f"note: {note}")
-    found, bad = look_at([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
+    found, bad = inspect_sites([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=True)
     value_rows(ranges)
     scores = score_samples(predictor, read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels))

@@ -28,12 +28,28 @@ from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import fit, start
 from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
-from permeability.data import Join, SiteSet, Tile, audit, find_files, join_sites, look_at, plan_tiles, split_sites, thin
+from permeability.data import (
+    Join,
+    SiteSet,
+    Tile,
+    audit,
+    find_files,
+    inspect_sites,
+    join_sites,
+    plan_tiles,
+    split_sites,
+    thin,
+)
 from permeability.evaluate import read_samples
 from permeability.labels import CLASSES
 from permeability.samples import Augmentation, Normalization, TrainingWindows, ValidationTiles, measure
 from permeability.task import TASK
 
+Architecture = Literal[
+    "unet", "unetplusplus", "fpn", "deeplabv3", "deeplabv3plus", "linknet", "pspnet", "pan", "unet_small"
+]
+ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+MixTransformer = Literal["mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5"]
 DEMO = Path("data/demo/permeability")
 MEASURED = 200
 """Training windows whose mean and spread are measured."""
@@ -43,14 +59,9 @@ MEASURED = 200
 class Config(TrainConfig):
     """Train permeable ground. Without --data-root (or --images and --labels) the demo scenes are used."""
 
-    arch: Literal[
-        "unet", "unetplusplus", "fpn", "deeplabv3", "deeplabv3plus", "linknet", "pspnet", "pan", "unet_small"
-    ] = "deeplabv3plus"  # fmt: skip
+    arch: Architecture = "deeplabv3plus"
     """Network; unet_small has no --encoder and is for training from scratch on a CPU."""
-    encoder: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-        "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
-    ] = "mit_b4"  # fmt: skip
+    encoder: Literal[ResNet, MixTransformer] = "mit_b4"
     """Its encoder; unetplusplus and linknet take ResNets alone."""
     channels: int = 3
     """Bands that the network reads; other numbers than 3 need --normalization measured."""
@@ -129,7 +140,7 @@ def load_data(config: Config) -> Data:
     sites, problems, notes = join_sites(*find_files(root, config.images, config.labels), join)
     for note in notes:
         say(f"note: {note}")
-    found, bad = look_at(sites, config.channels)
+    found, bad = inspect_sites(sites, config.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=config.skip_bad)
     split, how = split_sites(found.sites, config.val_fraction, config.test_fraction, config.seed)
     facts = [
@@ -153,15 +164,23 @@ def build(config: Config, data: Data) -> Experiment:
     TASK.initialize(model, config.weights)
     normalization.attach(model)
     card = TASK.card(
-        config.arch, arch_args, normalization=normalization.card() | data.ranges.card(), scale=data.found.pixel,
-        loss=LossRecipe.of_config(vars(config)), split=data.split,
+        config.arch,
+        arch_args,
+        normalization=normalization.card() | data.ranges.card(),
+        scale=data.found.pixel,
+        loss=LossRecipe.of_config(vars(config)),
+        split=data.split,
         data_root=str((data.root or config.images or Path()).resolve()),
-    )  # fmt: skip
+    )
     windows = TrainingWindows(
-        data.found, data.split["train"], crop=config.crop_size, length=config.samples_per_epoch,
-        balance=config.balance, channels=config.channels,
+        data.found,
+        data.split["train"],
+        crop=config.crop_size,
+        length=config.samples_per_epoch,
+        balance=config.balance,
+        channels=config.channels,
         augment=Augmentation(config.flips, config.rotate, config.zoom, config.color) if config.augment else None,
-    )  # fmt: skip
+    )
     tiles = ValidationTiles(data.tiles["val"], config.channels)
     return Experiment(model, card, windows, tiles, len(data.tiles["test"]))
 
@@ -170,10 +189,8 @@ def choose_normalization(config: Config, data: Data) -> Normalization:
     """The source's mean and spread, or those of random training windows."""
     if config.normalization == "source":
         return Normalization()
-    measured = measure(
-        data.found, data.split["train"], crop=min(config.crop_size, 256), channels=config.channels, count=MEASURED,
-        seed=config.seed,
-    )  # fmt: skip
+    crop, ids = min(config.crop_size, 256), data.split["train"]
+    measured = measure(data.found, ids, crop=crop, channels=config.channels, count=MEASURED, seed=config.seed)
     say(f"{'measured:':24}mean {numbers(measured.mean)}, spread {numbers(measured.std)}")
     return measured
 

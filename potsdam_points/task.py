@@ -29,10 +29,13 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
     return TASK.card(*found, scale=1 / found[1]["upsample"], loss=LossRecipe("partial_ce")), state
 
 
+def tile(card: ModelCard) -> int:
+    """Side of tiles that suits the network's decoder."""
+    return SOURCE_TILE if card.arch_args.get("decoder") == "plain" else TILE
+
+
+GROUPS = [["impervious", "soil"], ["building"], ["low vegetation"], ["tree"], ["car"], ["clutter", "water"]]
+"""Classes of the weights that ship, by class of this task."""
 TASK = Task(
-    "potsdam_points", CLASSES, PALETTE, ARCHITECTURES, adopt,
-    tile=lambda card: SOURCE_TILE if card.arch_args.get("decoder") == "plain" else TILE,
-    shipped=Shipped("aerial.pt", "unet_small", [
-        ["impervious", "soil"], ["building"], ["low vegetation"], ["tree"], ["car"], ["clutter", "water"],
-    ]),
-)  # fmt: skip
+    "potsdam_points", CLASSES, PALETTE, ARCHITECTURES, adopt, tile, shipped=Shipped("aerial.pt", "unet_small", GROUPS)
+)

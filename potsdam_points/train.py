@@ -151,10 +151,8 @@ def load_data(config: Config) -> Data:
     ranges = ValueRanges(config.input_range)
     loaded, problems = load_patches(found, config.label_coding, config.unknown, ranges)
     require_usable(len(loaded), problems, skip_bad=config.skip_bad)
-    split = split_patches(
-        [patch.id for patch in loaded], config.val_last, config.val_fraction, config.test_fraction, config.seed,
-        val_ids=config.val_ids,
-    )  # fmt: skip
+    ids, shares = [patch.id for patch in loaded], (config.val_fraction, config.test_fraction)
+    split = split_patches(ids, config.val_last, *shares, config.seed, val_ids=config.val_ids)
     part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
     sparse = [with_points(patch, config) for patch in part["train"]]
     counts = class_counts([patch.classes for patch in sparse])
@@ -184,16 +182,24 @@ def build(config: Config, data: Data) -> Experiment:
     weights = None if data.class_weights is None else tuple(data.class_weights.tolist())
     loss = replace(LossRecipe.of_config(vars(config)), class_weights=weights)
     card = TASK.card(
-        config.arch, arch_args, normalization={"mean": list(MEAN), "std": list(STD)} | data.ranges.card(),
-        scale=1 / config.shrink, loss=loss,
+        config.arch,
+        arch_args,
+        normalization={"mean": list(MEAN), "std": list(STD)} | data.ranges.card(),
+        scale=1 / config.shrink,
+        loss=loss,
         split={name: [patch.id for patch in patches] for name, patches in data.part.items()},
         data_root=str(data.root.resolve()),
-    )  # fmt: skip
+    )
     crops = PointCrops(
-        data.sparse, crop=config.crop_size, shrink=config.shrink, length=config.samples_per_epoch,
-        balance=config.balance, most_points=config.points_per_step, teacher=config.pseudo > 0,
+        data.sparse,
+        crop=config.crop_size,
+        shrink=config.shrink,
+        length=config.samples_per_epoch,
+        balance=config.balance,
+        most_points=config.points_per_step,
+        teacher=config.pseudo > 0,
         augment=Augmentation(config.zoom, config.rotate, config.color) if config.augment else None,
-    )  # fmt: skip
+    )
     precision = choose_precision(config.device, config.amp)
     criterion = PointCriterion(loss.build(), precision, config.pseudo, config.confidence, config.affinity)
     whole = WholePatches(data.part["val"], shrink=config.shrink)

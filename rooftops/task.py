@@ -31,9 +31,11 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
     return card, state
 
 
-TASK = Task(
-    "rooftops", list(Coding().names), Coding().palette, {"deeplabv3plus": DeepLabV3Plus, "unet_small": UNetSmall},
-    adopt,
-    tile=lambda card: round(TILE / card.scale),
-    shipped=Shipped("aerial.pt", "unet_small", BUILDINGS),
-)  # fmt: skip
+def tile(card: ModelCard) -> int:
+    """Side of tiles in the picture's pixels, such that the network sees `TILE`."""
+    return round(TILE / card.scale)
+
+
+ARCHITECTURES = {"deeplabv3plus": DeepLabV3Plus, "unet_small": UNetSmall}
+SHIPPED = Shipped("aerial.pt", "unet_small", BUILDINGS)
+TASK = Task("rooftops", list(Coding().names), Coding().palette, ARCHITECTURES, adopt, tile, shipped=SHIPPED)

@@ -148,15 +148,25 @@ def build(config: Config, data: Data) -> Experiment:
     model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)
     card = TASK.card(
-        config.arch, arch_args, classes=list(coding.names), palette=coding.palette, scale=data.scale,
-        normalization=NORMALIZATION | data.pictures.ranges.card(), loss=LossRecipe.of_config(vars(config)),
-        split=data.split, data_root=str(data.root.resolve()),
-    )  # fmt: skip
+        config.arch,
+        arch_args,
+        classes=list(coding.names),
+        palette=coding.palette,
+        scale=data.scale,
+        normalization=NORMALIZATION | data.pictures.ranges.card(),
+        loss=LossRecipe.of_config(vars(config)),
+        split=data.split,
+        data_root=str(data.root.resolve()),
+    )
     augment = Augmentation(config.zoom, config.rotate, config.color, config.blur, config.cutmix)
     windows = Windows(
-        data.pictures, data.split["train"], side=config.image_size, scale=data.scale, length=config.samples_per_epoch,
+        data.pictures,
+        data.split["train"],
+        side=config.image_size,
+        scale=data.scale,
+        length=config.samples_per_epoch,
         augment=augment if config.augment else None,
-    )  # fmt: skip
+    )
     whole = WholePictures(data.pictures, data.split["val"], scale=data.scale)
     return Experiment(model, card, windows, whole, len(data.split["test"]))
 

@@ -16,7 +16,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 Array = npt.NDArray[Any]
-Pixels = tuple[Array, npt.NDArray[np.bool_]]
+Decoded = tuple[Array, npt.NDArray[np.bool_]]
 PaletteReading = Literal["rgb", "label", "index"]
 
 Image.MAX_IMAGE_PIXELS = None  # `check_size` decides, by a figure of our own
@@ -53,7 +53,7 @@ def expand_palette(indices: Array, colors: Mapping[int, Sequence[int]]) -> tuple
     return np.moveaxis(rgba[..., :3], -1, 0).copy(), rgba[..., 3] > 0
 
 
-def read_tiff_pages(path: Path) -> Pixels:
+def read_tiff_pages(path: Path) -> Decoded:
     """Read a TIFF that GDAL cannot decode, or whose pages may be bands."""
     with tifffile.TiffFile(path, _multifile=False) as file:
         series, *others = [one for one in file.series if not (one.keyframe.is_reduced or one.keyframe.is_mask)]
@@ -99,7 +99,7 @@ def _plain_mode(image: Image.Image, palette: PaletteReading) -> Image.Image:
     return image if mode == image.mode else image.convert(mode)
 
 
-def read_picture(path: Path, palette: PaletteReading) -> Pixels:
+def read_picture(path: Path, palette: PaletteReading) -> Decoded:
     """Read a picture without georeference, turned as its EXIF orientation says."""
     with open_picture(path) as opened:
         check_size(path, opened.width, opened.height, len(opened.getbands()))

@@ -13,9 +13,9 @@ from torch import Tensor
 from common.metrics.counts import BoundaryF1, ConfusionMatrix, ThresholdCurve
 
 SCORE_KEYS = (
-    "n_images", "n_pixels", "iou", "miou", "pixel_accuracy", "f1", "precision", "recall", "kappa", "boundary_f1",
-    "per_class_iou", "absent_classes", "confusion_matrix", "threshold", "auc", "loss",
-)  # fmt: skip
+    *("n_images", "n_pixels", "iou", "miou", "pixel_accuracy", "f1", "precision", "recall", "kappa", "boundary_f1"),
+    *("per_class_iou", "absent_classes", "confusion_matrix", "threshold", "auc", "loss"),
+)
 
 
 FLAT = 1e-3

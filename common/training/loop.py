@@ -259,10 +259,8 @@ def _begin(model: nn.Module, config: TrainConfig, run: RunFolder, precision: Pre
     """The state before the first step, or where the run to be resumed ended."""
     model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = Schedule(
-        config.scheduler, config.epochs, config.warmup_steps, config.lr_factor, config.lr_step, config.lr_patience,
-        config.lr_min / config.lr,
-    )  # fmt: skip
+    falls = (config.lr_factor, config.lr_step, config.lr_patience, config.lr_min / config.lr)
+    schedule = Schedule(config.scheduler, config.epochs, config.warmup_steps, *falls)
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler)
     state = TrainState(model, optimizer, schedule, scaler, MovingAverage(model, config.ema) if config.ema else None)
     if run.resume_from is not None:

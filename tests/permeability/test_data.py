@@ -19,8 +19,8 @@ from permeability.data import (
     Join,
     audit,
     find_files,
+    inspect_sites,
     join_sites,
-    look_at,
     plan_tiles,
     split_sites,
     thin,
@@ -158,7 +158,7 @@ def test_ground_that_two_orthophotos_show_counts_once(tmp_path):
     wide = np.kron(np.ones((1, 2), np.uint8), mask)[:, :120]
     sites, problems, _ = join(photos, [write_raster(tmp_path / "wide.tif", wide)])
     assert not problems and [site.id for site in sites] == ["wide@a", "wide@b"]
-    found, _ = look_at(sites)
+    found, _ = inspect_sites(sites)
     assert sum(int(counts[:2].sum()) for counts in found.counts.values()) == 60 * 120
     assert {site.id.split("@")[0] for site in sites} == {"wide"}
 
@@ -172,7 +172,7 @@ def test_a_neighboring_sheet_on_a_grid_of_its_own_is_no_mistake(tmp_path):
     assert not problems and [site.image.path for site in sites] == [own]
     sites, problems, _ = join([other, own], [path], reproject=True)
     assert not problems and [site.id for site in sites] == ["mask@b", "mask@a"]
-    found, _ = look_at(sites)
+    found, _ = inspect_sites(sites)
     assert found.counts["mask@b"][:2].sum() == 60 * 80 and found.counts["mask@a"][:2].sum() <= 60
 
 
@@ -192,12 +192,12 @@ def test_strange_values_and_damaged_files_are_named(tmp_path):
     strange = mask.copy()
     strange[3, 4:7] = 9
     sites, _, _ = join([photo], [write_raster(tmp_path / "strange.tif", strange)])
-    _, problems = look_at(sites)
+    _, problems = inspect_sites(sites)
     assert len(problems) == 1 and "strange.tif" in problems[0] and "9 (3 pixels)" in problems[0]
     broken = write_raster(tmp_path / "broken.tif", np.random.default_rng(0).integers(0, 255, (3, 300, 300), np.uint8))
     broken.write_bytes(broken.read_bytes()[:-5000])
     sites, _, _ = join([broken], [write_raster(tmp_path / "good.tif", mask)])
-    _, problems = look_at(sites)
+    _, problems = inspect_sites(sites)
     assert len(problems) == 1 and "broken.tif" in problems[0]
     (tmp_path / "text.tif").write_text("no raster")
     _, problems, _ = join([photo, tmp_path / "text.tif"], [tmp_path / "good.tif"])
@@ -234,7 +234,7 @@ def test_sites_work_in_other_processes(easy, method):
 
 def test_survey_counts_what_the_masks_hold(scene):
     sites, _, _ = join_sites(*find_files(scene, None, None), Join())
-    found, problems = look_at(sites)
+    found, problems = inspect_sites(sites)
     assert not problems and len(found.sites) == 5
     for site in sites:
         area = site.window
@@ -329,7 +329,7 @@ def test_a_survey_in_strips_is_the_same(tmp_path, monkeypatch):
 
 def test_a_mask_with_two_sites_is_one_problem(tmp_path):
     site, _ = one(tmp_path, np.full((60, 80), 9, np.uint8))
-    found, problems = look_at([site, replace(site, id="again")])
+    found, problems = inspect_sites([site, replace(site, id="again")])
     assert not found.sites and len(problems) == 1 and "9 (4800 pixels)" in problems[0]
 
 
@@ -337,7 +337,7 @@ def test_an_audit_counts(tmp_path):
     mask = np.ones((60, 80), np.uint8)
     mask[:, :20], mask[:15, 40:] = 0, 255
     site, _ = one(tmp_path, mask)
-    facts = dict(audit(look_at([site])[0]))
+    facts = dict(audit(inspect_sites([site])[0]))
     assert facts["mask pixels"] == "No permeable 1200 (28.57%), Permeable 3000 (71.43%)"
     assert facts["ignored"].startswith("600 (12.50%)") and facts["labeled ground"].startswith("1050 square")
     assert facts["pixel size"] == "0.5 (1)" and facts["size (rows x columns)"] == "60 x 80 (1)"
@@ -347,7 +347,7 @@ def test_an_audit_counts(tmp_path):
 def test_masks_of_one_class_are_refused(tmp_path, value, name):
     site, _ = one(tmp_path, np.full((60, 80), value, np.uint8))
     with pytest.raises(ValueError, match=f"1 sites hold nothing but {name}:"):
-        audit(look_at([site])[0])
+        audit(inspect_sites([site])[0])
 
 
 def named_sites(*names):

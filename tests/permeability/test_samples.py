@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from common.data.augmentation import affine_map, cut
 from common.data.sampling import EpochBatches
 from common.images.windows import Window
-from permeability.data import Join, Mask, find_files, join_sites, look_at, plan_tiles
+from permeability.data import Join, Mask, find_files, inspect_sites, join_sites, plan_tiles
 from permeability.samples import (
     SOURCE_MEAN,
     SOURCE_STD,
@@ -26,7 +26,7 @@ from tests.permeability.sheets import patches, write_raster
 @pytest.fixture(scope="module")
 def found(easy):
     sites, _, _ = join_sites(*find_files(easy, None, None), Join())
-    return look_at(sites)[0]
+    return inspect_sites(sites)[0]
 
 
 def windows(found, **options):
@@ -60,7 +60,7 @@ def test_measured_normalization_is_that_of_labeled_pixels(tmp_path):
     image[:, :20] = 250
     photo, path = write_raster(tmp_path / "a.tif", image), write_raster(tmp_path / "b.tif", mask)
     sites, _, _ = join_sites([photo], [Mask(path)], Join())
-    found, _ = look_at(sites)
+    found, _ = inspect_sites(sites)
     measured = measure(found, [site.id for site in sites], crop=64, channels=3, count=2, seed=0)
     known = image[:, 20:].reshape(3, -1) / 255
     assert np.allclose(measured.mean, known.mean(axis=1), atol=1e-4)
@@ -103,7 +103,7 @@ def test_balance_brings_rare_classes(tmp_path):
     mask[90:100, 40:50] = 0  # a quarter of a percent
     photo, path = write_raster(tmp_path / "a.tif", patches(200, 200)[0]), write_raster(tmp_path / "b.tif", mask)
     sites, _, _ = join_sites([photo], [Mask(path)], Join())
-    found, _ = look_at(sites)
+    found, _ = inspect_sites(sites)
 
     def share(balance):
         data = TrainingWindows(found, ["b"], crop=32, length=1, balance=balance)
@@ -120,7 +120,7 @@ def test_windows_are_drawn_by_area_and_around_classes_by_the_root_of_their_pixel
         image, _ = patches(*size, seed=number)
         photos.append(write_raster(tmp_path / f"photo{number}.tif", image, **place))
         masks.append(Mask(write_raster(tmp_path / f"mask{number}.tif", np.full(size, value, np.uint8), **place)))
-    found, _ = look_at(join_sites(photos, masks, Join())[0])
+    found, _ = inspect_sites(join_sites(photos, masks, Join())[0])
 
     def shares(balance):
         data = TrainingWindows(found, [site.id for site in found.sites], crop=16, length=1, balance=balance)
