@@ -100,11 +100,16 @@ def main() -> None:
     rows = []
     for (name, total), entries in sorted(found.items()):
         held, width = np.mean(entries, axis=0)
-        rows.append({
-            "estimator": name, "points": total or "all", "intervals": len(entries), "hold the truth": f"{held:.1%}",
-            "mean width": f"{width:.3f}",
-            "width / clicks alone": f"{width / np.mean([w for _, w in found['clicks alone', total]]):.2f}",
-        })  # fmt: skip
+        rows.append(
+            {
+                "estimator": name,
+                "points": total or "all",
+                "intervals": len(entries),
+                "hold the truth": f"{held:.1%}",
+                "mean width": f"{width:.3f}",
+                "width / clicks alone": f"{width / np.mean([w for _, w in found['clicks alone', total]]):.2f}",
+            }
+        )
     kind = f"{config.accuracy:g}" if config.accuracy else "0.70-0.98"
     note = f"{config.maps} simulated maps, map accuracy {kind}, seed {config.seed}; {outside} intervals leave [0, area]"
     write_table(Path(__file__).with_name(f"area_intervals{f'_{kind}' if config.accuracy else ''}.py"), rows, note)

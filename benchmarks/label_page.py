@@ -39,8 +39,16 @@ from common.images.write import GEOTIFF  # noqa: E402
 from common.scenes.aerial_world import AerialWorld  # noqa: E402
 
 BLOCK = 2048
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--window-size=1400,900")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1400,900",
+)
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,14 @@ def one_by_one(mask: Mask, folder: Path) -> tuple[int, float]:
     area = np.array([polygon.area for polygon in found])
     geometry = np.array([polygon.wkb for polygon in found], object)
     pyogrio.raw.write(
-        folder / "one.shp", geometry, [np.array(values, np.int32), area], ["class_val", "area"],
-        driver="ESRI Shapefile", geometry_type="Polygon", crs=SYSTEM.to_wkt(),
-    )  # fmt: skip
+        folder / "one.shp",
+        geometry,
+        [np.array(values, np.int32), area],
+        ["class_val", "area"],
+        driver="ESRI Shapefile",
+        geometry_type="Polygon",
+        crs=SYSTEM.to_wkt(),
+    )
     return len(found), float(area.sum())
 
 

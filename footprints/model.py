@@ -154,8 +154,12 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"refinenet": RefineNet, "unet_small
 def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:
     """The architecture of a bare state dict (the original package's ReFineNet, or our own), or None."""
     reduction = "convolution_layer_4_dim_reduction.weight"
-    if {"layer0.0.weight", reduction, "final_layer.weight", "refine_block_1.residual_convolution_unit"
-        ".convolution_layer_1.weight"} <= state.keys():  # fmt: skip
+    if {
+        "layer0.0.weight",
+        reduction,
+        "final_layer.weight",
+        "refine_block_1.residual_convolution_unit.convolution_layer_1.weight",
+    } <= state.keys():
         encoder = "resnet50" if state[reduction].shape[1] == 2048 else "resnet34"
         return "refinenet", {"encoder": encoder, "outputs": state["final_layer.weight"].shape[0]}
     found = recognize_unet_small(state)

@@ -50,18 +50,26 @@ class Survey:
                 extra = Auxiliary(self.auxiliary[0][here, k], self.auxiliary[1][chosen, k])
             of_class = number[chosen] % size == k
             found = share(truth == k, points, strata, extra)
-            kinds.append({
-                "class": label, "pixel_area": float(strata.area[of_class].sum()), **_area(found, total),
-                "users_accuracy": self._users(of_class, truth == k, points, strata),
-                "producers_accuracy": _plain(ratio((truth == k) & (mapped == k), truth == k, points, strata)),
-                "points_to_halve": _points_to_halve(truth == k, points, strata, found),
-            })  # fmt: skip
+            kinds.append(
+                {
+                    "class": label,
+                    "pixel_area": float(strata.area[of_class].sum()),
+                    **_area(found, total),
+                    "users_accuracy": self._users(of_class, truth == k, points, strata),
+                    "producers_accuracy": _plain(ratio((truth == k) & (mapped == k), truth == k, points, strata)),
+                    "points_to_halve": _points_to_halve(truth == k, points, strata, found),
+                }
+            )
         weight = strata.area[points.stratum] / np.bincount(points.stratum)[points.stratum] / total
         matrix = np.bincount(mapped * size + truth, weight, size * size).reshape(size, size)
         return {
-            "zone": name, "area": total, "points": len(truth), "classes": kinds,
-            "overall_accuracy": _plain(share(truth == mapped, points, strata)), "error_matrix": matrix.tolist(),
-        }  # fmt: skip
+            "zone": name,
+            "area": total,
+            "points": len(truth),
+            "classes": kinds,
+            "overall_accuracy": _plain(share(truth == mapped, points, strata)),
+            "error_matrix": matrix.tolist(),
+        }
 
     def _users(self, of_class: Flags, hits: Flags, points: Points, strata: Strata) -> dict[str, float] | None:
         """Share of a map class that is right."""
@@ -73,9 +81,12 @@ class Survey:
 
 def _area(found: Share, total: float) -> dict[str, float]:
     return {
-        "estimate": found.value * total, "standard_error": found.error * total,
-        "half_width": NORMAL * found.error * total, "low": found.low * total, "high": found.high * total,
-    }  # fmt: skip
+        "estimate": found.value * total,
+        "standard_error": found.error * total,
+        "half_width": NORMAL * found.error * total,
+        "low": found.low * total,
+        "high": found.high * total,
+    }
 
 
 def _plain(found: Share | None) -> dict[str, float] | None:
@@ -109,9 +120,10 @@ def table(result: dict[str, Any], unit: str) -> str:
             for key in ("users_accuracy", "producers_accuracy")
         )
         lines.append(
-            f"  {kind['class']:18}" + "".join(f"{value:16,.0f}" for value in shown)
+            f"  {kind['class']:18}"
+            + "".join(f"{value:16,.0f}" for value in shown)
             + f"{users:>8}{producers:>10}{kind['points_to_halve']:>10,}"
-        )  # fmt: skip
+        )
     return "\n".join(lines)
 
 
@@ -134,7 +146,13 @@ def write_zones(
         for suffix, key in (("m2", "estimate"), ("low", "low"), ("high", "high")):
             fields[f"{name}_{suffix}"] = np.array([result["classes"][k][key] for result in chosen])
     pyogrio.raw.write(
-        path, shapely.to_wkb(np.array([outlines[result["zone"]] for result in chosen], object)), list(fields.values()),
-        list(fields), layer="areas", driver="GPKG", geometry_type="Unknown", crs=crs.to_wkt() if crs else None,
+        path,
+        shapely.to_wkb(np.array([outlines[result["zone"]] for result in chosen], object)),
+        list(fields.values()),
+        list(fields),
+        layer="areas",
+        driver="GPKG",
+        geometry_type="Unknown",
+        crs=crs.to_wkt() if crs else None,
         encoding="UTF-8",
-    )  # fmt: skip
+    )

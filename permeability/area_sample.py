@@ -246,10 +246,19 @@ def table_rows(drawn: Drawn, census: Census, design: Design) -> list[list[Any]]:
     zone, kind = np.divmod(drawn.stratum, len(design.classes))
     places = drawn.places(census)
     return [
-        [i + 1, design.maps[drawn.map[i]], int(drawn.row[i]), int(drawn.col[i]), float(places[i, 0]),
-         float(places[i, 1]), design.zones[zone[i]], design.classes[kind[i]], ""]
+        [
+            i + 1,
+            design.maps[drawn.map[i]],
+            int(drawn.row[i]),
+            int(drawn.col[i]),
+            float(places[i, 0]),
+            float(places[i, 1]),
+            design.zones[zone[i]],
+            design.classes[kind[i]],
+            "",
+        ]
         for i in range(len(drawn))
-    ]  # fmt: skip
+    ]
 
 
 def write_sample(folder: Path, drawn: Drawn, census: Census, design: Design) -> None:
@@ -263,9 +272,16 @@ def write_sample(folder: Path, drawn: Drawn, census: Census, design: Design) -> 
     columns = [np.array([row[i] for row in rows], kind) for i, kind in enumerate("iOiiffOOO")]
     crs = census.maps[0].grid.crs
     pyogrio.raw.write(
-        folder / LAYER, shapely.to_wkb(shapely.points(drawn.places(census))), columns, COLUMNS, layer="sample",
-        driver="GPKG", geometry_type="Point", crs=crs.to_wkt() if crs else None, encoding="UTF-8",
-    )  # fmt: skip
+        folder / LAYER,
+        shapely.to_wkb(shapely.points(drawn.places(census))),
+        columns,
+        COLUMNS,
+        layer="sample",
+        driver="GPKG",
+        geometry_type="Point",
+        crs=crs.to_wkt() if crs else None,
+        encoding="UTF-8",
+    )
     design.write(folder / DESIGN)
 
 

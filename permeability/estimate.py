@@ -301,11 +301,14 @@ def estimate(config: Config, census: Census, probabilities: Probabilities | None
     results = [survey.result(None, "all"), *(survey.result(number, name) for number, name in enumerate(zones))]
     unit = "m2" if census.maps[0].grid.crs else "square units of the map's coordinates"
     report = {
-        "maps": [str(path) for path in config.maps], "sample": str(config.sample), "points": int(judged.sum()),
-        "unit": unit, "confidence": 0.95,
+        "maps": [str(path) for path in config.maps],
+        "sample": str(config.sample),
+        "points": int(judged.sum()),
+        "unit": unit,
+        "confidence": 0.95,
         "estimator": "stratified" if auxiliary is None else "stratified, with probabilities (regression)",
         "zones": results,
-    }  # fmt: skip
+    }
     sources = [*config.maps, config.sample]
     with OutputFolder(config.output_dir).delivery(sources, [RESULT, PAGE, *[ZONES] * bool(config.zones)]) as temporary:
         (temporary / RESULT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -66,17 +66,27 @@ class Session:
         """All that the page shows besides tiles and points."""
         return {
             "images": [
-                {"id": name, "width": one.width, "height": one.height, "top": one.top,
-                 "coarse": not one.needs_copy, "direct": DIRECT}
+                {
+                    "id": name,
+                    "width": one.width,
+                    "height": one.height,
+                    "top": one.top,
+                    "coarse": not one.needs_copy,
+                    "direct": DIRECT,
+                }
                 for name, one in self.sources.items()
             ],
             "classes": [
                 {"name": name, "color": color.tolist(), "points": count}
                 for name, color, count in zip(self.store.classes, self.palette, self.store.counts(), strict=True)
             ],
-            "file": str(self.store.path), "version": self.learner.version, "busy": self.learner.busy,
-            "progress": self.learner.progress, "message": self.learner.message, "finest": FINEST,
-        }  # fmt: skip
+            "file": str(self.store.path),
+            "version": self.learner.version,
+            "busy": self.learner.busy,
+            "progress": self.learner.progress,
+            "message": self.learner.message,
+            "finest": FINEST,
+        }
 
     def tile(self, layer: str, image: str, level: int, x: int, y: int) -> NDArray[np.uint8] | None:
         """A tile of a layer: ``picture`` (h, w, 3), ``map`` or ``doubt`` (h, w, 4).
