@@ -9,6 +9,7 @@ The child has its own group, working directory and streams; it is killed after a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -28,13 +29,15 @@ ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 2 << 30
 FILE_SIZE = 4 << 30
 LIMIT = 30.0
+IDLE = 8.0
+"""Seconds without work, while nothing else is needed than work, that count as hanging."""
 POLL = 0.02
 COMMANDS = (
     "rooftops.infer", "rooftops.evaluate", "rooftops.train", "rooftops.export", "footprints.infer",
     "footprints.evaluate", "footprints.train", "footprints.crop", "hela_nuclei.infer", "hela_nuclei.evaluate",
     "hela_nuclei.train", "hela_nuclei.make_video", "potsdam_points.infer", "potsdam_points.evaluate",
     "potsdam_points.train", "permeability.infer", "permeability.evaluate", "permeability.train",
-    "permeability.make_masks", "permeability.tune", "common.checkpoint",
+    "permeability.make_masks", "permeability.tune", "common.checkpoint", "tests.hostile.readers",
 )  # fmt: skip
 
 
@@ -47,6 +50,9 @@ class Outcome:
     out: str
     err: str
     seconds: float
+    """On the clock."""
+    work: float
+    """Seconds of processor time."""
     peak: int
     """Bytes of memory at most."""
     killed: str = ""
@@ -75,7 +81,7 @@ class Arena:
             command: package and module.
             args: flags.
             cwd: working directory.
-            limit: seconds after which it counts as hanging.
+            limit: seconds of processor time after which it counts as hanging.
             kill_after: SIGKILL after so many seconds, on purpose.
         """
         words = [os.fsdecode(os.fspath(a)) if isinstance(a, Path) else str(a) for a in args]
@@ -99,6 +105,7 @@ def in_child(request: dict, out: Path, err: Path) -> None:
     code = 1
     try:
         os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no child outlives the arena
         for number, path in ((0, os.devnull), (1, out), (2, err)):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -139,12 +146,21 @@ def leave(command: str) -> int:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has of its own, apart from what it shares with the one that forked it."""
+    """Bytes of memory that a process holds."""
     try:
         fields = Path(f"/proc/{pid}/statm").read_text().split()
     except (OSError, ValueError):
         return 0
     return int(fields[1]) * resource.getpagesize() if len(fields) > 1 else 0
+
+
+def worked(pid: int) -> tuple[float, bool]:
+    """Seconds of processor time that a process has had, and whether it waits for something else than a processor."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return 0.0, False
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), fields[0] in "SD"
 
 
 def kill(pid: int) -> None:
@@ -155,18 +171,23 @@ def kill(pid: int) -> None:
 
 
 def watch(pid: int, request: dict) -> tuple[str, int]:
-    """Wait for a child, killing it when it must be; why it was killed, and its memory at most."""
-    started, peak = time.monotonic(), 0
-    moment = request["kill_after"]
+    """Wait for a child, killing it when it must be; why it was killed, and its memory at most.
+
+    A busy machine makes nothing hang: what counts is the child's own processor time, and how long it waits in vain.
+    """
+    started, peak, moment = time.monotonic(), 0, request["kill_after"]
+    moved, spent = started, 0.0
     handle = os.pidfd_open(pid)
     try:
         while not select.select([handle], [], [], POLL)[0]:
-            peak = max(peak, resident(pid))
-            passed = time.monotonic() - started
+            peak, now = max(peak, resident(pid)), time.monotonic()
+            used, waits = worked(pid)
+            if not waits or used > spent:
+                moved, spent = now, used
             reason = (
-                "moment" if moment is not None and passed > moment
+                "moment" if moment is not None and now - started > moment
                 else "memory" if peak > MEMORY
-                else "hang" if passed > request["limit"]
+                else "hang" if used > request["limit"] or now - moved > IDLE
                 else ""
             )  # fmt: skip
             if reason:
@@ -187,12 +208,13 @@ def answer(request: dict) -> Outcome:
         if not pid:
             in_child(request, out, err)
         killed, peak = watch(pid, request)
-        _, status = os.waitpid(pid, 0)
+        _, status, usage = os.wait4(pid, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # what it started and left
         code = os.waitstatus_to_exitcode(status)
         texts = [p.read_text("utf-8", "backslashreplace") if p.exists() else "" for p in (out, err)]
-        return Outcome(code, *texts, time.monotonic() - started, peak, killed)
+        peak = max(peak, usage.ru_maxrss << 10)
+        return Outcome(code, *texts, time.monotonic() - started, usage.ru_utime + usage.ru_stime, peak, killed)
     finally:
         shutil.rmtree(folder)
 

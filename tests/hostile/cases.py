@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import threading
@@ -17,6 +18,8 @@ from tests.hostile.kit import checkpoint, scene, write_picture
 from tests.hostile.zoo import BAD, GOOD, Specimen
 
 TASKS = ("rooftops", "footprints", "hela_nuclei", "potsdam_points", "permeability")
+PRODUCT = re.compile(r"(_(mask|prob|overlay|figure|nuclei|counts))?\.\w{2,7}")
+"""What follows the input's stem in a product's name."""
 VECTORS = {"footprints": "gpkg", "rooftops": "geojson", "potsdam_points": "shp", "permeability": "gpkg"}
 
 
@@ -85,6 +88,17 @@ def infer(bench: Bench, task: str, specimens: Sequence[Specimen], *flags: object
         return verdict
 
 
+def infer_apart(bench: Bench, task: str, batch: Sequence[Specimen], limit: float = 30.0) -> Iterator[Verdict]:
+    """Infer a batch in one command; after any fault its files one by one, to tell which."""
+    verdict = infer(bench, task, batch, limit=limit * 3)
+    if verdict.faults and len(batch) > 1:
+        alone = [infer(bench, task, [one], limit=limit) for one in batch]
+        yield from alone
+        if any(one.faults for one in alone):
+            return
+    yield verdict
+
+
 def infer_faults(outcome: Outcome, specimens: Sequence[Specimen], results: Path) -> list[str]:
     """Faults of a batch: good files without a mask, bad ones with something or without a line."""
     if outcome.killed:
@@ -94,7 +108,7 @@ def infer_faults(outcome: Outcome, specimens: Sequence[Specimen], results: Path)
     failures = outcome.lines("failed:")
     stems = [Path(s.name).stem for s in specimens]
     for specimen, stem in zip(specimens, stems, strict=True):
-        own = [n for n in made if n.startswith((stem + "_", stem + "."))] if stems.count(stem) == 1 else None
+        own = [n for n in made if PRODUCT.fullmatch(n.removeprefix(stem))] if stems.count(stem) == 1 else None
         unnamed = naming_faults(outcome, [specimen.name])
         if specimen.expect == GOOD and (not unnamed or own == []):
             said = [line for line in failures if specimen.name[:20] in line]

@@ -29,7 +29,7 @@ from tests.hostile.arena import Outcome
 
 NOISE = re.compile(r"^(?:.*\w+Warning: |ERROR \d+: |Warning \d+: |Exception ignored|.*\bCPLE_)")
 TRACE = re.compile(r"Traceback|Fatal Python error|Segmentation fault|^\s+File \".*\", line \d+", re.MULTILINE)
-SIDE_FILES = (".shx", ".dbf", ".prj", ".cpg", ".txt", ".html", ".onnx.data")
+SIDE_FILES = (".md", ".shx", ".dbf", ".prj", ".cpg", ".txt", ".html", ".onnx.data")
 Snapshot = dict[bytes, str]
 
 
@@ -121,10 +121,12 @@ def read_graph(path: Path) -> None:
     onnx.checker.check_model(onnx.load(path))
 
 
-def fragments(name: str) -> list[str]:
-    """The printable pieces of a file name, which a message must hold however it shows the rest."""
-    pieces = re.findall(r"[0-9A-Za-z_.!;$()\[\] -]+", name)
-    return [max(pieces, key=len)[:60]] if pieces else []
+def names(line: str, name: str) -> bool:
+    """Whether a message names a file; of an unprintable name its longest printable piece must do."""
+    piece = max(re.findall(r"[0-9A-Za-z_.!;$()\[\] -]+", name) or [""], key=len)[:60]
+    if name.startswith(piece):  # another file's name may end like this one
+        return re.search(rf"(?<![\w.-]){re.escape(piece)}", line) is not None
+    return piece in line
 
 
 def stream_faults(outcome: Outcome) -> list[str]:
@@ -151,12 +153,12 @@ def stream_faults(outcome: Outcome) -> list[str]:
     return faults
 
 
-def naming_faults(outcome: Outcome, names: Iterable[str]) -> list[str]:
+def naming_faults(outcome: Outcome, files: Iterable[str]) -> list[str]:
     """Faults of naming what failed: each file once."""
     lines = outcome.lines("failed:") + outcome.lines("error:")
     faults = []
-    for name in names:
-        count = sum(all(piece in line for piece in fragments(name)) for line in lines)
+    for name in files:
+        count = sum(names(line, name) for line in lines)
         if count != 1:
             faults.append(f"named {count} times: {name!r}")
     return faults
