@@ -117,6 +117,28 @@ class OutputFolder:
                         "since; move it, or choose another place for the outputs"
                     )
 
+    def claim(self, names: Sequence[str], source: Path | Sequence[Path], *, owned: bool = True) -> None:
+        """Make sure that the folder holds nothing but what these outputs replace: a data set is not to be mixed.
+
+        Args:
+            names: of files or folders, as for `check`.
+            source: the input(s) that they are made from.
+            owned: also `check` what is to be replaced.
+
+        Raises:
+            FileExistsError: something else is there; names it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is no folder; choose another place for the outputs")
+        for path in sorted(self.path.iterdir()) if self.path.is_dir() else []:
+            if path.name in (RECORD, *(name.rstrip("/") for name in names)):
+                continue
+            if path.name.endswith(".partial"):
+                raise FileExistsError(f"{path}: another run is at work there, or was killed; if so, delete that folder")
+            raise FileExistsError(f"{path} is in the way: the outputs need a folder of their own, so choose another")
+        if owned:
+            self.check(names, source)
+
     @contextlib.contextmanager
     def delivery(
         self, source: Path | Sequence[Path], names: Iterable[str] = (), temporary: Path | None = None

@@ -2,8 +2,10 @@
 
 Each raster is divided into contiguous blocks, so that no pixel of validation or test was trained on: a strip along one
 side holds the block of validation at one end and that of test at the other, each a tenth of the raster, and the rest is
-for training. Every block is covered by crops of its own; the last ones of a row or column are shifted inwards. Crops
-are read and written window by window, whatever the size of the raster.
+for training. Every block is covered by crops of its own; the last ones of a row or column are shifted inwards.
+In validation and test, what a crop shares with those before it is ignored in its label: no ground counts twice. Crops
+are read and written window by window, whatever the size of the raster. They come to lie in DST together, at the end; a
+later run from the same files may replace them.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import Pair, require_usable
 from common.data.splits import PARTS
-from common.files import atomic_path
+from common.files import OutputFolder
 from common.images.grids import window_grid
 from common.images.windows import Window, WindowFile
 from common.inference.outputs import check_disk
@@ -41,8 +43,10 @@ from footprints.scene import Frame, LabelReader, is_vector, to_classes
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 ELONGATED = 2.5
 """Rasters this many times longer than wide are divided along their length alone."""
-CACHE_MB = 256
-"""What GDAL may keep of the files it reads."""
+GDAL = {"GDAL_CACHEMAX": 256, "GDAL_TIFF_INTERNAL_MASK": True}
+"""What it may keep of the files it reads, MB; masks lie in the crops."""
+SCORED = ("val", "test")
+"""Parts in which no ground may count twice."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Config:
     src: tyro.conf.Positional[Path]
     """Folder with images/ and labels/ (or with train/images and so on; then its parts are kept)."""
     dst: tyro.conf.Positional[Path]
-    """New folder: DST/{train,val,test}/{images,labels}/<stem>_<row>_<col>.tif, row and column of the crop in pixels."""
+    """Folder of its own: DST/{train,val,test}/{images,labels}/<stem>_<row>_<col>.tif, from the crop's first pixel."""
     size: int = 384
     """Side of the crops, pixels."""
     overlap: int = 0
@@ -77,8 +81,6 @@ class Config:
 def main() -> int:
     """Find rasters, plan crops, write them."""
     config = parse_flags(Config)
-    if config.dst.exists() and (not config.dst.is_dir() or any(config.dst.iterdir())):
-        raise ValueError(f"{config.dst} is not empty; crops need a new folder, so delete it or choose another")
     pairs, notes = find_sources(config.src, config.labels)
     for note in notes:
         say(f"note: {note}")
@@ -90,9 +92,12 @@ def main() -> int:
             problems.append(str(error))
     require_usable(len(sources), problems, skip_bad=True)
     plan = plan_crops(sources, config)
-    check_disk(config.dst, sum(block[2] * block[3] * source.bytes_per_pixel for source, _, block in plan))
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_TIFF_INTERNAL_MASK=True):
-        problems += write_crops(plan, config)
+    check_disk(config.dst, sum(cut.block.height * cut.block.width * cut.source.bytes_per_pixel for cut in plan))
+    folder, inputs = OutputFolder(config.dst), [config.src, *([config.labels] if config.labels else [])]
+    names = [f"{name}/" for name in dict.fromkeys(cut.part for cut in plan) if name] or ["images/", "labels/"]
+    folder.claim(names, inputs)
+    with folder.delivery(inputs, names) as temporary, rasterio.Env(**GDAL):
+        problems += write_crops(plan, temporary, config)
     return PARTIAL if problems else 0
 
 
@@ -132,13 +137,26 @@ class Source:
 # Planning
 
 
-def plan_crops(sources: Sequence[Source], config: Config) -> list[tuple[Source, str, Window]]:
-    """Each crop's source, part ('' with ``--split none``) and place."""
-    plan: list[tuple[Source, str, Window]] = []
+@dataclass(frozen=True)
+class Cut:
+    """A crop to be cut."""
+
+    source: Source
+    part: str
+    """'' with ``--split none``."""
+    block: Window
+    seen: tuple[int, int] = (0, 0)
+    """First rows and columns that are ignored: other crops of the part have them."""
+
+
+def plan_crops(sources: Sequence[Source], config: Config) -> list[Cut]:
+    """All crops; in validation and test no ground counts twice."""
+    plan: list[Cut] = []
     small = []
 
     def add(source: Source, part: str, block: Window) -> None:
-        plan.extend((source, part, crop) for crop in cover(block, config.size, config.overlap))
+        for crop, seen in cover(block, config.size, config.overlap):
+            plan.append(Cut(source, part, crop, seen if part in SCORED else (0, 0)))
 
     for source in sources:
         height, width = source.frame.height, source.frame.width
@@ -205,11 +223,22 @@ def assign(count: int) -> list[str]:
     return ["train"] * (count - val - test) + ["val"] * val + ["test"] * test
 
 
-def cover(block: Window, size: int, overlap: int) -> list[Window]:
-    """Crops that cover a block; those at its far edges are shifted inwards. A small block gives smaller ones."""
+def cover(block: Window, size: int, overlap: int) -> list[tuple[Window, tuple[int, int]]]:
+    """Crops that cover a block; those at its far edges are shifted inwards. A small block gives smaller ones.
+
+    Returns:
+        Each one with the numbers of its first rows and columns that lie in crops before it.
+    """
     row, col, height, width = block
     rows, cols = (_starts(length, size, size - overlap) for length in (height, width))
-    return [Window(row + r, col + c, min(size, height), min(size, width)) for r in rows for c in cols]
+    pairs = [(a, b) for a in zip(rows, [-size, *rows], strict=False) for b in zip(cols, [-size, *cols], strict=False)]
+    return [
+        (
+            Window(row + r, col + c, min(size, height), min(size, width)),
+            (max(0, above + size - r), max(0, left + size - c)),
+        )
+        for (r, above), (c, left) in pairs
+    ]
 
 
 def _starts(length: int, size: int, step: int) -> list[int]:
@@ -222,20 +251,21 @@ def _starts(length: int, size: int, step: int) -> list[int]:
 # Writing
 
 
-def write_crops(plan: Sequence[tuple[Source, str, Window]], config: Config) -> list[str]:
-    """Write the crops and say how many; a line for each raster that turned out to be damaged."""
+def write_crops(plan: Sequence[Cut], folder: Path, config: Config) -> list[str]:
+    """Write the crops to a folder and say how many; a line for each raster that turned out to be damaged."""
     written: Counter[str] = Counter()
     building: Counter[str] = Counter()
     pixels: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     damaged: dict[Path, str] = {}
-    for source, part, block in tqdm(plan, desc="crop", unit="crop", disable=None):
-        if source.image.path in damaged:
+    for cut in tqdm(plan, desc="crop", unit="crop", disable=None):
+        part, path = cut.part, cut.source.image.path
+        if path in damaged:
             continue
         try:
-            crop = read_crop(source, block)
+            crop = read_crop(cut)
         except ValueError as error:
-            damaged[source.image.path] = str(error)
+            damaged[path] = str(error)
             say(f"failed: {error}")
             continue
         if config.skip_nodata and not crop.valid.any():
@@ -243,8 +273,7 @@ def write_crops(plan: Sequence[tuple[Source, str, Window]], config: Config) -> l
         elif config.skip_empty and not (crop.classes == 1).any():
             skipped["no building"] += 1
         else:
-            name = f"{source.stem}_{block[0]}_{block[1]}.tif"
-            write_crop(crop, config.dst / part, name)
+            write_crop(crop, folder / part, f"{cut.source.stem}_{cut.block.row}_{cut.block.col}.tif")
             written[part] += 1
             building[part] += int((crop.classes == 1).sum())
             pixels[part] += crop.classes.size
@@ -272,15 +301,16 @@ class Crop:
     label_profile: dict[str, Any]
 
 
-def read_crop(source: Source, block: Window) -> Crop:
+def read_crop(cut: Cut) -> Crop:
     """Read a window of image and label.
 
-    Labels keep their values; of outlines they are 0 and 255. What only a mask or alpha tells to be ignored becomes
-    nodata: then they are 0, 1 and 255.
+    Labels keep their values; of outlines they are 0 and 255. What only a mask, alpha or another crop tells to be
+    ignored becomes nodata: then they are 0, 1 and 255.
 
     Raises:
         ValueError: a file is damaged.
     """
+    source, block = cut.source, cut.block
     bands, valid = source.image.read(block)
     if source.label_file is None:
         classes = source.label.read(block)
@@ -291,6 +321,10 @@ def read_crop(source: Source, block: Window) -> Crop:
         classes = to_classes(label, known, nodata)
         if nodata is None and not known.all():
             label, nodata = classes[None], IGNORE
+    if any(cut.seen):
+        rows, cols = cut.seen
+        classes[:rows] = classes[:, :cols] = IGNORE
+        label, nodata = classes[None], IGNORE
     profile = _profile(source, block)
     dataset, meaning = source.image.open()
     kept: dict[str, Any] = {"nodata": source.image.nodata}
@@ -325,9 +359,10 @@ def _write(path: Path, bands: NDArray[Any], profile: dict[str, Any]) -> None:
     meanings, colors, mask = (profile.pop(name, None) for name in ("colorinterp", "colormap", "mask"))
     if colors is not None:
         profile["photometric"] = "palette"
-    with atomic_path(path) as temporary, warnings.catch_warnings():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(temporary, "w", **profile) as dataset:
+        with rasterio.open(path, "w", **profile) as dataset:
             if meanings is not None:
                 dataset.colorinterp = meanings
             if colors is not None:

@@ -25,7 +25,7 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import load_yaml, parse_flags
 from common.data.inputs import find_images, output_stems
 from common.data.splits import PARTS, split_ids
-from common.files import atomic_path
+from common.files import OutputFolder
 from common.images.gdal import open_raster, read_bands
 from common.images.grids import Grid, window_grid
 from common.images.windows import Window
@@ -50,7 +50,7 @@ class Config:
     ortho: Path
     """Folder of orthophotos (or one file) on whose grids the masks are made."""
     out: Path
-    """New folder: OUT/{train,val,test}/<sheet>.tif."""
+    """Folder of its own: OUT/{train,val,test}/<sheet>.tif."""
     field: str | None = None
     """Attribute that tells a polygon's land cover; needs --map."""
     map: Path | None = None
@@ -87,8 +87,6 @@ class Config:
 def main() -> int:
     """Check everything, then write the masks."""
     config = parse_flags(Config)
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise ValueError(f"--out {config.out} is not empty; masks need a new folder, so delete it or choose another")
     rule = make_rule(config)
     cover = open_cover(config)
     grids, problems = open_grids(find_images([config.ortho]))
@@ -96,17 +94,35 @@ def main() -> int:
     plan = plan_masks(covered, config)
     check_disk(config.out, sum(window[2] * window[3] for _, _, window in plan))
     stems = output_stems([grid.path for grid in covered])
+    claim_folders(plan, stems, config)
     with rasterio.Env(GDAL_CACHEMAX=256):
         for grid, part, window in plan:
             target = config.out / part / f"{stems[grid.path]}.tif"
             try:
-                counts = write_mask(target, cover, grid, window, rule, config.background)
-            except OSError as error:
+                with OutputFolder(target.parent).delivery([grid.path, config.vector], [target.name]) as temporary:
+                    made = temporary / target.name
+                    counts = write_mask(made, cover, grid, window, rule, config.background)
+            except (ValueError, OSError) as error:
                 problems.append(f"{grid.path}: {' '.join(str(error).split())}")
                 say(f"failed: {problems[-1]}")
                 continue
             say(f"{target}: {window[3]} x {window[2]} pixels, {shares(counts)}")
     return PARTIAL if problems else 0
+
+
+def claim_folders(plan: Sequence[tuple[Grid, str, Window]], stems: Mapping[Path, str], config: Config) -> None:
+    """Make sure that the folders of the parts hold no other masks, and nothing that was not made from the same files.
+
+    Raises:
+        FileExistsError: names what is in the way.
+    """
+    OutputFolder(config.out).claim([f"{part}/" for part in PARTS], config.vector, owned=False)
+    for part in PARTS:
+        folder = OutputFolder(config.out / part)
+        sheets = {f"{stems[grid.path]}.tif": grid.path for grid, of, _ in plan if of == part}
+        folder.claim(list(sheets), config.vector, owned=False)
+        for name, sheet in sheets.items():
+            folder.check([name], [sheet, config.vector])
 
 
 def open_cover(config: Config) -> PolygonLayer:
@@ -254,9 +270,8 @@ def write_mask(
     options |= {"height": height, "width": width, "transform": window_grid(grid.transform, first, column)}
     counts = Counter[int]()
     with (
-        atomic_path(target) as temporary,
         open_raster(grid.path) as ortho,
-        rasterio.open(temporary, "w", **options) as mask,
+        rasterio.open(target, "w", **options) as mask,
     ):
         mask.write_colormap(1, gdal_colors(PALETTE))
         mask.update_tags(source=cover.path.name, layer=cover.layer, field=cover.field or "")

@@ -57,8 +57,11 @@ def test_of_large_rasters_a_tenth_each_is_validation_and_test(height, width):
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(16, 64), st.floats(0, 0.95))
 def test_crops_cover_every_pixel_of_a_block_and_stay_inside(height, width, size, share):
     overlap = int(share * size)
-    crops = cover((0, 0, height, width), size, overlap)
+    pairs = cover((0, 0, height, width), size, overlap)
+    crops = [crop for crop, _ in pairs]
     assert (painted(crops, height, width) > 0).all()
+    new = [(row + top, col + left, h - top, w - left) for (row, col, h, w), (top, left) in pairs]
+    assert (painted(new, height, width) == 1).all(), "every pixel is new in one crop"
     assert {crop[2:] for crop in crops} == {(min(size, height), min(size, width))}
     assert len(set(crops)) == len(crops)
     for length, starts in ((height, {crop[0] for crop in crops}), (width, {crop[1] for crop in crops})):
@@ -93,7 +96,11 @@ def test_crops_lie_where_they_were_cut(town, call, tmp_path):
     for path, part, bands, label, grid, profile in crops_of(tmp_path / "out"):
         row, col = map(int, path.stem.split("_")[1:])
         window = np.s_[:, row : row + 96, col : col + 96]
-        assert (bands == image[window]).all() and (label == mask[window]).all()
+        assert (bands == image[window]).all()
+        if part == "train":
+            assert (label == mask[window]).all()
+        else:  # ground that other crops of the part have is ignored
+            assert ((label == 255) | (label * np.uint8(255) == mask[window])).all() or (label == mask[window]).all()
         assert grid == Affine(0.5, 0, 500_000 + 0.5 * col, 0, -0.5, 5_000_000 - 0.5 * row)
         assert profile["crs"] == crs
         parts[part][window[1:]] = True
@@ -253,7 +260,8 @@ def test_mistakes_are_told(call, town, tmp_path):
     call("crop", town, tmp_path / "out", "--overlap", 384).mistake("--overlap 384")
     call("crop", town, tmp_path / "out", "--size", 4).mistake("--size 4")
     call("crop", town, tmp_path / "out", "--labels", tmp_path / "no.gpkg").mistake("--labels", "no.gpkg")
-    call("crop", town, town).mistake("not empty")
+    call("crop", town, town).mistake("images is in the way")
+    call("crop", town, town, "--split", "none").mistake("is in the way")
     call("crop", town).mistake("DST")
     assert not (tmp_path / "out").exists()
 
@@ -270,3 +278,47 @@ def test_the_real_rasters_are_cut(call, tmp_path):
         with rasterio.open(raster / "labels" / "ortho.tif") as file:
             truth = file.read(window=((row, row + 384), (col, col + 384)))
         assert ((truth > 0) == (label > 0)).mean() > 0.985  # the raster label has every pixel that an outline touches
+
+
+def test_no_ground_counts_twice_in_validation_and_test(call, tmp_path):
+    image, mask = roofs(300, 420)
+    write_raster(tmp_path / "in" / "images" / "a.tif", image)
+    write_raster(tmp_path / "in" / "labels" / "a.tif", mask)
+    assert call("crop", tmp_path / "in", tmp_path / "out", "--size", 64, "--overlap", 20).code == 0
+    for part in ("val", "test"):
+        pairs, _ = find_pairs(tmp_path / "out" / part)
+        count, first = np.zeros((300, 420), int), {}
+        for pair in pairs:
+            row, col = map(int, pair.id.split("_")[-2:])
+            scene = load_scene(pair)
+            count[row : row + 64, col : col + 64] += scene.classes != 255
+            known = scene.classes != 255
+            assert (scene.classes[known] == mask[row : row + 64, col : col + 64][known] // 255).all()
+            first[row, col] = known.all()
+        assert len(pairs) > 1 and first[min(first)], "the first crop is whole"
+        assert count.max() == 1
+        rows, cols = np.flatnonzero(count.any(axis=1)), np.flatnonzero(count.any(axis=0))
+        assert count.sum() == len(rows) * len(cols), "and all of the block counts"
+
+
+def test_crops_replace_those_of_an_earlier_run_and_nothing_else(call, town, tmp_path):
+    out = tmp_path / "out"
+    assert call("crop", town, out, "--size", 96).code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.tif")}
+    assert call("crop", town, out, "--size", 128).code == 0
+    after = {path: path.read_bytes() for path in out.rglob("*.tif")}
+    assert after and not set(before) & set(after) - {path for path in after if path.stem.endswith("_0_0")}
+    assert not list(out.glob(".*"))
+    mine = next(iter(after))
+    mine.write_bytes(b"mine")
+    call("crop", town, out, "--size", 96).mistake(mine.name, "is in the way")
+    assert {path: path.read_bytes() for path in out.rglob("*.tif")} == {**after, mine: b"mine"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "train/images/mine.tif", "images/mine.tif", ".abc.partial/images/a.tif"])
+def test_a_users_file_in_dst_stays(call, town, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    call("crop", town, tmp_path / "out", "--size", 96).mistake(tmp_path / "out")
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == [path] and path.read_bytes() == b"mine"

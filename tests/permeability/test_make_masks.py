@@ -82,7 +82,8 @@ def test_a_mask_on_the_sheets_grid(land, call):
         assert mask.colormap(1)[1] == (0, 128, 0, 255) and mask.colormap(1)[0] == (211, 211, 211, 255)
         assert mask.tags()["source"] == "cover.gpkg" and mask.dtypes == ("uint8",)
     assert "No permeable 5.0%, Permeable 45.0%, ignored 50.0%" in result.err
-    assert sorted(p.name for p in (land / "masks").rglob("*")) == ["sheet.tif", "train"], "nothing temporary is left"
+    left = sorted(path.name for path in (land / "masks").rglob("*"))
+    assert left == ["provenance.jsonl", "sheet.tif", "train"], "nothing temporary is left"
 
 
 def test_one_class_for_all_and_a_background(land, call):
@@ -148,7 +149,7 @@ def test_sheets_are_divided_by_seed(land, call):
     for number in range(1, 10):
         write_sheet(land / "ortho" / f"sheet{number}.tif", column=10 * number)
     assert call("make_masks", *flags(land, *by_map(land), "--test-fraction", 0.2)).code == 0
-    parts = {part: len(list((land / "masks" / part).iterdir())) for part in ("train", "val", "test")}
+    parts = {part: len(list((land / "masks" / part).glob("*.tif"))) for part in ("train", "val", "test")}
     assert parts == {"train": 7, "val": 1, "test": 2}
 
 
@@ -272,7 +273,21 @@ def test_maps_that_make_no_sense_are_refused(land, call, text, words):
 def test_masks_need_a_new_folder(land, call):
     (land / "masks").mkdir()
     (land / "masks" / "old.tif").touch()
-    call("make_masks", *flags(land, *by_map(land))).mistake("masks is not empty")
+    call("make_masks", *flags(land, *by_map(land))).mistake("old.tif is in the way")
+
+
+def test_masks_replace_those_of_an_earlier_run_and_nothing_else(land, call):
+    assert call("make_masks", *flags(land, *by_map(land))).code == 0
+    masks = sorted((land / "masks").rglob("*.tif"))
+    before = [path.read_bytes() for path in masks]
+    assert call("make_masks", *flags(land, *by_map(land))).code == 0
+    assert sorted((land / "masks").rglob("*.tif")) == masks and not list((land / "masks").rglob(".*"))
+    masks[0].write_bytes(b"mine")
+    call("make_masks", *flags(land, *by_map(land))).mistake(masks[0].name, "is in the way")
+    assert masks[0].read_bytes() == b"mine" and [path.read_bytes() for path in masks[1:]] == before[1:]
+    stale = masks[0].with_name("stale.tif")
+    masks[0].rename(stale)
+    call("make_masks", *flags(land, *by_map(land))).mistake("stale.tif is in the way")
 
 
 def test_paths_that_do_not_exist_are_named(land, call):
