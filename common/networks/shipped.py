@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.labels import Color
+from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard
 
 NAME = "shipped"
@@ -47,5 +48,5 @@ class Shipped:
         arch_args = {**card.arch_args, "outputs": len(groups), "groups": groups}
         return replace(
             card, task=task, arch=self.arch, arch_args=arch_args, classes=list(classes), palette=dict(palette),
-            scale=self.scale,
+            scale=self.scale, loss=LossRecipe(card.loss.terms),
         )  # fmt: skip

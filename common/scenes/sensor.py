@@ -14,7 +14,7 @@ LUMA = np.array([0.3, 0.59, 0.11], np.float32)
 
 
 def photograph(image: Image, rng: np.random.Generator) -> Image:
-    """Take a rendered picture again with a camera drawn at random.
+    """Take a rendered picture again with a camera drawn at random, or leave it as it is.
 
     Args:
         image: (H, W, 3) uint8.
@@ -23,6 +23,8 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
     Returns:
         (H, W, 3) uint8; another array.
     """
+    if rng.random() < 0.4:
+        return image.copy()
     light = _tone(image.astype(np.float32) / np.float32(255), rng)
     blur = rng.uniform(0.3, 1.2) if rng.random() < 0.4 else 0.0
     if blur:
