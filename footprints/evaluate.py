@@ -14,10 +14,11 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable, value_rows
 from common.images.ranges import to_unit
+from common.inference.resolution import fitted
 from common.inference.score import (
     CONTEXT,
     TILE_SIDE,
-    EvaluateConfig,
+    AerialEvaluateConfig,
     Sample,
     ids_of_split,
     load_predictor,
@@ -29,7 +30,7 @@ from footprints.task import TASK
 
 
 @dataclass(frozen=True)
-class Config(EvaluateConfig):
+class Config(AerialEvaluateConfig):
     """Score a network against labels. The last line of stdout is one JSON object."""
 
 
@@ -45,6 +46,7 @@ def main() -> int:
     found, problems = load_scenes(chosen, ranges=predictor.ranges(config.input_range))
     require_usable(len(found.scenes), problems, skip_bad=True)
     value_rows(found.ranges)
+    predictor = fitted(predictor, chosen[0].image, config.gsd)
     scores = score_samples(predictor, read_samples(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)))
     print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.scenes)})
     return PARTIAL if problems else 0

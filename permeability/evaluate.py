@@ -14,10 +14,11 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable, value_rows
 from common.images.ranges import to_unit
+from common.inference.resolution import fitted
 from common.inference.score import (
     CONTEXT,
     TILE_SIDE,
-    EvaluateConfig,
+    AerialEvaluateConfig,
     Sample,
     ids_of_split,
     load_predictor,
@@ -29,7 +30,7 @@ from permeability.task import TASK
 
 
 @dataclass(frozen=True)
-class Config(EvaluateConfig):
+class Config(AerialEvaluateConfig):
     """Score a network against masks. The last line of stdout is one JSON object."""
 
     reproject: bool = False
@@ -49,6 +50,7 @@ def main() -> int:
     found, bad = inspect_sites([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=True)
     value_rows(ranges)
+    predictor = fitted(predictor, found.sites[0].image.path, config.gsd)
     scores = score_samples(predictor, read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels))
     print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.sites)})
     return PARTIAL if problems or bad else 0

@@ -12,7 +12,8 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable, value_rows
-from common.inference.score import EvaluateConfig, ids_of_split, load_predictor, score_samples
+from common.inference.resolution import fitted
+from common.inference.score import AerialEvaluateConfig, ids_of_split, load_predictor, score_samples
 from common.metrics.split_scores import print_scores
 from potsdam_points.data import Unknown, find_patches, load_patches
 from potsdam_points.labels import Coding
@@ -20,7 +21,7 @@ from potsdam_points.task import TASK
 
 
 @dataclass(frozen=True)
-class Config(EvaluateConfig):
+class Config(AerialEvaluateConfig):
     """Score a network against labels. The last line of stdout is one JSON object."""
 
     label_coding: Coding = "auto"
@@ -54,6 +55,7 @@ def main() -> int:
     )
     require_usable(len(loaded), problems, skip_bad=True)
     value_rows(ranges)
+    predictor = fitted(predictor, patches[0].image, config.gsd)
     scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in loaded))
     print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0

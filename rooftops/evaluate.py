@@ -13,7 +13,8 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable, value_rows
-from common.inference.score import EvaluateConfig, Sample, ids_of_split, load_predictor, score_samples
+from common.inference.resolution import fitted
+from common.inference.score import AerialEvaluateConfig, Sample, ids_of_split, load_predictor, score_samples
 from common.metrics.split_scores import print_scores
 from rooftops.data import Pictures, find_pairs, load_pictures
 from rooftops.labels import Coding, read_coding
@@ -21,7 +22,7 @@ from rooftops.task import TASK
 
 
 @dataclass(frozen=True)
-class Config(EvaluateConfig):
+class Config(AerialEvaluateConfig):
     """Score a network against labels. The last line of stdout is one JSON object."""
 
     classes: Path | None = None
@@ -43,6 +44,7 @@ def main() -> int:
     problems = (missing if wanted is None else []) + problems
     require_usable(len(pictures), problems, skip_bad=True)
     value_rows(pictures.ranges)
+    predictor = fitted(predictor, chosen[0].image, config.gsd)
     scores = score_samples(predictor, read_samples(pictures, pictures.pairs))
     print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0

@@ -35,6 +35,7 @@ from common.inference.products import (
     write_picture,
     write_vectors,
 )
+from common.inference.resolution import fitted
 from common.inference.stream import is_large, is_streamed, layers_of, stream_file
 from common.labels import NODATA
 from common.networks.checkpoint import ModelCard
@@ -84,6 +85,8 @@ class InferConfig:
     """Two classes: foreground where P is at least this; default: the checkpoint's."""
     scale: float | None = None
     """Read images at this multiple of their size; default: the scale the network was trained at."""
+    gsd: float = 0.0
+    """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
     input_range: tuple[float, float] | None = None
     """Values that mean black and white; default: those of the training, or the number type's."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
@@ -243,7 +246,9 @@ def infer_inputs(
     def write(path: Path, stem: str, result: Result) -> None:
         write_outputs(folder, stem, result, predictor.card, tags, products)
 
-    return infer_files(paths, predictor, write, folder, input_range=config.input_range, products=products)
+    return infer_files(
+        paths, predictor, write, folder, input_range=config.input_range, products=products, gsd=config.gsd
+    )
 
 
 def infer_files(
@@ -255,6 +260,7 @@ def infer_files(
     input_range: Range | None = None,
     products: Products | None = None,
     streamed: Callable[[Path], bool] = is_streamed,
+    gsd: float = 0.0,
 ) -> int:
     """Predict and write every input; bad ones are named and left out.
 
@@ -266,6 +272,7 @@ def infer_files(
         input_range: values that mean black and white.
         products: what is written of streamed rasters; None = all inputs are read as a whole.
         streamed: which inputs are.
+        gsd: metres per pixel of inputs without a coordinate system; 0 = unknown.
 
     Returns:
         The command's exit code.
@@ -287,10 +294,11 @@ def infer_files(
             try:
                 if (note := place_note(path)) is not None:
                     say(f"note: {note}")
+                here = fitted(predictor, path, gsd)
                 if products is not None and streamed(path):
                     stream_file(
                         path,
-                        predictor,
+                        here,
                         folder,
                         stems[path],
                         products,
@@ -298,7 +306,7 @@ def infer_files(
                         progress=advance,
                     )
                 else:
-                    write(path, stems[path], predict_file(path, predictor, input_range))
+                    write(path, stems[path], predict_file(path, here, input_range))
             except (ValueError, OSError) as error:
                 say(f"failed: {str(error) if str(path) in str(error) else f'{path}: {error}'}")
                 failed += 1

@@ -74,11 +74,19 @@ class Predictor:
         self.outputs = 1 if self.binary else len(self.card.classes)
         self.precision, self.tile, self.overlap, self.tta = precision, tile, overlap, tta
         self.batch = BATCHES.get(precision.device.type, 1)
+        self.fixed = scale is not None
         self._networks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
 
     def _prepare(self, network: nn.Module) -> nn.Module:
         folded = fold_batch_norm(network.eval())
         return folded.to(self.precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def at(self, gsd: float) -> Predictor:
+        """This predictor for images of so many metres per pixel, read at a resolution that its networks saw."""
+        fitted = copy.copy(self)
+        fitted._networks = [(network, card.scale_at(gsd), card) for network, _, card in self._networks]
+        fitted.tile = round(self.tile * self._networks[0][1] / fitted._networks[0][1])
+        return fitted
 
     @classmethod
     def load(

@@ -63,14 +63,26 @@ class EvaluateConfig:
         return str((self.data_root or self.images or Path()).resolve())
 
 
-def load_predictor(config: EvaluateConfig, task: Task) -> Predictor:
+@dataclass(frozen=True)
+class AerialEvaluateConfig(EvaluateConfig):
+    """Flags that every aerial task's evaluation understands."""
+
+    scale: float | None = None
+    """Read images at this multiple of their size; default: the scale the network was trained at."""
+    gsd: float = 0.0
+    """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
+
+
+def load_predictor(config: AerialEvaluateConfig, task: Task) -> Predictor:
     """The network(s) of a task that the flags name.
 
     Raises:
         FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
     """
     precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
-    return Predictor.load(task, task.checkpoints(config.checkpoint), precision, threshold=config.threshold, tta=tta)
+    return Predictor.load(
+        task, task.checkpoints(config.checkpoint), precision, threshold=config.threshold, tta=tta, scale=config.scale
+    )
 
 
 def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:

@@ -62,6 +62,11 @@ class ModelCard:
     data_root: str = ""
     """Where the training data lay, so that evaluation can tell whether a root is another one."""
 
+    def scale_at(self, gsd: float) -> float:
+        """The scale at which an image of so many metres per pixel comes within the training's ground resolutions."""
+        finest, coarsest = self.gsd
+        return gsd / min(max(gsd, finest), coarsest) if coarsest else self.scale
+
 
 def save_checkpoint(
     path: Path, card: ModelCard, model: Mapping[str, Tensor], training: Mapping[str, Any] | None = None

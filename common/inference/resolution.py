@@ -1,0 +1,50 @@
+"""Ground resolution: rasters are read at metres per pixel that their networks saw in training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from common.command.cli import say
+from common.images.gdal import open_raster, place_of
+from common.images.grids import bounds
+from common.images.ground import Ground
+from common.inference.predictor import Predictor
+
+
+def ground_resolution(path: Path) -> float | None:
+    """Metres per pixel of a raster, the root of a pixel's area on the ground; None without a coordinate system.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or damaged.
+    """
+    with open_raster(path) as dataset:
+        grid = place_of(dataset)
+        if grid is None or dataset.crs is None:
+            return None
+        box = bounds(grid, dataset.height, dataset.width)
+        across, along = Ground(dataset.crs).metres_per_unit(box)
+        return math.sqrt(abs(grid.determinant) * across * along)
+
+
+def fitted(predictor: Predictor, path: Path, gsd: float = 0.0) -> Predictor:
+    """The predictor for one file: reading it at a ground resolution within what the networks saw, said in a line.
+
+    Args:
+        predictor: the network(s); unchanged where the command fixed the scale, or a resolution is unknown.
+        path: the file.
+        gsd: metres per pixel of a file without a coordinate system; 0 = unknown.
+    """
+    if predictor.fixed or not predictor.card.gsd[1]:
+        return predictor
+    found = ground_resolution(path) or gsd
+    if not found:
+        return predictor
+    here, scale = predictor.at(found), predictor.card.scale_at(found)
+    low, high = predictor.card.gsd
+    if scale != 1:
+        say(
+            f"{path.name}: {found:.3g} m per pixel, read at {found / scale:.3g} m (trained at {low:g} to {high:g} m; "
+            "--scale overrides)"
+        )
+    return here
