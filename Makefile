@@ -2,8 +2,13 @@
 # Each builds .venv by itself on a fresh machine.
 
 PYTHON ?= python3
+# Where PyTorch comes from besides PyPI: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu (see README.md).
+TORCH_INDEX ?=
+PIP := -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 BIN := .venv/bin
 TASKS := $(patsubst %/train.py,%,$(wildcard */train.py))
+
+SIZE := echo "installing into .venv: about 7 GB, 3 GB of it CUDA libraries; without a GPU, TORCH_INDEX in the Makefile saves them"
 
 .PHONY: demo test lint clean
 
@@ -24,12 +29,14 @@ lint: .venv/dev
 
 .venv/run: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(SIZE)
+	$(BIN)/python $(PIP) -r requirements.txt
 	touch $@
 
 .venv/dev: requirements-dev.txt requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(SIZE)
+	$(BIN)/python $(PIP) -r requirements-dev.txt
 	touch $@ .venv/run
 
 clean:

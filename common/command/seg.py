@@ -55,7 +55,7 @@ def dispatch() -> int:
         return 0
     command = choose("command", words[1], dict.fromkeys(found[task]))
     sys.argv = [f"seg {task} {command}", *words[2:]]
-    runpy.run_module(f"{task}.{command}", run_name="__main__", alter_sys=False)  # ends the process
+    runpy.run_module(f"{task}.{command}", run_name="__main__", alter_sys=True)  # ends the process
     return 0
 
 

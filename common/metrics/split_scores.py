@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -113,6 +114,25 @@ class SplitScores:
         return {key: values[key] for key in SCORE_KEYS}
 
 
+SHOWN = {
+    "iou_foi": "IoU in the field of interest", "seg": "SEG", "det": "DET", "miou": "mean IoU", "iou": "foreground IoU",
+    "pixel_accuracy": "pixel accuracy", "f1": "F1", "precision": "precision", "recall": "recall",
+    "boundary_f1": "boundary F1 (2 px)", "kappa": "Cohen's kappa", "auc": "ROC area", "threshold": "threshold",
+    "loss": "loss",
+}  # fmt: skip
+"""Scores in the table, those by which a task is judged first."""
+PLAIN_IOU = "mean and foreground IoU count unannotated nuclei near the border as errors; the first three do not"
+
+
+def score_table(split: str, scores: Mapping[str, Any]) -> str:
+    """The scores for people: a line each, then the IoU of each class; undefined = n/a."""
+    lines = [f"{split}: {scores['n_images']} image(s), {scores['n_pixels'] / 1e6:.2f} million valid pixels"]
+    named = {SHOWN[key]: scores[key] for key in SHOWN if key in scores}
+    named |= {f"IoU of {name}": value for name, value in scores["per_class_iou"].items()}
+    lines += [f"  {name:30}{'n/a' if value is None else format(value, '.4f')}" for name, value in named.items()]
+    return "\n".join([*lines, *([f"  ({PLAIN_IOU})"] if "iou_foi" in scores else [])])
+
+
 def check_root(data_root: str, trained_on: str, split: str) -> None:
     """Refuse to score a named part of the split on data that the checkpoint was not trained on.
 
@@ -127,5 +147,6 @@ def check_root(data_root: str, trained_on: str, split: str) -> None:
 
 
 def print_scores(task: str, split: str, scores: Mapping[str, Any]) -> None:
-    """Print the scores as one JSON object, the last line of stdout."""
+    """Print the scores as a table for people to stderr, and as one JSON object, the last line of stdout."""
+    print(score_table(split, scores), file=sys.stderr, flush=True)
     print(json.dumps({"task": task, "split": split, **scores}, allow_nan=False), flush=True)

@@ -32,6 +32,9 @@ PICTURE_BUDGET = 2_200_000
 PICTURE_STEPS = ((1200, 88), (1000, 85), (800, 82), (640, 78), (480, 72), (360, 65), (240, 55), (160, 45))
 """Widest side in pixels and JPEG quality, tried in turn until the budget holds."""
 HEADLINES = {
+    "iou_foi": "IoU in the field of interest",
+    "seg": "SEG",
+    "det": "DET",
     "miou": "mean IoU",
     "iou": "foreground IoU",
     "pixel_accuracy": "pixel accuracy",
@@ -44,10 +47,7 @@ LABELS = {
     "n_images": "images",
     "n_pixels": "valid pixels",
     "kappa": "Cohen's kappa",
-    "iou_foi": "IoU in the field of interest",
     "iou_mean_per_image": "IoU, mean over images",
-    "seg": "SEG",
-    "det": "DET",
 }
 
 Example = tuple[str, float | None, Pixels]

@@ -1,4 +1,5 @@
 import runpy
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -57,3 +58,10 @@ def test_the_installed_command_is_this_one_and_brings_what_it_reads():
 
 def test_version(call):
     assert call("--version") == (0, f"plain-segmentation {VERSION}\n", "")
+
+
+def test_a_command_reads_its_own_flags_under_this_name(tmp_path):
+    line = "import sys; sys.path.insert(0, sys.argv.pop(1)); from common.command.seg import main; main()"
+    words = [sys.executable, "-c", line, str(ROOT), "rooftops", "export", "--checkpoint", "no.pt", "--out", "a.png"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --out a.png must end in .onnx\n")

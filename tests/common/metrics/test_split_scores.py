@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.metrics.split_scores import FLAT, SCORE_KEYS, SplitScores, check_root, print_scores
+from common.metrics.split_scores import FLAT, SCORE_KEYS, SplitScores, check_root, print_scores, score_table
 from common.networks.probabilities import class_probabilities, foreground_probability
 from tests.peers import Peer
 
@@ -143,3 +143,34 @@ def test_another_root_needs_split_all():
     check_root("/b", "/a", "all")
     with pytest.raises(ValueError, match=r"--data-root /b is not the root of the training \(/a\).*--split all"):
         check_root("/b", "/a", "test")
+
+
+def test_the_table_for_people():
+    scores = {
+        "n_images": 3,
+        "n_pixels": 2_500_000,
+        "iou": 0.5,
+        "miou": 0.75,
+        "auc": None,
+        "per_class_iou": {"roof": 0.5},
+    }
+    lines = score_table("test", scores).splitlines()
+    assert lines[0] == "test: 3 image(s), 2.50 million valid pixels"
+    assert [line.split() for line in lines[1:]] == [
+        ["mean", "IoU", "0.7500"], ["foreground", "IoU", "0.5000"], ["ROC", "area", "n/a"],
+        ["IoU", "of", "roof", "0.5000"],
+    ]  # fmt: skip
+
+
+def test_nuclei_are_judged_by_the_field_of_interest_first():
+    scores = {"n_images": 1, "n_pixels": 1, "iou": 0.7, "miou": 0.8, "iou_foi": 0.97, "seg": 0.8, "det": 0.99}
+    lines = score_table("test", {**scores, "per_class_iou": {}}).splitlines()
+    assert [line.split()[-1] for line in lines[1:4]] == ["0.9700", "0.8000", "0.9900"]
+    assert "unannotated nuclei" in lines[-1]
+
+
+def test_the_table_goes_to_stderr_and_the_json_stays_the_last_line_of_stdout(capsys):
+    print_scores("rooftops", "test", {"n_images": 1, "n_pixels": 1, "miou": None, "per_class_iou": {}})
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["task"] == "rooftops" and len(out.splitlines()) == 1
+    assert "mean IoU" in err and "n/a" in err
