@@ -14,7 +14,7 @@ from affine import Affine
 from PIL import Image
 from rasterio.errors import RasterioIOError
 
-from common.images.gdal import Bands, open_dataset, open_raster, quiet, read_bands, sample_bands
+from common.images.gdal import Bands, open_dataset, open_raster, pixel_count, quiet, read_bands, sample_bands
 from common.images.rasters import read_label, read_raster
 
 MOSAIC = """<VRTDataset rasterXSize="8" rasterYSize="6"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>
@@ -286,3 +286,46 @@ def test_one_bit_where_white_is_zero(tmp_path):
     Image.fromarray(~shape).save(tmp_path / "x.tif", tiffinfo={262: 0})
     with Image.open(tmp_path / "x.tif") as seen:
         np.testing.assert_array_equal(read_label(tmp_path / "x.tif"), np.asarray(seen))
+
+
+# Damage
+
+
+def specimens(folder):
+    """Small valid files of every format."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 24, 32), np.uint8)
+    yield save(folder / "a.tif", pixels)
+    yield save(folder / "b.tif", pixels.astype(np.float32), compress="deflate", predictor=3, nodata=7)
+    yield save(folder / "c.tif", rng.integers(0, 9, (1, 64, 64), np.uint16), compress="lzw", tiled=True,
+               blockxsize=16, blockysize=16)  # fmt: skip
+    picture = Image.fromarray(pixels.transpose(1, 2, 0))
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "camera"
+    for name, options in (("d.png", {}), ("e.jpg", {"exif": exif}), ("f.webp", {}), ("g.bmp", {}), ("h.jp2", {})):
+        picture.save(folder / name, **options)
+        yield folder / name
+    tifffile.imwrite(folder / "i.tif", pixels, photometric="rgb", metadata={"axes": "CYX"}, extratags=[])
+    yield folder / "i.tif"
+
+
+def test_damaged_bytes_end_in_a_line_that_names_the_file(tmp_path):
+    (tmp_path / "whole").mkdir()
+    rng, outcomes = np.random.default_rng(7), {"read": 0, "refused": 0}
+    for path in specimens(tmp_path / "whole"):
+        data = path.read_bytes()
+        for number in range(30):
+            spoiled = bytearray(data[: rng.integers(1, len(data))] if number % 5 == 0 else data)
+            header = rng.random() < 0.5
+            for _ in range(rng.integers(1, 12)):
+                spoiled[rng.integers(0, min(len(spoiled), 300) if header else len(spoiled))] = rng.integers(0, 256)
+            target = tmp_path / path.name
+            target.write_bytes(spoiled)
+            for read in (read_raster, read_label, pixel_count, lambda path: open_dataset(path).close()):
+                try:
+                    read(target)
+                    outcomes["read"] += 1
+                except ValueError as error:
+                    assert path.name in str(error)
+                    outcomes["refused"] += 1
+    assert min(outcomes.values()) > 100
