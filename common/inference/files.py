@@ -55,7 +55,6 @@ __all__ = [
     "predict_file",
     "protect_input",
     "rescale",
-    "to_rgb",
     "write_outputs",
     "write_picture",
     "write_result_vectors",
@@ -112,11 +111,6 @@ class InferConfig:
         return Products(
             self.vector, self.min_area, self.simplify, cog=self.cog, prob=self.prob, refine=refine, tags=tags
         )
-
-
-def to_rgb(raster: Raster, value_range: Range | None = None) -> NDArray[np.float32]:
-    """Three bands (3, H, W) in 0...1: grey is repeated, a fourth band is left out, invalid pixels become 0."""
-    return to_channels(raster.data, raster.valid, 3, value_range)
 
 
 # In memory

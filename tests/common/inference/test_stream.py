@@ -27,8 +27,8 @@ from torch import nn
 
 from common.images.display import overlay, stretch
 from common.images.gdal import read_bands
+from common.images.ranges import to_channels
 from common.images.rasters import read_raster
-from common.inference.files import to_rgb
 from common.inference.predictor import Predictor
 from common.inference.products import Products, targets
 from common.inference.spool import Layer, Spool, spool_folder
@@ -123,9 +123,8 @@ def test_streamed_equals_predicted_in_memory(
     model = predictor(classes, tile=tile, overlap=overlap, place=2.0, tta=tta)
     spool = raw(source, model, folder / "spool")
     raster = read_raster(source)
-    from common.inference.files import to_rgb
 
-    expected = model(to_rgb(raster))
+    expected = model(to_channels(raster.data, raster.valid))
     mask = np.where(raster.valid, model.classify(expected), 255)
     probability = spool.read("probability", 0, height)
     np.testing.assert_array_equal(np.isnan(probability).any(0), ~raster.valid)
@@ -162,7 +161,9 @@ def test_any_number_of_bands_is_read_as_in_memory(tmp_path, bands):
     for model in [predictor(), *[predictor(channels=5)] * (bands == 5)]:
         spool = raw(source, model, tmp_path / f"spool{model.channels}")
         raster = read_raster(source)
-        expected = model(to_rgb(raster) if model.channels == 3 else raster.data / np.float32(255))
+        expected = model(
+            to_channels(raster.data, raster.valid) if model.channels == 3 else raster.data / np.float32(255)
+        )
         np.testing.assert_allclose(spool.read("probability", 0, 90), expected, atol=1e-5)
 
 
@@ -356,7 +357,8 @@ def test_a_large_picture_gives_a_palette_png(tmp_path, monkeypatch):
     stream_file(tmp_path / "a.png", model, tmp_path / "out", "a", products())
     mask = Image.open(tmp_path / "out" / "a_mask.png")
     assert mask.mode == "P" and mask.getpalette()[3:6] == [250, 0, 0]
-    expected = model.classify(model(to_rgb(read_raster(tmp_path / "a.png"))))
+    raster = read_raster(tmp_path / "a.png")
+    expected = model.classify(model(to_channels(raster.data, raster.valid)))
     assert (np.asarray(mask) == expected).mean() > 0.999
 
 
