@@ -9,6 +9,7 @@ from PIL import Image
 from common.data.pairs import Pair
 from common.images.gdal import quiet
 from common.images.rasters import read_raster
+from common.images.windows import Window
 from footprints.data import load_scenes
 from tests.footprints.towns import roofs
 
@@ -47,7 +48,7 @@ def test_buildings_are_what_is_seen_white(tmp_path, name, write, memory):
     pair = Pair("a", tmp_path / "images" / "a.tif", tmp_path / "labels" / name)
     (scene,), problems = load_scenes([pair], memory)[0].scenes, load_scenes([pair], memory)[1]
     assert not problems
-    np.testing.assert_array_equal(scene.read(0, 0, 96, 96)[1], building)
+    np.testing.assert_array_equal(scene.read(Window(0, 0, 96, 96))[1], building)
 
 
 @pytest.mark.parametrize(("name", "write"), LABELS)
