@@ -87,10 +87,14 @@ def colorize(mask: NDArray[Any], palette: Palette) -> Pixels:
     return painted
 
 
-def overlay(
-    image_rgb: Pixels, mask: NDArray[Any], palette: Palette, alpha: float = 0.45, contours: bool = True
-) -> Pixels:
+TINT = 0.45
+"""Weight of the class color in overlays."""
+
+
+def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette) -> Pixels:
     """Tint an image by class and draw each class's inner boundary in its solid color.
+
+    Boundaries are 1 px wide, on images above 1000 px a thousandth of the shorter side.
 
     Classes that the palette leaves out, and 255, keep the image's pixels: leave out the background to see it untouched.
 
@@ -98,8 +102,6 @@ def overlay(
         image_rgb: (H, W, 3) uint8.
         mask: (H, W) of class indices.
         palette: RGB by class index.
-        alpha: weight of the class color, 0-1.
-        contours: draw boundaries; 1 px wide, on images above 1000 px a thousandth of the shorter side.
 
     Returns:
         (H, W, 3) uint8.
@@ -116,12 +118,11 @@ def overlay(
     levels = np.arange(256)
     result = np.empty_like(image_rgb)
     for channel in range(3):  # a table by class and grey level: no float copy of a large image
-        tinted = np.rint((1 - alpha) * levels[None] + alpha * colors[:, channel, None].astype(np.float64))
+        tinted = np.rint((1 - TINT) * levels[None] + TINT * colors[:, channel, None].astype(np.float64))
         table = np.where(known[:, None], tinted, levels[None]).astype(np.uint8)
         result[..., channel] = table[mask, image_rgb[..., channel]]
-    if contours:
-        edge = _inner_boundary(mask, width=max(1, round(min(mask.shape) / 1000))) & known[mask]
-        result[edge] = colors[mask[edge]]
+    edge = _inner_boundary(mask, width=max(1, round(min(mask.shape) / 1000))) & known[mask]
+    result[edge] = colors[mask[edge]]
     return result
 
 

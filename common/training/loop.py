@@ -139,32 +139,24 @@ def start(task: Task, config_type: type[Config], folder: Path) -> tuple[Config, 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module,
-    data: SegmentationData,
-    scores: SplitScores,
-    engine: Engine,
-    *,
-    workers: int = 0,
-    batch_size: int = 1,
+    model: nn.Module, data: SegmentationData, scores: SplitScores, engine: Engine, *, workers: int = 0
 ) -> SplitScores:
     """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if a stop came.
 
-    Losses are taken image by image, so that nothing depends on the batch size. Logits of a network that saw the image
-    at another size than its truth's are brought to that size.
+    Images go one by one. Logits of a network that saw the image at another size than its truth's are brought to that
+    size.
 
     Raises:
         NonFiniteLoss: the loss of an image is NaN or infinite; names its files.
     """
     model.eval()
-    for batch in tqdm(_loader(data, workers, batch_size=batch_size), desc="evaluate", leave=False, disable=None):
+    for batch in tqdm(_loader(data, workers, batch_size=1), desc="evaluate", leave=False, disable=None):
         batch = to_device(batch, engine.precision.device)
         logits = _at_size(engine.logits(model, batch), batch["target"].shape[-2:])
-        for i, name in enumerate(batch["id"]):
-            single, one = logits[i : i + 1], {key: value[i : i + 1] for key, value in batch.items()}
-            loss = float(engine.criterion(single, one, None))
-            if not math.isfinite(loss):
-                raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
-            scores.update(engine.probabilities(single), one["target"], loss, [str(name)])
+        name, loss = str(batch["id"][0]), float(engine.criterion(logits, batch, None))
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
+        scores.update(engine.probabilities(logits), batch["target"], loss, [name])
         if engine.interrupted:
             break
     return scores

@@ -96,8 +96,8 @@ def test_overlay_tints_inside_and_draws_the_boundary_solid():
     image = np.full((5, 5, 3), 100, np.uint8)
     mask = np.zeros((5, 5), np.uint8)
     mask[1:4, 1:4] = 1
-    shown = overlay(image, mask, {1: (200, 100, 50)}, alpha=0.5)
-    assert shown[2, 2].tolist() == [150, 100, 75]
+    shown = overlay(image, mask, {1: (200, 100, 50)})
+    assert shown[2, 2].tolist() == [145, 100, 78]  # 45 % of the class color
     ring = mask.astype(bool)
     ring[2, 2] = False
     assert (shown[ring] == [200, 100, 50]).all()
@@ -105,19 +105,20 @@ def test_overlay_tints_inside_and_draws_the_boundary_solid():
     assert (image == 100).all()
 
 
-def test_overlay_leaves_ignored_pixels_and_can_go_without_contours():
+def test_overlay_leaves_ignored_pixels():
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    mask = np.random.default_rng(1).choice([0, 1, 255], (6, 8)).astype(np.uint8)
-    shown = overlay(image, mask, PALETTE, alpha=0.3, contours=False)
-    colors = np.array([PALETTE[0], PALETTE[1]])[np.minimum(mask, 1)]
-    expected = np.where((mask == 255)[..., None], image, np.rint(0.7 * image + 0.3 * colors))
-    np.testing.assert_array_equal(shown, expected)
+    mask = np.zeros((6, 8), np.uint8)
+    mask[:, 4:] = 255
+    shown = overlay(image, mask, PALETTE)
+    np.testing.assert_array_equal(shown[:, 4:], image[:, 4:])
+    expected = np.rint(0.55 * image[:, :3] + 0.45 * np.array(PALETTE[0]))
+    np.testing.assert_array_equal(shown[:, :3], expected)
 
 
 def test_overlay_draws_wider_boundaries_on_large_images():
     mask = np.zeros((2000, 2000), np.uint8)
     mask[:, 1000:] = 1
-    shown = overlay(np.zeros((2000, 2000, 3), np.uint8), mask, {1: (255, 255, 255)}, alpha=0.0)
+    shown = overlay(np.zeros((2000, 2000, 3), np.uint8), mask, {1: (255, 255, 255)})
     assert (shown[..., 0] == 255).sum(axis=1).tolist() == [2] * 2000
 
 
