@@ -28,11 +28,11 @@ from affine import Affine  # noqa: E402
 
 from benchmarks.quick_model import quick_checkpoint  # noqa: E402
 from benchmarks.tables import processor, write_table  # noqa: E402
+from common.files import OutputFolder  # noqa: E402
 from common.images.write import GEOTIFF  # noqa: E402
-from common.inference.outputs import provenance  # noqa: E402
+from common.inference.files import Job  # noqa: E402
 from common.inference.predictor import Predictor  # noqa: E402
-from common.inference.products import Products  # noqa: E402
-from common.inference.stream import stream_file  # noqa: E402
+from common.inference.products import Products, provenance  # noqa: E402
 from common.networks.precision import choose_precision  # noqa: E402
 from common.scenes.aerial_world import BLOCK, AerialWorld  # noqa: E402
 from footprints.task import TASK  # noqa: E402
@@ -96,10 +96,8 @@ def measure(source: Path, config: Config, results: multiprocessing.Queue[dict[st
     thread = threading.Thread(target=watch)
     thread.start()
     predicted: list[float] = []
-    stream_file(
-        source, predictor, source.parent / "out", source.stem, products,
-        progress=lambda _: predicted.append(time.perf_counter() - started),
-    )  # fmt: skip
+    job = Job(predictor, OutputFolder(source.parent / "out"), products)
+    job.run(source, source.stem, lambda _: predicted.append(time.perf_counter() - started))
     seconds = time.perf_counter() - started
     done.set()
     thread.join()

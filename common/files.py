@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
+import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 
@@ -141,14 +145,14 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def delivery(
-        self, source: Path | Sequence[Path], names: Iterable[str] = (), temporary: Path | None = None
+        self, source: Path | Sequence[Path], names: Iterable[str] = (), workplace: Workplace | None = None
     ) -> Iterator[Path]:
         """Yield a temporary folder; at the end all that lies in it is recorded and put in place, or nothing is.
 
         Args:
             source: the input(s) that the outputs are made from.
             names: of the outputs, to be checked beforehand.
-            temporary: folder of the caller's on the same disk; None = one of its own, hidden in this folder.
+            workplace: the caller's in this folder; None = one for this delivery. What a killed one left goes first.
 
         Raises:
             FileExistsError: see `check`.
@@ -156,16 +160,41 @@ class OutputFolder:
         self.check(names, source)
         made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        folder = temporary or Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=self.path))
+        if workplace is None:
+            self.sweep()
+        own = workplace or Workplace.new(self.path)
+        folder = own.path / "out"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         try:
-            yield folder
+            with plain_path(folder) as plain:
+                yield plain
             self._publish(folder, source)
         finally:
-            if temporary is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            if workplace is None:
+                own.remove()
             if made:
                 with contextlib.suppress(OSError):
                     self.path.rmdir()  # if nothing came to lie in it
+
+    def discard(self, pattern: str, source: Path | Sequence[Path], keep: Collection[str] = ()) -> None:
+        """Remove what an earlier run wrote from the same input under names that match a pattern, but for ``keep``."""
+        self._update()
+        origin = self._origin(source)
+        written = {name for name, made_of in self._known if made_of == origin and re.fullmatch(pattern, name)}
+        for name in written.difference(keep):
+            with contextlib.suppress(FileExistsError):
+                self.check([name], source)
+                (self.path / name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what killed runs left here, but for finished rows, with which the next run on that input goes on."""
+        for path in self.path.glob(f".*{Workplace.SUFFIX}"):
+            if (path / Workplace.OWNER).is_file() and not (path / Workplace.KEPT).exists():
+                abandoned = Workplace(path)
+                if abandoned.claim():
+                    abandoned.remove()
 
     def _publish(self, folder: Path, source: Path | Sequence[Path]) -> None:
         """Record and move. The record comes first: a run killed in between must know its own files again."""
@@ -223,11 +252,11 @@ class OutputFolder:
 
 
 def relative_source(source: Path, folder: Path) -> str:
-    """How provenance names an input: its path as seen from the folder of the outputs, with slashes."""
-    try:
-        return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive of Windows
-        return source.resolve().as_posix()
+    """How provenance names an input: its path as seen from the folder of the outputs, with slashes, printable."""
+    path = source.resolve()
+    with contextlib.suppress(ValueError):  # another drive of Windows
+        path = Path(os.path.relpath(path, folder.resolve()))
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def _first(source: Path | Sequence[Path]) -> Path:
@@ -239,3 +268,103 @@ def _give_usual_rights(path: Path, rights: int) -> None:
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(rights & ~umask)
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """A path of a folder without characters that libraries read a meaning into (``!``, ``;``, line breaks, no UTF-8).
+
+    If there are any, it leads over a symbolic link in the system's temporary folder.
+    """
+    if re.fullmatch(r"[\w ./\\:~+@%,=()\[\]-]*", str(folder.absolute())) or os.name == "nt":
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="path-") as place:
+        link = Path(place) / "link"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
+
+
+class Workplace:
+    """A hidden folder beside outputs in which one process at a time works; it says which.
+
+    The lock is SQLite's, the one in the standard library that holds on every system and ends with its process.
+    """
+
+    SUFFIX, OWNER, KEPT = ".partial", "owner.json", "finished.json"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: sqlite3.Connection | None = None
+
+    @classmethod
+    def new(cls, folder: Path) -> Workplace:
+        """One under a name of its own, claimed."""
+        place = cls(Path(tempfile.mkdtemp(prefix=".", suffix=cls.SUFFIX, dir=folder)))
+        if not place.claim():
+            raise OSError(f"{place.path}: another process took it; try again")
+        return place
+
+    def claim(self) -> bool:
+        """Make the folder and take it, unless another process has it."""
+        lock = self.path / "lock"
+        while True:
+            self.path.mkdir(exist_ok=True)
+            lock.touch()
+            before = lock.stat().st_ino
+            connection = sqlite3.connect(lock, timeout=0, isolation_level=None)
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+                if lock.stat().st_ino == before:
+                    break
+            except sqlite3.OperationalError as error:
+                connection.close()
+                if "locked" in str(error):
+                    return False
+                if lock.exists():
+                    raise OSError(f"{lock}: cannot be locked ({error}); choose another disk") from error
+            except FileNotFoundError:  # its last owner has just removed it
+                connection.close()
+        self._lock = connection
+        text = json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+        (self.path / self.OWNER).write_text(text)
+        return True
+
+    def owner(self) -> str:
+        """Who works here, for messages."""
+        try:
+            found = json.loads((self.path / self.OWNER).read_text())
+            return f"process {found['pid']} on {found['host']}, since {found['since']}"
+        except (OSError, ValueError, TypeError, KeyError):
+            return "another process"
+
+    def clear(self) -> None:
+        """Remove all that lies in it."""
+        for path in self.path.iterdir():
+            if path.name not in ("lock", "lock-journal", self.OWNER):
+                remove(path)
+
+    def remove(self) -> None:
+        """Remove it, and let go of it."""
+        self.clear()
+        with contextlib.suppress(OSError):  # Windows keeps open files
+            for path in [*self.path.iterdir()]:
+                path.unlink()
+            self.path.rmdir()
+        self.release()
+        if os.name == "nt":
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let go of it; what lies in it stays."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing there is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from common.data.splits import PARTS
 from common.files import OutputFolder
 from common.images.grids import window_grid
 from common.images.windows import Window, WindowFile
-from common.inference.outputs import check_disk
+from common.inference.products import check_disk
 from common.labels import IGNORE
 from footprints.data import find_pairs
 from footprints.scene import Frame, LabelReader, is_vector, to_classes

@@ -26,6 +26,7 @@ class Config(InferConfig):
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
+        super().__post_init__()
         if self.regularize and self.vector == "none":
             raise ValueError("--regularize is about polygons: choose their format with --vector, such as --vector gpkg")
 
@@ -36,8 +37,8 @@ def main() -> int:
     paths = find_images(config.input)
     predictor, tags = load_predictor(config, TASK)
     folder = config.output_dir or Path("outputs") / TASK.name
-    refine = regularize_all if config.regularize else None
-    return infer_inputs(config, paths, predictor, folder, tags, refine=refine)
+    products = config.products(tags, refine=regularize_all if config.regularize else None)
+    return infer_inputs(config, paths, predictor, folder, products)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.images.ranges import ValueRanges
+from common.inference.predictor import Predictor
 from common.inference.score import EvaluateConfig, ids_of_split
 from common.metrics.split_scores import print_scores
 from common.networks.precision import choose_precision
 from hela_nuclei.data import described, find_frames, load_frames
-from hela_nuclei.predict import Predictor
+from hela_nuclei.predict import NucleiPredictor
 from hela_nuclei.scoring import score_frames
 from hela_nuclei.task import TASK
 
@@ -42,23 +42,22 @@ def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
     precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
-    predictor, card = Predictor.load(
-        TASK.checkpoints(config.checkpoint), precision, threshold=config.threshold, tta=tta
-    )
-    wanted = ids_of_split(card, config)
+    checkpoints = TASK.checkpoints(config.checkpoint)
+    predictor = Predictor.load(TASK, checkpoints, precision, threshold=config.threshold, tta=tta)
+    wanted = ids_of_split(predictor.card, config)
     found = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
     for note in found.notes():
         say(f"note: {note}")
     frames = [frame for frame in found.frames if wanted is None or frame.id in wanted]
     if not frames:
         raise ValueError(f"none of the {config.split} part's frames is there any more; use --split all")
-    loaded, problems = load_frames(frames, ValueRanges(config.input_range, card.normalization))
+    loaded, problems = load_frames(frames, predictor.ranges(config.input_range))
     for problem in problems:
         say(f"failed: {problem}")
     if not loaded:
         return PARTIAL
     described(loaded)  # warns where the values hardly fit their range
-    scores = score_frames(predictor, loaded, config.border)
+    scores = score_frames(NucleiPredictor(predictor), loaded, config.border)
     print_scores(TASK.name, config.split, scores.result())
     return PARTIAL if problems else 0
 

@@ -5,41 +5,45 @@ from __future__ import annotations
 import csv
 import io
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import tifffile
-import tyro
 from numpy.typing import NDArray
-from PIL import Image
 from skimage.measure import regionprops_table
-from tqdm import tqdm
 
-from common.command.cli import PARTIAL, run_command, say
+from common.command.cli import run_command
 from common.command.config import parse_flags
-from common.data.inputs import find_images, output_stems
-from common.files import atomic_path, write_text
+from common.data.inputs import find_images
+from common.files import OutputFolder, atomic_path, relative_source, write_text
 from common.images.display import Pixels
-from common.images.ranges import ValueRanges, range_warning
-from common.images.write import write_mask, write_probability
-from common.inference.outputs import check_disk, provenance
-from common.networks.precision import choose_precision
+from common.images.ranges import range_warning
+from common.images.write import Arrays, write_mask, write_picture, write_probability
+from common.inference.files import (
+    PredictConfig,
+    announce,
+    each_input,
+    keep_apart,
+    keep_inputs,
+    load_predictor,
+    working,
+)
+from common.inference.products import SAFE_STEM, give_names
+from common.inference.spool import workplace
+from common.inference.stream import warn_of_range
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
-from hela_nuclei.predict import TILE, Prediction, Predictor
-from hela_nuclei.results import Member, challenge_results, check_replaceable, in_order, write_result
+from hela_nuclei.predict import NucleiPredictor, Prediction
+from hela_nuclei.results import Member, challenge_results, in_order, sequence_stems, write_result
 from hela_nuclei.separate import MIN_AREA
 from hela_nuclei.task import TASK
 from hela_nuclei.tracking import Linker
 
-ENDINGS = ("_mask.png", "_mask.tif", "_prob.tif", "_overlay.png", "_nuclei.csv", "_counts.csv")
 BYTES_PER_PIXEL = 7
 """Probabilities take 4, hardly compressible; mask, overlay and labels at most 3."""
 SHEET_FRAMES = 9
@@ -47,23 +51,9 @@ SHEET_FRAMES = 9
 
 
 @dataclass(frozen=True)
-class Config:
-    """Segment and separate nuclei in frames, folders of frames and stacks."""
+class Config(PredictConfig):
+    """Segment and separate nuclei in frames, stacks and folders; a folder of numbered frames is a sequence."""
 
-    input: tyro.conf.Positional[tuple[Path, ...]]
-    """Images, stacks, or folders of them (not recursive). A folder of numbered frames is one sequence."""
-    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Checkpoint(s); several are averaged. Default: the newest run's best."""
-    output_dir: Path = Path("outputs") / TASK.name
-    """Where results go."""
-    tile_size: int = TILE
-    """Side of the tiles in which larger frames are predicted, pixels."""
-    overlap: float = 0.25
-    """Share of a tile that the next one covers again."""
-    tta: bool = False
-    """Average over flips: slower, a little better."""
-    threshold: float | None = None
-    """Nucleus where P is at least this; default: the checkpoint's."""
     scale: float | None = None
     """Resize frames by this factor before the network, such as 0.5 where nuclei are twice as large as in training."""
     input_range: tuple[float, float] | None = None
@@ -74,144 +64,136 @@ class Config:
     """What the dimensions of a TIFF mean, such as TYXC; default: its metadata."""
     channel: int | None = None
     """Channel that shows the nuclei; default: green of three, required for two."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
-    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], tyro.conf.arg(help="Mixed precision.")] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no input could make right."""
+        super().__post_init__()
+        check_axes(self.axes)
+        if self.channel is not None and self.channel < 0:
+            raise ValueError(f"--channel {self.channel} must not be negative")
+        if self.min_area < 0:
+            raise ValueError(f"--min-area {self.min_area} must not be negative")
 
 
 def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
-    check(config)
     paths = find_images(config.input)
-    stems = output_stems(paths)
-    checkpoints = TASK.checkpoints(config.checkpoint)
-    predictor, card = Predictor.load(
-        checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold, tile=config.tile_size,
-        overlap=config.overlap, tta="flips" if config.tta else "none", scale=config.scale, min_area=config.min_area,
-    )  # fmt: skip
-    ranges = ValueRanges(config.input_range, card.normalization)
-    tags = provenance(checkpoints, predictor.threshold)
-    keep_inputs(paths, stems, config.output_dir)
-    sizes = announce(paths, config, predictor)
-
-    started, failed, done = time.monotonic(), 0, 0
-    bar = tqdm(total=sum(sizes.values()) / 1e6, desc=TASK.name, unit="Mpx", disable=None)
-    with challenge_results(paths, stems, config.output_dir) as members, bar:
-        for path in in_order(paths, members):
-            try:
-                stack = read_stack(path, config.axes, config.channel)
-                stack = replace(stack, value_range=ranges.of(stack.frames.dtype))
-                warn_range(path, stack)
-                segment(path, stack, stems[path], predictor, config, tags, members.get(path))
-                done += stack.frames.size
-            except (ValueError, OSError) as error:
-                say(f"failed: {error if str(path) in str(error) else f'{path}: {error}'}")
-                failed += 1
-            bar.update(sizes[path] / 1e6)
-    seconds = max(time.monotonic() - started, 1e-9)
-    speed = f"{seconds:.1f} s ({done / 1e6 / seconds:.2f} Mpx/s)"
-    say(f"{len(paths) - failed} of {len(paths)} files to {config.output_dir} in {speed}")
-    return PARTIAL if failed else 0
-
-
-def check(config: Config) -> None:
-    """Refuse flags that no input could make right.
-
-    Raises:
-        ValueError: names the flag and its value.
-    """
-    if not config.input:
-        raise ValueError("no INPUT given; pass images, stacks or folders")
-    check_axes(config.axes)
-    if config.channel is not None and config.channel < 0:
-        raise ValueError(f"--channel {config.channel} must not be negative")
-    if config.min_area < 0:
-        raise ValueError(f"--min-area {config.min_area} must not be negative")
-    if config.input_range is not None and not config.input_range[0] < config.input_range[1]:
-        raise ValueError(
-            f"--input-range needs two numbers LO < HI, got {config.input_range[0]} {config.input_range[1]}"
-        )
-    if config.output_dir.exists() and not config.output_dir.is_dir():
-        raise ValueError(f"--output-dir {config.output_dir} is a file; give a folder")
-
-
-def keep_inputs(paths: Sequence[Path], stems: Mapping[Path, str], folder: Path) -> None:
-    """Make sure that no result would take the place of an input.
-
-    Raises:
-        ValueError: one would; names it.
-    """
-    inputs = {path.resolve() for path in paths}
-    for stem in stems.values():
-        for ending in ENDINGS:
-            if (folder / f"{stem}{ending}").resolve() in inputs:
-                raise ValueError(f"{folder / f'{stem}{ending}'} is an input; choose another --output-dir")
-
-
-def announce(paths: Sequence[Path], config: Config, predictor: Predictor) -> dict[Path, int]:
-    """Print what is ahead: pixels, minutes, disk. Returns the pixels of each file as far as its header tells.
-
-    Raises:
-        ValueError: the disk is too full.
-    """
+    predictor, tags = load_predictor(config, TASK)
+    folder = config.output_dir or Path("outputs") / TASK.name
+    stems = sequence_stems(paths)
+    names = [name for stem in stems.values() for stack in (False, True) for name in names_of(stem, stack=stack)]
+    keep_inputs(folder, paths, [name.rstrip("/") for name in names])
+    for path in paths:
+        keep_apart(workplace(folder, stems[path], path), path)
     sizes = {path: count_pixels(path, config.axes) for path in paths}
-    pixels, blank = sum(sizes.values()), np.zeros((384, 384), np.float32)
-    predictor(blank)  # sets up kernels
-    started = time.monotonic()
-    predictor(blank)
-    minutes = (time.monotonic() - started) / blank.size * pixels / 60
-    needed = BYTES_PER_PIXEL * pixels
-    say(
-        f"{len(paths)} files, {pixels / 1e6:.1f} Mpx, about {minutes:.1f} min, {needed / 1e9:.2f} GB of results at most"
-    )
-    check_disk(config.output_dir, needed)
-    return sizes
+    good = announce(sizes, predictor, folder, BYTES_PER_PIXEL)
+    outputs = OutputFolder(folder)
+    with challenge_results(paths, stems, outputs) as (members, blocked):
+        good = {path: pixels for path, pixels in good.items() if path not in blocked}
+        job = Job(config, NucleiPredictor(predictor, config.min_area), outputs, tags, members)
+        return each_input(in_order(paths, members), good, lambda path, _: job.run(path, stems[path]), folder)
 
 
-def warn_range(path: Path, stack: Stack) -> None:
-    """Say when a known range hardly fits the values."""
-    if stack.value_range is not None:
-        warning = range_warning(stack.frames, np.ones(stack.frames.shape[-2:], bool), stack.value_range)
-        if warning:
-            say(f"warning: {path}: {warning}")
+def names_of(stem: str, *, stack: bool) -> list[str]:
+    """Results of an input."""
+    endings = ["_prob.tif", "_overlay.png", "_nuclei.csv", "_counts.csv"]
+    return [stem + ending for ending in (*endings, *(["_mask.tif", "_RES/"] if stack else ["_mask.png"]))]
 
 
-def segment(
-    path: Path, stack: Stack, stem: str, predictor: Predictor, config: Config, tags: Mapping[str, str],
-    member: Member | None,
-) -> None:  # fmt: skip
-    """Predict every frame of a stack and write its results under ``stem``."""
-    linker, rows, counts, sheet = Linker(), [], [], []
-    masks, probabilities, tracked = [], [], []
-    shown = set(np.linspace(0, len(stack.frames) - 1, min(SHEET_FRAMES, len(stack.frames))).astype(int).tolist())
-    for index, frame in enumerate(stack.frames):
-        prediction: Prediction = predictor(scale_frame(frame, stack.value_range))
-        number, labels = index, prediction.nuclei()
-        if member is not None and not stack.has_time:
-            number = member.number
-            linked = member.sequence.add(path, number, labels, frame.dtype)
-        else:
-            linked = linker.update(number, labels)
+@dataclass(frozen=True)
+class Job:
+    """What the command does with each of its inputs."""
+
+    config: Config
+    predictor: NucleiPredictor
+    outputs: OutputFolder
+    tags: Mapping[str, str]
+    members: Mapping[Path, Member]
+
+    def run(self, path: Path, stem: str) -> None:
+        """Predict every frame of an input and write its results: all of them or none."""
+        stack = read_stack(path, self.config.axes, self.config.channel)
+        self.outputs.check(names_of(stem, stack=stack.has_time), path)
+        ranges = self.predictor.predictor.ranges(self.config.input_range)
+        stack = replace(stack, value_range=ranges.of(stack.frames.dtype))
+        warn_of_range(path, known_range_warning(stack))
+        self.outputs.path.mkdir(parents=True, exist_ok=True)
+        with working(workplace(self.outputs.path, stem, path), path) as here:
+            results = self.segment(path, stack)
+            tags = {**self.tags, "source": relative_source(path, self.outputs.path)}
+            with self.outputs.delivery(path, workplace=here) as temporary:
+                results.write(temporary, stack.has_time, tags)
+                give_names(temporary, stem)
+
+    def segment(self, path: Path, stack: Stack) -> Results:
+        """Predict and link the nuclei of a stack's frames; a single frame of a sequence joins that."""
+        member = None if stack.has_time else self.members.get(path)
+        results, count = Results(), len(stack.frames)
+        shown = set(np.linspace(0, count - 1, min(SHEET_FRAMES, count)).astype(int).tolist())
+        for index, frame in enumerate(stack.frames):
+            prediction = self.predictor(scale_frame(frame, stack.value_range))
+            number, labels = index if member is None else member.number, prediction.nuclei()
+            if member is None:
+                linked = results.linker.update(number, labels)
+            else:
+                linked = member.sequence.add(path, number, labels, frame.dtype)
+            results.add(number, frame, prediction, linked, shown=index in shown)
+        return results
+
+
+@dataclass
+class Results:
+    """What is found in the frames of an input."""
+
+    linker: Linker = field(default_factory=Linker)
+    rows: list[tuple[float, ...]] = field(default_factory=list)
+    counts: list[tuple[int, int]] = field(default_factory=list)
+    sheet: list[Pixels] = field(default_factory=list)
+    masks: list[NDArray[np.uint8]] = field(default_factory=list)
+    probabilities: list[NDArray[np.float32]] = field(default_factory=list)
+    tracked: list[NDArray[np.uint16]] = field(default_factory=list)
+
+    def add(
+        self,
+        number: int,
+        frame: NDArray[np.generic],
+        prediction: Prediction,
+        linked: NDArray[np.uint16],
+        *,
+        shown: bool,
+    ) -> None:
+        """Add a frame; ``shown`` = the overlay shows it."""
         table = measure(number, linked, frame)
-        rows += table
-        counts.append((number, len(table)))
-        masks.append((prediction.mask * 255).astype(np.uint8))
-        probabilities.append(prediction.probability)
-        tracked.append(linked)
-        if index in shown:
-            sheet.append(outlines(frame, linked))
-    folder = config.output_dir
-    if stack.has_time:
-        check_replaceable(folder / f"{stem}_RES")
-        write_pages(folder / f"{stem}_mask.tif", masks, tags)
-        write_pages(folder / f"{stem}_prob.tif", probabilities, tags)
-        write_result(folder / f"{stem}_RES", tracked, linker)
-    else:
-        write_mask(folder / f"{stem}_mask.png", masks[0], palette=None, like=None, tags=dict(tags))
-        write_probability(folder / f"{stem}_prob.tif", probabilities[0][None], like=None, tags=dict(tags))
-    write_picture(folder / f"{stem}_overlay.png", contact_sheet(sheet))
-    write_csv(folder / f"{stem}_nuclei.csv", ("frame", "label", "area", "y", "x", "mean_intensity"), rows)
-    write_csv(folder / f"{stem}_counts.csv", ("frame", "nuclei"), counts)
+        self.rows += table
+        self.counts.append((number, len(table)))
+        self.masks.append((prediction.mask * 255).astype(np.uint8))
+        self.probabilities.append(prediction.probability)
+        self.tracked.append(linked)
+        if shown:
+            self.sheet.append(outlines(frame, linked))
+
+    def write(self, folder: Path, stack: bool, tags: Mapping[str, str]) -> None:
+        """Write all files into a folder."""
+        base = str(folder / SAFE_STEM)
+        if stack:
+            write_pages(Path(f"{base}_mask.tif"), self.masks, tags)
+            write_pages(Path(f"{base}_prob.tif"), self.probabilities, tags)
+            write_result(Path(f"{base}_RES"), self.tracked, self.linker)
+        else:
+            maps = Arrays(mask=self.masks[0][None], probability=self.probabilities[0][None])
+            write_mask(Path(f"{base}_mask.png"), maps, tags=tags)
+            write_probability(Path(f"{base}_prob.tif"), maps, tags=tags)
+        write_picture(Path(f"{base}_overlay.png"), contact_sheet(self.sheet), tags)
+        write_csv(Path(f"{base}_nuclei.csv"), ("frame", "label", "area", "y", "x", "mean_intensity"), self.rows)
+        write_csv(Path(f"{base}_counts.csv"), ("frame", "nuclei"), self.counts)
+
+
+def known_range_warning(stack: Stack) -> str | None:
+    """What to say when a known range hardly fits the values."""
+    if stack.value_range is None:
+        return None
+    return range_warning(stack.frames, np.ones(stack.frames.shape[-2:], bool), stack.value_range)
 
 
 def measure(number: int, labels: NDArray[np.uint16], frame: NDArray[np.generic]) -> list[tuple[float, ...]]:
@@ -239,12 +221,6 @@ def write_pages(path: Path, pages: Sequence[NDArray[np.generic]], tags: Mapping[
             metadata={"axes": "TYX", **tags},
             bigtiff=stack.nbytes > 2**31,
         )
-
-
-def write_picture(path: Path, picture: Pixels) -> None:
-    """Write an RGB picture atomically."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

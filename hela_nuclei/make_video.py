@@ -22,15 +22,16 @@ from tqdm import tqdm
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.inputs import find_images
-from common.files import atomic_path
+from common.files import OutputFolder
 from common.images.display import Pixels, stretch
 from common.images.ranges import ValueRanges
+from common.inference.predictor import Predictor
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import captioned, outlines, viridis
 from hela_nuclei.frames import check_axes, read_stack, scale_frame
-from hela_nuclei.predict import Predictor
+from hela_nuclei.predict import NucleiPredictor
 from hela_nuclei.results import numbered
 from hela_nuclei.task import TASK
 
@@ -73,17 +74,19 @@ def main() -> int:
     if config.out is not None and config.out.suffix.lower() not in ENCODERS:
         raise ValueError(f"--out {config.out}: the suffix must be .avi or .mp4")
     checkpoints = TASK.checkpoints(config.checkpoint)
-    predictor, card = Predictor.load(
-        checkpoints, choose_precision(config.device, config.amp), threshold=config.threshold
+    precision = choose_precision(config.device, config.amp)
+    shared = Predictor.load(TASK, checkpoints, precision, threshold=config.threshold)
+    predictor = NucleiPredictor(shared)
+    paths, parts = (
+        (in_order(find_images(config.input)), {}) if config.input else sequence_of(shared.card, checkpoints[0])
     )
-    paths, parts = (in_order(find_images(config.input)), {}) if config.input else sequence_of(card, checkpoints[0])
     out = config.out or default_output(config.input, checkpoints[0])
     total, shape, problems = look(paths, config)
     for problem in problems.values():
         say(f"failed: {problem}")
     good = [path for path in paths if path not in problems]
     if good:
-        ranges = ValueRanges(None, card.normalization)
+        ranges = shared.ranges()
         frames = enumerate(frames_of(good, config), start=1)
         pictures = (
             captioned(
@@ -92,8 +95,10 @@ def main() -> int:
             )
             for number, (path, name, frame) in frames
         )
-        with atomic_path(out) as temporary:
-            count = write_video(temporary, pictures, config.fps)
+        sources = list(config.input) or [good[0].parent]
+        with OutputFolder(out.parent).delivery(sources, [out.name]) as temporary:
+            count = write_video(temporary / f"video{out.suffix.lower()}", pictures, config.fps)
+            (temporary / f"video{out.suffix.lower()}").rename(temporary / out.name)
         say(f"{count} frames to {out}")
     return PARTIAL if problems else 0
 
@@ -157,7 +162,7 @@ def look(paths: Sequence[Path], config: Config) -> tuple[int, tuple[int, int], d
 
 
 def side_by_side(
-    frame: NDArray[np.generic], predictor: Predictor, style: str, shape: tuple[int, int], ranges: ValueRanges
+    frame: NDArray[np.generic], predictor: NucleiPredictor, style: str, shape: tuple[int, int], ranges: ValueRanges
 ) -> Pixels:
     """A frame beside its prediction, each padded to ``shape`` (height, width) and to even sizes, as codecs need."""
     prediction = predictor(scale_frame(frame, ranges.of(frame.dtype)))

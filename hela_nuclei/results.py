@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from common.command.cli import say
+from common.data.inputs import output_stems
+from common.files import OutputFolder
 from hela_nuclei.tracking import Linker, write_tracks
-
-RESULT_FILE = re.compile(r"mask\d+\.tif|res_track\.txt")
 
 
 @dataclass
@@ -36,17 +35,17 @@ class _Part:
 
 @dataclass
 class ResultSequence:
-    """A result that grows frame by frame in ``scratch`` and is put in place of ``target``."""
+    """A result that grows frame by frame in ``scratch`` and becomes the folder ``name`` there."""
 
     scratch: Path
-    target: Path
+    name: str
     parts: dict[tuple[int, ...], _Part] = field(default_factory=dict)
 
     def add(self, path: Path, number: int, labels: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[np.uint16]:
         """Link a frame's nuclei to those of the frames before, write its mask, return it with the tracks' ids."""
         part = self.parts.get(labels.shape)
         if part is None:
-            part = self.parts[labels.shape] = _Part(self.scratch / "x".join(map(str, labels.shape)))
+            part = self.parts[labels.shape] = _Part(self.scratch / "parts" / "x".join(map(str, labels.shape)))
             part.folder.mkdir(parents=True)
         linked = part.linker.update(number, labels)
         tifffile.imwrite(part.folder / f"mask{number:03d}.tif", linked, compression="zlib")
@@ -54,21 +53,25 @@ class ResultSequence:
         return linked
 
     def finish(self) -> None:
-        """Put the frames of the most frequent size in place and name those that differ."""
+        """Keep the frames of the most frequent size and name those that differ."""
         if not self.parts:
             return
         main = max(self.parts.values(), key=lambda part: len(part.frames))
         for shape, part in self.parts.items():
             if part is not main:
                 names = ", ".join(str(path) for path, _ in part.frames)
-                say(f"note: {names}: {shape[0]} x {shape[1]}, unlike the others; not in {self.target}")
+                say(f"note: {names}: {shape[0]} x {shape[1]}, unlike the others; not in {self.name}")
         kinds = [dtype for _, dtype in main.frames]
         usual = max(set(kinds), key=kinds.count)
         for path, dtype in main.frames:
             if dtype != usual:
                 say(f"note: {path} is {dtype}, most of its sequence {usual}")
-        write_tracks(main.folder / "res_track.txt", main.linker.tracks())
-        _replace(main.folder, self.target)
+        if tracks := main.linker.tracks():
+            write_tracks(main.folder / "res_track.txt", tracks)
+            main.folder.rename(self.scratch / self.name)
+        else:
+            say(f"note: no nucleus in any frame, so no {self.name}: the challenge's tools take no empty result")
+        shutil.rmtree(self.scratch / "parts", ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -81,32 +84,47 @@ class Member:
 
 @contextmanager
 def challenge_results(
-    paths: Sequence[Path], stems: Mapping[Path, str], output_dir: Path
-) -> Iterator[dict[Path, Member]]:
+    paths: Sequence[Path], stems: Mapping[Path, str], outputs: OutputFolder
+) -> Iterator[tuple[dict[Path, Member], set[Path]]]:
     """Open ``<folder>_RES`` for every sequence among ``paths``; at the end put each in place.
 
     Yields:
-        The sequence and number of each path that belongs to one.
-
-    Raises:
-        ValueError: what lies in the place of a result is none.
+        The sequence and number of each path that belongs to one; and those whose result has something in its way.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
     taken = {f"{stem}_RES" for stem in stems.values()}
-    with tempfile.TemporaryDirectory(prefix=".res-", dir=output_dir) as scratch:
-        members: dict[Path, Member] = {}
-        sequences: list[ResultSequence] = []
+    members: dict[Path, Member] = {}
+    blocked: set[Path] = set()
+    sequences: list[ResultSequence] = []
+    with ExitStack() as stack:
         for (folder, prefix), numbers in numbered(paths).items():
             names = (folder.name, f"{folder.name}_{prefix.strip('_-. ')}", f"{folder.parent.name}_{folder.name}")
             name = next((f"{n}_RES" for n in names if f"{n}_RES" not in taken), f"{names[0]}_{len(sequences)}_RES")
             taken.add(name)
-            sequence = ResultSequence(Path(scratch) / str(len(sequences)), output_dir / name)
-            check_replaceable(sequence.target, paths)
-            sequences.append(sequence)
-            members.update({path: Member(sequence, number) for path, number in numbers.items()})
-        yield members
+            try:
+                scratch = stack.enter_context(outputs.delivery(folder, [f"{name}/"]))
+            except FileExistsError as error:
+                say(f"failed: {error}")
+                blocked.update(numbers)
+                continue
+            sequences.append(ResultSequence(scratch, name))
+            members.update({path: Member(sequences[-1], number) for path, number in numbers.items()})
+        yield members, blocked
         for sequence in sequences:
             sequence.finish()
+
+
+def sequence_stems(paths: Sequence[Path]) -> dict[Path, str]:
+    """Stem of the outputs of each input; frames named as the challenge does keep the name of their sequence's folder.
+
+    So ``01/t025.tif`` gives ``01_t025_mask.png``, and ``02/t025.tif`` never meets it.
+    """
+    stems = output_stems(paths)
+    named = dict(stems)
+    for path, stem in stems.items():
+        folder = path.resolve().parent.name
+        if folder and re.fullmatch(r"t\d+", path.stem) and f"{folder}_" not in stem:
+            named[path] = f"{folder}_{stem}"
+    return named if len({stem.casefold() for stem in named.values()}) == len(stems) else stems
 
 
 def numbered(paths: Sequence[Path]) -> dict[tuple[Path, str], dict[Path, int]]:
@@ -132,30 +150,12 @@ def in_order(paths: Sequence[Path], members: Mapping[Path, Member]) -> list[Path
     return [*members, *(path for path in paths if path not in members)]
 
 
-def check_replaceable(target: Path, inputs: Sequence[Path] = ()) -> None:
-    """Make sure that ``target`` is free, or an earlier result and no input.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    other = [p for p in target.iterdir() if not RESULT_FILE.fullmatch(p.name)] if target.is_dir() else []
-    if other or target.is_file() or target.resolve() in {path.resolve().parent for path in inputs}:
-        raise ValueError(f"{target} is no earlier result of this command; move it, or choose another --output-dir")
-
-
-def write_result(target: Path, masks: Sequence[NDArray[np.uint16]], linker: Linker) -> None:
-    """Write a stack's result folder."""
-    with tempfile.TemporaryDirectory(prefix=".res-", dir=target.parent) as scratch:
-        folder = Path(scratch) / "result"
-        folder.mkdir()
-        for number, mask in enumerate(masks):
-            tifffile.imwrite(folder / f"mask{number:03d}.tif", mask, compression="zlib")
-        write_tracks(folder / "res_track.txt", linker.tracks())
-        _replace(folder, target)
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Put ``folder`` in the place of an earlier result, which goes with the temporary folder."""
-    if target.exists():
-        shutil.move(target, folder.with_name(f"{folder.name}-former"))
-    folder.rename(target)
+def write_result(folder: Path, masks: Sequence[NDArray[np.uint16]], linker: Linker) -> None:
+    """Write a stack's result folder; none where there is no nucleus at all."""
+    if not (tracks := linker.tracks()):
+        say(f"note: no nucleus in any frame, so no {folder.name}: the challenge's tools take no empty result")
+        return
+    folder.mkdir()
+    for number, mask in enumerate(masks):
+        tifffile.imwrite(folder / f"mask{number:03d}.tif", mask, compression="zlib")
+    write_tracks(folder / "res_track.txt", tracks)

@@ -20,7 +20,7 @@ from common.training.experiment import Batch, Criterion
 from common.training.state import TrainState
 from hela_nuclei.ctc import CtcScore, drop_border_objects
 from hela_nuclei.data import LoadedFrame, semantic_target
-from hela_nuclei.predict import Prediction, Predictor
+from hela_nuclei.predict import NucleiPredictor, Prediction
 from hela_nuclei.separate import distance_map
 from hela_nuclei.task import TASK
 
@@ -97,10 +97,10 @@ def _iou(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float((prediction & truth).sum()) / union if union else 1.0
 
 
-def score_frames(predictor: Predictor, loaded: Sequence[LoadedFrame], border: int = 25) -> NucleiScores:
+def score_frames(predictor: NucleiPredictor, loaded: Sequence[LoadedFrame], border: int = 25) -> NucleiScores:
     """Predict and score frames one by one; the loss is that of the training, of several networks their mean."""
     scores = NucleiScores(predictor.threshold, border)
-    criteria = [build_criterion(recipe) for recipe in predictor.losses]
+    criteria = [build_criterion(recipe) for recipe in (card.loss for card in predictor.predictor.cards)]
     for item in tqdm(loaded, desc="evaluate", leave=False, disable=None):
         prediction, logits = predictor.scored(item.unit())
         batch = {

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, StateDict
 from common.networks.shipped import Shipped
@@ -25,7 +30,28 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
     return TASK.card(found[0], {**found[1], "pad_input": False}, loss=LossRecipe("bce")), weights
 
 
-TASK = Task(
+@dataclass(frozen=True)
+class NucleiTask(Task):
+    """This task: cards of old do not say that a network's second output is the distance map."""
+
+    def load(self, path: Path) -> tuple[nn.Module, ModelCard]:
+        """Load a network and its complete card.
+
+        Raises:
+            FileNotFoundError, ValueError: see `Task.load`; or it reads or predicts something else.
+        """
+        network, card = super().load(path)
+        arguments = {"channels": 1, "outputs": 1, **card.arch_args}
+        maps = ("distance",) if arguments["outputs"] == 2 else card.maps
+        if arguments["channels"] != 1 or len(card.classes) != 2 or arguments["outputs"] != 1 + len(maps):
+            raise ValueError(
+                f"checkpoint {path}: a network of {arguments['channels']} channels, {arguments['outputs']} outputs and "
+                f"{len(card.classes)} classes; 1, 1 (or 2 with a distance map) and 2 are needed"
+            )
+        return network, replace(card, arch_args=arguments, maps=maps)
+
+
+TASK = NucleiTask(
     "hela_nuclei", ["background", "nucleus"], {0: (0, 0, 0), 1: (253, 231, 37)}, ARCHITECTURES, adopt, tile=1536,
     shipped=Shipped("nuclei.pt", "unet"),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from common.command.config import TrainConfig
 from common.data.pairs import Facts, require_usable, say_facts
 from common.data.splits import count_parts, split_ids
 from common.images.ranges import ValueRanges
+from common.inference.predictor import Predictor
 from common.losses import LossRecipe
 from common.networks.precision import Precision
 from common.report.plots import History
@@ -38,7 +39,7 @@ from hela_nuclei.data import (
     range_card,
     semantic_target,
 )
-from hela_nuclei.predict import Predictor
+from hela_nuclei.predict import NucleiPredictor
 from hela_nuclei.scenes.sequences import write_challenge
 from hela_nuclei.scoring import build_criterion, score_frames
 from hela_nuclei.task import TASK
@@ -159,7 +160,8 @@ def build(config: Config, data: Data) -> Experiment:
 
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
-    predictor, card = Predictor.load([run.path / "best_iou.pt"], precision)
+    shared = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
+    predictor = NucleiPredictor(shared)
     part = "test" if data.part["test"] else "val"
     by_id = {item.frame.id: item for item in data.part[part]}
     scores = score_frames(predictor, data.part[part], config.border)
@@ -170,7 +172,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
         return Example(item.image[None], semantic_target(item.labels, 0), mask)
 
     result = scores.result()
-    finish_run(run, config, data.facts, history, precision, Outcome(part, card, result, scores.pixels, example))
+    finish_run(run, config, data.facts, history, precision, Outcome(part, shared.card, result, scores.pixels, example))
     shown = {"field of interest": "iou_foi", "SEG": "seg", "DET": "det"}
     say(", ".join(f"{title} {'-' if result[key] is None else f'{result[key]:.4f}'}" for title, key in shown.items()))
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
@@ -27,7 +28,8 @@ from common.command.config import parse_flags
 from common.data.inputs import find_images, output_stems
 from common.images.gdal import decoding, open_raster
 from common.images.write import GEOTIFF
-from common.inference.files import InferConfig, infer_inputs, load_predictor
+from common.inference.files import InferConfig, complaint, infer_inputs, load_predictor
+from common.inference.products import Extra
 from common.networks.checkpoint import ModelCard
 from permeability.task import TASK
 
@@ -48,6 +50,7 @@ class Config(InferConfig):
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
+        super().__post_init__()
         if self.window is not None and (min(self.window[:2]) < 0 or min(self.window[2:]) < 1):
             raise ValueError(
                 f"--window {' '.join(map(str, self.window))}: COL and ROW must not be negative, W and H at least 1"
@@ -60,26 +63,24 @@ def main() -> int:
     paths = find_images(config.input)
     predictor, tags = load_predictor(config, TASK)
     folder = config.output_dir or Path("outputs") / TASK.name
-    with tempfile.TemporaryDirectory(prefix="windows-") as parts:
-        if config.window is not None:
-            paths, failed = cut_all(paths, Path(parts), config.window)
-        else:
-            failed = 0
-        code = infer_inputs(config, paths, predictor, folder, tags) if paths else PARTIAL
-        draw_figures(paths, folder, predictor.card)
-    return PARTIAL if failed else code
+    products = config.products(tags, extra=Extra("_figure.png", partial(draw_figure, predictor.card)))
+    if config.window is None:
+        return infer_inputs(config, paths, predictor, folder, products)
+    with tempfile.TemporaryDirectory(prefix="windows-") as place:
+        parts = cut_all(paths, Path(place), config.window)
+        code = infer_inputs(config, list(parts), predictor, folder, products, origins=parts) if parts else PARTIAL
+    return PARTIAL if len(parts) < len(paths) else code
 
 
-def cut_all(paths: Sequence[Path], folder: Path, window: tuple[int, int, int, int]) -> tuple[list[Path], int]:
-    """Cut the window out of each input; those where that fails are named and counted."""
-    stems = output_stems(paths)
-    parts = []
+def cut_all(paths: Sequence[Path], folder: Path, window: tuple[int, int, int, int]) -> dict[Path, Path]:
+    """Cut the window out of each input; those where that fails are named. Gives the inputs by their parts."""
+    stems, parts = output_stems(paths), {}
     for path in paths:
         try:
-            parts.append(cut_out(path, folder / f"{stems[path]}.tif", window))
-        except ValueError as error:
-            say(f"failed: {error}")
-    return parts, len(paths) - len(parts)
+            parts[cut_out(path, folder / f"{stems[path]}.tif", window)] = path
+        except Exception as error:  # one file's failure of any kind does not stop the others
+            say(f"failed: {complaint(path, error)}")
+    return parts
 
 
 def cut_out(path: Path, target: Path, window: tuple[int, int, int, int]) -> Path:
@@ -128,20 +129,12 @@ def cut_out(path: Path, target: Path, window: tuple[int, int, int, int]) -> Path
     return target
 
 
-def draw_figures(paths: Sequence[Path], folder: Path, card: ModelCard) -> None:
-    """Write ``<stem>_figure.png`` for each input that has a mask: photograph and prediction with a legend."""
+def draw_figure(card: ModelCard, source: Path, mask: Path, target: Path) -> None:
+    """Write a figure: photograph and prediction with a legend."""
     from common.report.plots import predictions  # matplotlib takes most of a second
 
-    for path, stem in output_stems(paths).items():
-        mask = next((file for suffix in (".tif", ".png") if (file := folder / f"{stem}_mask{suffix}").is_file()), None)
-        if mask is None:
-            continue
-        try:
-            row = (_thinned(path, Resampling.average), _thinned(mask, Resampling.nearest)[0])
-        except (ValueError, OSError):  # the input failed, and the mask is an older one
-            continue
-        target = folder / f"{stem}_figure.png"
-        predictions([row], target, card.palette, ("photograph", "prediction"), card.classes)
+    row = (_thinned(source, Resampling.average), _thinned(mask, Resampling.nearest)[0])
+    predictions([row], target, card.palette, ("photograph", "prediction"), card.classes)
 
 
 def _thinned(path: Path, resampling: Resampling) -> NDArray[np.generic]:

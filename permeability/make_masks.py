@@ -30,7 +30,7 @@ from common.images.gdal import open_raster, read_bands
 from common.images.grids import Grid, window_grid
 from common.images.windows import Window
 from common.images.write import GEOTIFF, gdal_colors
-from common.inference.outputs import check_disk
+from common.inference.products import check_disk
 from common.labels import NODATA
 from common.vectors.burn import PolygonLayer
 from permeability.labels import CLASSES, PALETTE

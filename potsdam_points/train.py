@@ -18,7 +18,7 @@ from common.command.config import TrainConfig
 from common.data.pairs import Facts, require_usable, say_facts, value_rows
 from common.data.splits import count_parts
 from common.images.ranges import ValueRanges
-from common.inference.files import Predictor
+from common.inference.predictor import Predictor
 from common.inference.score import score_samples
 from common.losses import LossRecipe
 from common.networks.precision import Precision, choose_precision

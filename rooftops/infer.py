@@ -26,7 +26,8 @@ def main() -> int:
     config = parse_flags(Config)
     paths = find_images(config.input)
     predictor, tags = load_predictor(config, TASK)
-    return infer_inputs(config, paths, predictor, config.output_dir or Path("outputs") / TASK.name, tags)
+    folder = config.output_dir or Path("outputs") / TASK.name
+    return infer_inputs(config, paths, predictor, folder, config.products(tags))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 from common.data.augmentation import Classes, Matrix, Pixels, affine_map, cut, jitter_colors, paste
 from common.data.sampling import Key
 from common.images.ranges import to_unit
-from common.inference.files import normalize, rescale
+from common.inference.predictor import normalize, rescale
 from common.labels import IGNORE
 from rooftops.data import Pictures
 from rooftops.model import NORMALIZATION

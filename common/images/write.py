@@ -1,19 +1,26 @@
-"""Masks and probabilities as files, in the frame of their input."""
+"""Masks and probabilities as files: tiled, compressed GeoTIFFs, Cloud Optimized GeoTIFFs, or PNG pictures.
+
+Rows are fetched from where they lie, an array or a spool on disk, so that a file may be larger than memory.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
+from affine import Affine
 from PIL import Image, PngImagePlugin
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.shutil import copy as copy_raster
 
 from common.files import atomic_path
-from common.images.gdal import quiet
-from common.images.rasters import TIFF_EXTENSIONS, Array, Mask, Raster
+from common.images.gdal import CACHE, quiet
+from common.images.rasters import Array
 from common.labels import NODATA, Color
 
 GEOTIFF = {
@@ -24,16 +31,58 @@ GEOTIFF = {
     "compress": "deflate",
     "bigtiff": "IF_SAFER",
 }
+ROWS = 512
+"""Rows written at once; a multiple of the files' block height."""
+SMALLEST_OVERVIEW = 256
+"""Pixels: overviews are halved until the longer side is no longer than this."""
+Place = tuple[CRS | None, Affine | None]
+"""Coordinate system and affine map of a raster; no map = not georeferenced."""
 
 
-def mask_suffix(like: Raster | None) -> str:
+class Rows(Protocol):
+    """Results of a raster by the name of a layer and by rows, in memory or on disk."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+
+    def read(self, name: str, first: int, last: int) -> Array:
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
+
+
+class Arrays:
+    """Rows of arrays in memory, each (C, H, W), by name."""
+
+    def __init__(self, **layers: Array) -> None:
+        self.layers = layers
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = next(iter(self.layers.values())).shape[1:]
+        return height, width
+
+    def read(self, name: str, first: int, last: int) -> Array:
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
+        return self.layers[name][:, first:last]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How GeoTIFFs are laid out."""
+
+    overviews: bool = False
+    """With smaller copies, for quick display."""
+    cog: bool = False
+    """Cloud Optimized GeoTIFF; always with overviews."""
+
+
+PLAIN = Layout()
+
+
+def mask_suffix(place: Place) -> str:
     """File type of a mask: ``.tif`` where there is a georeference to keep, else ``.png``."""
-    return ".tif" if like is not None and like.is_georeferenced else ".png"
-
-
-def _check_frame(path: Path, shape: tuple[int, ...], like: Raster | None) -> None:
-    if like is not None and shape != like.valid.shape:
-        raise ValueError(f"{path}: result of {shape} pixels does not fit its input of {like.valid.shape} ({like.path})")
+    return ".png" if place[1] is None else ".tif"
 
 
 def gdal_colors(palette: Mapping[int, Color]) -> dict[int, tuple[int, int, int, int]]:
@@ -41,26 +90,114 @@ def gdal_colors(palette: Mapping[int, Color]) -> dict[int, tuple[int, int, int, 
     return {**{index: (*rgb, 255) for index, rgb in palette.items()}, NODATA: (0, 0, 0, 0)}
 
 
-def _write_geotiff(
-    path: Path, bands: Array, like: Raster | None, tags: Mapping[str, str], colors: Mapping[int, Color] | None = None
+def write_mask(
+    path: Path,
+    rows: Rows,
+    place: Place = (None, None),
+    *,
+    palette: Mapping[int, Color] | None = None,
+    tags: Mapping[str, str] | None = None,
+    layout: Layout = PLAIN,
 ) -> None:
-    options: dict[str, Any] = dict(GEOTIFF, count=len(bands), height=bands.shape[1], width=bands.shape[2])
-    options |= {"dtype": bands.dtype.name, "nodata": np.nan if bands.dtype.kind == "f" else NODATA}
-    if bands.dtype.kind == "f":
-        options["predictor"] = 3
-    if like is not None and like.is_georeferenced:
-        options |= {"crs": like.crs, "transform": like.transform}
-    if colors is not None:
+    """Write the layer ``mask`` as PNG or GeoTIFF, whichever the suffix says (see `mask_suffix`).
+
+    Args:
+        path: ``.png`` or ``.tif`` file; replaced in one step.
+        rows: class indices (1, H, W) uint8, 255 = nodata.
+        place: georeference of a GeoTIFF.
+        palette: display color of each class; nodata is transparent.
+        tags: provenance, stored as TIFF tags or PNG text.
+        layout: of a GeoTIFF.
+
+    Raises:
+        ValueError: the layer is no mask, or a PNG would lose a georeference.
+    """
+    sample = rows.read("mask", 0, 1)
+    if sample.dtype != np.uint8 or len(sample) != 1:
+        raise ValueError(f"{path}: a mask is (1, H, W) uint8, got {sample.dtype} with {len(sample)} channels")
+    if path.suffix.lower() == ".png":
+        if place[1] is not None:
+            raise ValueError(f"{path}: would lose the georeference; write {mask_suffix(place)}")
+        _write_png(path, rows, palette, tags or {})
+    else:
+        _write_geotiff(path, "mask", rows, place, palette, tags or {}, layout)
+
+
+def write_probability(
+    path: Path,
+    rows: Rows,
+    place: Place = (None, None),
+    *,
+    tags: Mapping[str, str] | None = None,
+    layout: Layout = PLAIN,
+) -> None:
+    """Write the layer ``probability`` as float32 GeoTIFF: a band per class (of two, P of the second), NaN = nodata."""
+    _write_geotiff(path, "probability", rows, place, None, tags or {}, layout)
+
+
+def _write_geotiff(
+    path: Path,
+    name: str,
+    rows: Rows,
+    place: Place,
+    palette: Mapping[int, Color] | None,
+    tags: Mapping[str, str],
+    layout: Layout,
+) -> None:
+    (height, width), sample, (crs, transform) = rows.size, rows.read(name, 0, 1), place
+    options: dict[str, Any] = GEOTIFF | {"count": len(sample), "height": height, "width": width}
+    options |= {"dtype": sample.dtype.name, "nodata": NODATA, "num_threads": "all_cpus"}
+    if sample.dtype.kind == "f":
+        options |= {"nodata": float("nan"), "predictor": 3}
+    if transform is not None:
+        options |= {"crs": crs, "transform": transform}
+    if palette:
         options["photometric"] = "palette"
-    with atomic_path(path) as temporary, quiet(), rasterio.open(temporary, "w", **options) as dataset:
-        if colors is not None:
-            dataset.write_colormap(1, gdal_colors(colors))
-        dataset.update_tags(**tags)
-        dataset.write(bands)
+    with atomic_path(path) as made, rasterio.Env(GDAL_CACHEMAX=CACHE), quiet():
+        plain = made.with_suffix(".plain") if layout.cog else made
+        if layout.cog:
+            options |= {"compress": "none", "predictor": 1}
+        try:
+            with rasterio.open(plain, "w", **options) as dataset:
+                if palette:
+                    dataset.write_colormap(1, gdal_colors(palette))
+                dataset.update_tags(**tags)
+                for row in range(0, height, ROWS):
+                    last = min(row + ROWS, height)
+                    dataset.write(rows.read(name, row, last), window=((row, last), (0, width)))
+            resampling = Resampling.average if sample.dtype.kind == "f" else Resampling.mode
+            if layout.cog:
+                _optimize(plain, made, resampling)
+            elif layout.overviews:
+                _add_overviews(made, resampling)
+        finally:
+            if layout.cog:
+                plain.unlink(missing_ok=True)
 
 
-def _write_png(path: Path, mask: Mask, palette: Mapping[int, Color] | None, tags: Mapping[str, str]) -> None:
-    image, options = Image.fromarray(mask), {}
+def _add_overviews(path: Path, resampling: Resampling) -> None:
+    with rasterio.open(path, "r+", num_threads="all_cpus") as dataset:
+        factors = [2**level for level in range(1, 32) if max(dataset.shape) / 2 ** (level - 1) > SMALLEST_OVERVIEW]
+        if factors:
+            dataset.build_overviews(factors, resampling)
+
+
+def _optimize(plain: Path, target: Path, resampling: Resampling) -> None:
+    """Copy a GeoTIFF with GDAL's COG driver, which orders header, overviews and pixels as the format wants."""
+    copy_raster(
+        plain,
+        target,
+        driver="COG",
+        compress="deflate",
+        predictor="yes",
+        bigtiff="if_safer",
+        overview_resampling=resampling.name,
+        num_threads="all_cpus",
+    )
+
+
+def _write_png(path: Path, rows: Rows, palette: Mapping[int, Color] | None, tags: Mapping[str, str]) -> None:
+    image, options = Image.fromarray(rows.read("mask", 0, rows.size[0])[0]), {}
     if palette is not None:
         table = np.zeros((256, 3), np.uint8)
         for index, rgb in palette.items():
@@ -68,62 +205,19 @@ def _write_png(path: Path, mask: Mask, palette: Mapping[int, Color] | None, tags
         image.putpalette(table.tobytes())
         if NODATA not in palette:
             options["transparency"] = NODATA
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=_png_text(tags), **options)
+
+
+def write_picture(path: Path, picture: Array, tags: Mapping[str, str] | None = None) -> None:
+    """Write an RGB picture (H, W, 3) uint8; a PNG with little compression, which takes a quarter of the time."""
+    options = {"compress_level": 1, "pnginfo": _png_text(tags or {})} if path.suffix.lower() == ".png" else {}
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, **options)
+
+
+def _png_text(tags: Mapping[str, str]) -> PngImagePlugin.PngInfo:
     text = PngImagePlugin.PngInfo()
     for key, value in tags.items():
         text.add_text(key, value)
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=text, **options)
-
-
-def write_mask(
-    path: Path,
-    mask: Mask,
-    *,
-    palette: Mapping[int, Color] | None = None,
-    like: Raster | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> None:
-    """Write a class mask as PNG or tiled GeoTIFF, whichever the suffix says (see `mask_suffix`).
-
-    Args:
-        path: ``.png`` or ``.tif`` file; replaced in one step.
-        mask: (H, W) uint8 class indices, 255 = nodata; 255 is also written wherever ``like`` is not valid.
-        palette: Display color of each class; nodata is transparent in a PNG.
-        like: Input whose frame and nodata area the mask gets.
-        tags: Provenance, stored as TIFF tags or PNG text.
-
-    Raises:
-        ValueError: Mask of another type or size than the input, or a PNG that would lose a georeference.
-    """
-    _check_frame(path, mask.shape, like)
-    if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise ValueError(f"{path}: a mask is (H, W) uint8, got {mask.dtype} of shape {mask.shape}")
-    if like is not None:
-        mask = np.where(like.valid, mask, np.uint8(NODATA))
-    if path.suffix.lower() in TIFF_EXTENSIONS:
-        _write_geotiff(path, mask[None], like, tags or {}, palette)
-    elif like is not None and like.is_georeferenced:
-        raise ValueError(f"{path}: would lose the georeference of {like.path}; write {mask_suffix(like)}")
-    else:
-        _write_png(path, mask, palette, tags or {})
-
-
-def write_probability(
-    path: Path,
-    probability: npt.NDArray[np.float32],
-    *,
-    like: Raster | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> None:
-    """Write class probabilities (C, H, W) as a tiled float32 GeoTIFF; NaN = nodata, set where ``like`` is not valid.
-
-    Raises:
-        ValueError: Another size than the input's, or a valid pixel without a finite probability.
-    """
-    _check_frame(path, probability.shape[1:], like)
-    bands = np.array(probability, dtype=np.float32)
-    valid = np.ones(bands.shape[1:], bool) if like is None else like.valid
-    if not np.isfinite(bands[:, valid]).all():
-        raise ValueError(f"{path}: some probabilities are NaN or infinite; try --amp off, or check the checkpoint")
-    bands[:, ~valid] = np.nan
-    _write_geotiff(path, bands, like, tags or {})
+    return text

@@ -6,9 +6,12 @@ give the same masks.
 
 from __future__ import annotations
 
+import errno
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,54 +22,40 @@ from tqdm import tqdm
 
 from common.command.cli import PARTIAL, say
 from common.data.inputs import output_stems
-from common.images.display import overlay, stretch
+from common.files import OutputFolder, Workplace, relative_source
 from common.images.gdal import pixel_count, place_note
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
-from common.images.write import mask_suffix, write_mask, write_probability
-from common.inference.outputs import check_disk, provenance
-from common.inference.predictor import Predictor, confidence_of, normalize, rescale
+from common.images.write import Arrays
+from common.inference.predictor import Predictor, confidence_of
 from common.inference.products import (
+    Extra,
+    Prediction,
     Products,
     Refine,
-    protect_input,
-    targets,
-    warn_of_range,
-    write_picture,
-    write_vectors,
+    check_disk,
+    free_bytes,
+    provenance,
+    write_products,
 )
 from common.inference.resolution import fitted
-from common.inference.stream import is_large, is_streamed, layers_of, stream_file
+from common.inference.spool import workplace
+from common.inference.stream import is_placed, is_streamed, layers_of, stream_file, warn_of_range
+from common.inference.windows import check_overlap
 from common.labels import NODATA
-from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
 from common.networks.task import Task
+from common.vectors.write import SIDECARS
 
-__all__ = [
-    "InferConfig",
-    "Predictor",
-    "Products",
-    "Result",
-    "infer_files",
-    "infer_inputs",
-    "is_large",
-    "is_streamed",
-    "normalize",
-    "predict_file",
-    "protect_input",
-    "rescale",
-    "write_outputs",
-    "write_picture",
-    "write_result_vectors",
-]
-
+SMALLEST_TILE = 32
+"""Pixels: smaller tiles would take days."""
 LONG_RUN = 60.0
 """Seconds from which on an estimate is worth a line."""
 
 
 @dataclass(frozen=True)
-class InferConfig:
-    """Flags that every task's inference understands."""
+class PredictConfig:
+    """Flags of every command that predicts."""
 
     input: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Images, or folders of them (not recursive)."""
@@ -84,12 +73,38 @@ class InferConfig:
     """Two classes: foreground where P is at least this; default: the checkpoint's."""
     scale: float | None = None
     """Read images at this multiple of their size; default: the scale the network was trained at."""
-    gsd: float = 0.0
-    """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
     input_range: tuple[float, float] | None = None
     """Values that mean black and white; default: those of the training, or the number type's."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
     amp: Annotated[Literal["auto", "off", "bf16", "fp16"], tyro.conf.arg(help="Mixed precision.")] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse values that no input could make right.
+
+        Raises:
+            ValueError: names the flag and its value.
+        """
+        if self.tile_size != 0 and self.tile_size < SMALLEST_TILE:
+            raise ValueError(
+                f"--tile-size {self.tile_size} must be at least {SMALLEST_TILE} pixels, or 0 for what suits the network"
+            )
+        check_overlap(self.overlap)
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"--threshold {self.threshold} must lie in 0...1")
+        if self.scale is not None and not 0.05 <= self.scale <= 20:
+            raise ValueError(f"--scale {self.scale} must lie in 0.05...20")
+        low, high = self.input_range or (0.0, 1.0)
+        if not -float("inf") < low < high < float("inf"):
+            raise ValueError(f"--input-range needs two numbers LO < HI, got {low:g} {high:g}")
+        free_bytes(self.output_dir or Path())
+
+
+@dataclass(frozen=True)
+class InferConfig(PredictConfig):
+    """Flags that every task's inference of images and rasters understands."""
+
+    gsd: float = 0.0
+    """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
     vector: Literal["none", "gpkg", "shp", "geojson"] = "none"
     """Polygons too: GeoPackage, shapefile or GeoJSON (in WGS 84)."""
     min_area: float = 0.0
@@ -101,38 +116,54 @@ class InferConfig:
     prob: bool = True
     """Write probabilities too; they take most of the disk."""
 
-    def products(self, tags: Mapping[str, str], refine: Refine | None = None) -> Products:
+    def __post_init__(self) -> None:
+        """Refuse values that no input could make right; see `PredictConfig`."""
+        super().__post_init__()
+        self.products({})
+
+    def products(
+        self, tags: Mapping[str, str], *, refine: Refine | None = None, extra: Extra | None = None
+    ) -> Products:
         """What these flags ask for.
 
         Args:
             tags: provenance.
             refine: a task's own treatment of polygons.
+            extra: a task's own product.
         """
         return Products(
-            self.vector, self.min_area, self.simplify, cog=self.cog, prob=self.prob, refine=refine, tags=tags
+            self.vector, self.min_area, self.simplify, self.cog, self.prob, refine=refine, extra=extra, tags=tags
         )
 
 
 # In memory
 
 
-@dataclass(frozen=True)
-class Result:
-    """One input's prediction."""
+class InMemory(Arrays):
+    """A predicted picture.
 
-    raster: Raster
-    image: NDArray[np.float32]
-    """(C, H, W) in 0...1, as the network saw it."""
-    probability: NDArray[np.float32]
-    mask: NDArray[np.uint8]
-    """(H, W) class indices."""
+    Args:
+        raster: the input.
+        image: (C, H, W) in 0...1, as the network saw it.
+        probability: what the network(s) gave.
+        mask: (H, W) class indices.
+    """
+
+    streamed = False
+
+    def __init__(
+        self, raster: Raster, image: NDArray[np.float32], probability: NDArray[np.float32], mask: NDArray[np.uint8]
+    ) -> None:
+        self.place = (raster.crs, raster.transform)
+        super().__init__(
+            mask=np.where(raster.valid, mask, np.uint8(NODATA))[None],
+            confidence=confidence_of(probability, mask)[None],
+            probability=np.where(raster.valid, probability, np.float32(np.nan)),
+            picture=np.round(image[:3] * 255).astype(np.uint8),
+        )
 
 
-WriteResult = Callable[[Path, str, Result], None]
-"""Called with an input's path, the stem of its outputs and its result."""
-
-
-def predict_file(path: Path, predictor: Predictor, input_range: Range | None = None) -> Result:
+def predict_file(path: Path, predictor: Predictor, input_range: Range | None = None) -> InMemory:
     """Read and predict one image in memory.
 
     Raises:
@@ -143,56 +174,13 @@ def predict_file(path: Path, predictor: Predictor, input_range: Range | None = N
     warn_of_range(path, range_warning(raster.data, raster.valid, value_range))
     image = to_channels(raster.data, raster.valid, predictor.channels, value_range)
     probability = predictor(image)
-    return Result(raster, image, probability, predictor.classify(probability))
-
-
-def write_outputs(
-    folder: Path,
-    stem: str,
-    result: Result,
-    card: ModelCard,
-    tags: Mapping[str, str],
-    products: Products | None = None,
-) -> None:
-    """Write ``<stem>_mask``, ``<stem>_prob.tif``, ``<stem>_overlay.png`` and polygons, of a result in memory.
-
-    Raises:
-        ValueError: an output would replace the input.
-    """
-    raster, products = result.raster, products or Products()
-    for target in targets(folder, stem, products, mask_suffix(raster)):
-        protect_input(target, raster.path)
-    shown = np.where(raster.valid, result.mask, np.uint8(NODATA))
-    write_mask(folder / f"{stem}_mask{mask_suffix(raster)}", result.mask, palette=card.palette, like=raster, tags=tags)
-    if products.prob:
-        write_probability(folder / f"{stem}_prob.tif", result.probability, like=raster, tags=tags)
-    if products.overlay:
-        picture = stretch(np.round(result.image[:3] * 255).astype(np.uint8))
-        write_picture(folder / f"{stem}_overlay.png", overlay(picture, shown, card.palette))
-    write_result_vectors(folder, stem, result, card, products)
-
-
-def write_result_vectors(folder: Path, stem: str, result: Result, card: ModelCard, products: Products) -> None:
-    """Write the polygons of a result in memory, if there are to be any."""
-    if products.vector == "none":
-        return
-    raster = result.raster
-    shown = np.where(raster.valid, result.mask, np.uint8(NODATA))
-    confidence = confidence_of(result.probability, result.mask)
-    write_vectors(
-        folder / f"{stem}.{products.vector}",
-        lambda first, last: (shown[first:last], confidence[first:last]),
-        shown.shape,
-        card,
-        products,
-        (raster.crs, raster.transform),
-    )
+    return InMemory(raster, image, probability, predictor.classify(probability))
 
 
 # Any image
 
 
-def load_predictor(config: InferConfig, task: Task) -> tuple[Predictor, dict[str, str]]:
+def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[str, str]]:
     """The network(s) that the flags name, or the newest run's, and the provenance of what they predict.
 
     Args:
@@ -210,120 +198,234 @@ def load_predictor(config: InferConfig, task: Task) -> tuple[Predictor, dict[str
     return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
 
 
+# Many inputs
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one command does with each of its inputs."""
+
+    predictor: Predictor
+    outputs: OutputFolder
+    products: Products
+    input_range: Range | None = None
+    gsd: float = 0.0
+    """Metres per pixel of inputs without a coordinate system; 0 = unknown."""
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+    """The user's files, where inputs are temporary parts of them."""
+
+    def origin(self, path: Path) -> Path:
+        """The user's file that an input is, or is a part of."""
+        return self.origins.get(path, path)
+
+    def run(self, path: Path, stem: str, progress: Callable[[int], None]) -> None:
+        """Predict one input of any size and write its products: all of them or none.
+
+        Raises:
+            ValueError: another process works on the same input.
+            Exception: whatever is wrong with the input; nothing is left of it then.
+        """
+        origin = self.origin(path)
+        if (note := place_note(path)) is not None:
+            say(f"note: {note}")
+        tags = {**self.products.tags, "source": relative_source(origin, self.outputs.path)}
+        products, predictor = replace(self.products, tags=tags), fitted(self.predictor, path, self.gsd)
+        self.outputs.check(products.names(stem, is_placed(path)), origin)
+        self.outputs.path.mkdir(parents=True, exist_ok=True)
+        with working(workplace(self.outputs.path, stem, origin), origin) as here:
+            if is_streamed(path):
+                with stream_file(
+                    path, predictor, here.path, products, input_range=self.input_range, progress=progress
+                ) as rows:
+                    self._deliver(rows, path, stem, products, here)
+            else:
+                self._deliver(predict_file(path, predictor, self.input_range), path, stem, products, here)
+
+    def _deliver(self, rows: Prediction, path: Path, stem: str, products: Products, here: Workplace) -> None:
+        with self.outputs.delivery(self.origin(path), workplace=here) as temporary:
+            write_products(rows, path, temporary, stem, self.predictor.card, products)
+            made = {file.name for file in temporary.iterdir()}
+        if products.vector == "shp":  # an earlier run's polygons may have needed more files
+            more = rf"{re.escape(stem)}_\d+\.({'|'.join(('shp', *SIDECARS['shp']))})"
+            self.outputs.discard(more, self.origin(path), made)
+
+
+@contextmanager
+def working(place: Workplace, source: Path) -> Iterator[Workplace]:
+    """Hold a workplace; it is removed at the end and after an error, unless rows lie there that are still of use.
+
+    They are when the run was stopped, or the disk is full.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    if not place.claim():
+        raise ValueError(busy(place, source))
+    kept = place.path / Workplace.KEPT
+    try:
+        yield place
+    except BaseException as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if kept.exists() and (full or not isinstance(error, Exception)):
+            place.release()
+            if full:
+                say(f"note: {source}: the finished rows stay in {place.path}; the next run goes on there")
+        else:
+            place.remove()
+        raise
+    place.remove()
+
+
+def busy(place: Workplace, source: Path) -> str:
+    """What to say of a workplace that another process holds."""
+    where = place.path.parent
+    return f"{source}: {place.owner()} works on it in {where}; wait for that to end, or choose another --output-dir"
+
+
 def infer_inputs(
     config: InferConfig,
     paths: Sequence[Path],
     predictor: Predictor,
     folder: Path,
-    tags: Mapping[str, str],
+    products: Products,
     *,
-    refine: Refine | None = None,
+    origins: Mapping[Path, Path] | None = None,
 ) -> int:
-    """Predict every input and write what the flags ask for.
+    """Predict every input and write its products; bad ones are named and left out.
 
     Args:
         config: the command's flags.
         paths: inputs.
         predictor: the network(s).
         folder: where results go.
-        tags: provenance.
-        refine: a task's own treatment of the polygons.
+        products: what is written.
+        origins: the user's files, where inputs are temporary parts of them.
 
     Returns:
         The command's exit code.
 
     Raises:
-        ValueError: the disk has too little space; nothing is written then.
+        ValueError: a result would replace an input, another process works on one, or the disk has too little space;
+            nothing is written then.
     """
-    products = config.products(tags, refine)
+    job = Job(predictor, OutputFolder(folder), products, config.input_range, config.gsd, origins or {})
+    stems = output_stems(paths)
+    names = {path: products.names(stems[path], is_placed(path)) for path in paths}
+    keep_inputs(folder, [job.origin(path) for path in paths], [name for some in names.values() for name in some])
+    for path in paths:
+        keep_apart(workplace(folder, stems[path], job.origin(path)), job.origin(path))
+    sizes = {path: pixel_count(path) for path in paths}
+    good = announce(sizes, predictor, folder, disk_per_pixel(predictor, products))
+    job.outputs.sweep()
+    return each_input(paths, good, lambda path, progress: job.run(path, stems[path], progress), folder)
 
-    def write(path: Path, stem: str, result: Result) -> None:
-        write_outputs(folder, stem, result, predictor.card, tags, products)
 
-    return infer_files(
-        paths, predictor, write, folder, input_range=config.input_range, products=products, gsd=config.gsd
-    )
+def keep_inputs(folder: Path, inputs: Sequence[Path], names: Sequence[str]) -> None:
+    """Make sure that no result would take the place of an input.
+
+    Raises:
+        ValueError: one would; names it.
+    """
+    taken = {path.resolve() for path in inputs}
+    for name in names:
+        if (folder / name).resolve() in taken:
+            raise ValueError(f"{folder / name} is an input, a result would replace it; choose another --output-dir")
 
 
-def infer_files(
-    paths: Sequence[Path],
-    predictor: Predictor,
-    write: WriteResult,
-    folder: Path,
-    *,
-    input_range: Range | None = None,
-    products: Products | None = None,
-    streamed: Callable[[Path], bool] = is_streamed,
-    gsd: float = 0.0,
+def keep_apart(place: Workplace, source: Path) -> None:
+    """Make sure that no other process works on an input.
+
+    Raises:
+        ValueError: one does; says which.
+    """
+    if place.path.is_dir():
+        if not place.claim():
+            raise ValueError(busy(place, source))
+        place.release()
+
+
+def each_input(
+    paths: Sequence[Path], sizes: Mapping[Path, int], work: Callable[[Path, Callable[[int], None]], None], folder: Path
 ) -> int:
-    """Predict and write every input; bad ones are named and left out.
+    """Work on one input after another; whatever one of them fails at is said in a line, and the next one follows.
 
     Args:
         paths: inputs.
-        predictor: the network(s).
-        write: writes what was predicted in memory.
-        folder: where results go.
-        input_range: values that mean black and white.
-        products: what is written of streamed rasters; None = all inputs are read as a whole.
-        streamed: which inputs are.
-        gsd: metres per pixel of inputs without a coordinate system; 0 = unknown.
+        sizes: pixels of those that are worked on; the others failed before.
+        work: called with an input and a function that is told of finished pixels.
+        folder: where results go, for the last line.
 
     Returns:
         The command's exit code.
-
-    Raises:
-        ValueError: the disk has too little space; nothing is written then.
     """
-    predictor.ranges(input_range)  # refuses a bad --input-range now, not once per file
-    stems = output_stems(paths)
-    sizes = {path: pixel_count(path) for path in paths}
-    announce(sum(sizes.values()), predictor, folder, products)
-    failed, started = 0, time.monotonic()
+    done, pixels, started = 0, 0, time.monotonic()
 
-    def advance(pixels: int) -> None:
-        bar.update(pixels / 1e6)
+    def advance(count: int) -> None:
+        bar.update(count / 1e6)
 
-    with tqdm(total=sum(sizes.values()) / 1e6, desc=predictor.card.task, unit="Mpx", disable=None) as bar:
-        for number, path in enumerate(paths):
+    with tqdm(total=sum(sizes.values()) / 1e6, unit="Mpx", disable=None) as bar:
+        for path in (path for path in paths if path in sizes):
             try:
-                if (note := place_note(path)) is not None:
-                    say(f"note: {note}")
-                here = fitted(predictor, path, gsd)
-                if products is not None and streamed(path):
-                    stream_file(
-                        path,
-                        here,
-                        folder,
-                        stems[path],
-                        products,
-                        input_range=input_range,
-                        progress=advance,
-                    )
-                else:
-                    write(path, stems[path], predict_file(path, here, input_range))
-            except (ValueError, OSError) as error:
-                say(f"failed: {str(error) if str(path) in str(error) else f'{path}: {error}'}")
-                failed += 1
-            bar.update(sum(sizes[done] for done in paths[: number + 1]) / 1e6 - bar.n)
-    seconds = time.monotonic() - started
-    speed = sum(sizes.values()) / 1e6 / max(seconds, 1e-9)
-    say(f"{len(paths) - failed} of {len(paths)} files to {folder} in {seconds:.1f} s ({speed:.2f} Mpx/s)")
-    return PARTIAL if failed else 0
+                work(path, advance)
+                done += 1
+            except Exception as error:  # decoders, GDAL, OGR, GEOS, PROJ... raise nearly anything
+                say(f"failed: {complaint(path, error)}")
+            pixels += sizes[path]
+            bar.update(pixels / 1e6 - bar.n)
+    seconds = max(time.monotonic() - started, 1e-9)
+    say(f"{done} of {len(paths)} files to {folder} in {seconds:.1f} s ({pixels / 1e6 / seconds:.2f} Mpx/s)")
+    return 0 if done == len(paths) else PARTIAL
 
 
-def announce(pixels: int, predictor: Predictor, folder: Path, products: Products | None = None) -> None:
+def complaint(path: Path, error: Exception) -> str:
+    """One line on what went wrong with an input."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        text = f"not enough memory{f' ({text})' if text else ''}; close other programs, or cut the image into parts"
+    elif not isinstance(error, (ValueError, OSError)) or not text:
+        text = f"{type(error).__name__}{f': {text}' if text else ''}"
+    name = " ".join(str(path).split())
+    return text if name in text else f"{name}: {text}"
+
+
+def announce(sizes: Mapping[Path, int], predictor: Predictor, folder: Path, each: float) -> dict[Path, int]:
     """Check the disk and, before a long run, say how long it will take.
 
+    Args:
+        sizes: pixels of the inputs.
+        predictor: the network(s).
+        folder: where results go.
+        each: bytes that a pixel takes on the disk.
+
+    Returns:
+        Pixels of the inputs that can be done; one that needs more disk than there is, alone, is named.
+
     Raises:
-        ValueError: the disk has too little space.
+        ValueError: the disk has too little space for the others.
     """
-    products = products or Products()
+    free = free_bytes(folder)
+    good = {path: pixels for path, pixels in sizes.items() if pixels * each <= free}
+    for path in sizes.keys() - good.keys() if good else ():
+        needed = sizes[path] * each / 1e9
+        say(f"failed: {path}: about {needed:.1f} GB needed, {free / 1e9:.1f} GB free; choose another disk")
+    good = good or dict(sizes)
+    pixels = sum(good.values())
+    check_disk(folder, round(pixels * each))
+    if pixels >= 1_000_000:
+        seconds = pixels * predictor.seconds_per_pixel() * (4 if predictor.tta != "none" else 1)
+        if seconds > LONG_RUN:
+            needed = pixels * each / 1e9
+            say(f"{pixels / 1e6:.1f} Mpx, about {seconds / 60:.1f} min, at most {needed:.2f} GB on disk")
+    return good
+
+
+def disk_per_pixel(predictor: Predictor, products: Products) -> float:
+    """Bytes that a pixel takes at most: finished rows, the files made of them with their overviews, the overlay.
+
+    A COG is copied from a plain file, beside smaller copies for its overviews.
+    """
     layers = layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
     kept = sum(layer.bytes_per_pixel for layer in layers.values())
-    needed = pixels * (2 * kept + 3)  # spooled rows, files made of them, overlay
-    check_disk(folder, needed)
-    if pixels < 1_000_000:
-        return
-    seconds = pixels * predictor.seconds_per_pixel() * (4 if predictor.tta != "none" else 1)
-    if seconds > LONG_RUN:
-        say(f"{pixels / 1e6:.1f} Mpx, about {seconds / 60:.1f} min, at most {needed / 1e9:.2f} GB on disk")
+    made = sum(layer.bytes_per_pixel for name, layer in layers.items() if name != "confidence") * 4 / 3
+    plain = layers["probability" if products.prob else "mask"].bytes_per_pixel * 5 / 3 if products.cog else 0
+    return kept + made + plain + 3 * products.overlay

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.images.ranges import Range, ValueRanges
-from common.inference.tiling import Read, Tta, predict_array, predict_rows
+from common.inference.tiling import Read, Tta, band_edges, predict_array, predict_rows
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.networks.probabilities import class_probabilities, foreground_probability
@@ -63,6 +63,12 @@ class Predictor:
         self.card = cards[0]
         if any(card.classes != self.card.classes for card in cards):
             raise ValueError("the checkpoints cannot be averaged: their classes differ")
+        if any(card.maps != self.card.maps for card in cards):
+            told = " and ".join(sorted({", ".join(card.maps) or "none" for card in cards}))
+            raise ValueError(f"the checkpoints cannot be averaged: they predict other maps beside the classes ({told})")
+        bands = sorted({int(card.arch_args.get("channels", 3)) for card in cards})
+        if len(bands) > 1:
+            raise ValueError(f"the checkpoints cannot be averaged: they read {' and '.join(map(str, bands))} bands")
         self.binary = len(self.card.classes) == 2
         if threshold is not None and not self.binary:
             raise ValueError(f"--threshold is for two classes; this network has {len(self.card.classes)}: leave it out")
@@ -71,7 +77,7 @@ class Predictor:
         if scale is not None and not 0.05 <= scale <= 20:
             raise ValueError(f"--scale {scale} must lie in 0.05...20")
         self.threshold = float(np.mean([card.threshold for card in cards])) if threshold is None else threshold
-        self.outputs = 1 if self.binary else len(self.card.classes)
+        self.outputs = (1 if self.binary else len(self.card.classes)) + len(self.card.maps)
         self.precision, self.tile, self.overlap, self.tta = precision, tile, overlap, tta
         self.batch = BATCHES.get(precision.device.type, 1)
         self.fixed = scale is not None
@@ -131,7 +137,10 @@ class Predictor:
     def __call__(
         self, image: NDArray[np.float32], progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes."""
+        """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes.
+
+        The further maps of the networks' cards, in 0...1, follow them.
+        """
         return predict_array(image, self.probabilities, progress=progress, **self._tiling())
 
     def rows(
@@ -139,6 +148,11 @@ class Predictor:
     ) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Probabilities of an image that is read window by window, as bands of rows; see `tiling.predict_rows`."""
         return predict_rows(read, size, self.probabilities, ahead=AHEAD, first_row=first_row, **self._tiling())
+
+    def band_edges(self, size: tuple[int, int]) -> list[int]:
+        """Rows of an image at which its bands end, and 0."""
+        tiling = self._tiling()
+        return band_edges(size, tiling["tile"], tiling["overlap"], tiling["stride"])
 
     def classify(self, probability: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Class indices (H, W): P >= threshold with two classes, else the most probable one."""
@@ -160,7 +174,7 @@ class Predictor:
     def seconds_per_pixel(self) -> float:
         """Time of one small prediction, per pixel: the base of estimates."""
         side = min(256, self.tile)
-        image = np.zeros((3, side, side), np.float32)
+        image = np.zeros((self.channels, side, side), np.float32)
         seconds = []
         for _ in range(2):  # the first one sets up kernels
             started = time.monotonic()
@@ -169,13 +183,15 @@ class Predictor:
         return min(seconds) / side**2 / (1 - self.overlap) ** 2
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Of tiles (N, C, h, w) in 0...1: (N, 1, h, w) P(foreground), or (N, K, h, w) for more classes."""
+        """Of tiles (N, C, h, w) in 0...1: (N, 1, h, w) P(foreground), or (N, K, h, w) for more classes; then maps."""
         return self._mean_probability(self.logits(images))
 
     def _mean_probability(self, logits: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None
         for each in logits:
-            probability = foreground_probability(each) if self.binary else class_probabilities(each)
+            classes = each.shape[1] - len(self.card.maps)
+            convert = foreground_probability if self.binary else class_probabilities
+            probability = torch.cat([convert(each[:, :classes]), each[:, classes:].sigmoid()], dim=1)
             total = probability if total is None else total + probability
         assert total is not None
         return total / len(logits)

@@ -1,37 +1,60 @@
-"""What inference leaves behind for an input: mask, probabilities, overlay, polygons; from memory or from a spool."""
+"""What inference leaves behind for an input: mask, probabilities, overlay, polygons, and their provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from PIL import Image
 from rasterio.crs import CRS
 
-from common.command.cli import say
-from common.files import atomic_path
+from common.command.cli import VERSION
+from common.files import file_hash
 from common.images.display import overlay, stretch
-from common.images.gdal import open_raster, read_bands
-from common.images.ranges import Range, to_channels
-from common.inference.geotiff import Frame, publish, write_mask_raster, write_probability_raster
-from common.inference.spool import Spool
+from common.images.write import Layout, Place, Rows, mask_suffix, write_mask, write_picture, write_probability
 from common.networks.checkpoint import ModelCard
-from common.vectors.polygonize import ReadRows, polygonize
-from common.vectors.write import VectorFormat, select, write_polygons
+from common.vectors.polygonize import polygonize
+from common.vectors.write import SIDECARS, VectorFormat, select, write_polygons
 
 BACKGROUND = "background"
 FULL_OVERLAY, LARGEST_OVERLAY = 4096**2, 2048
 """Pixels up to which an overlay is as large as its raster; that of a larger one is thinned out to this side."""
-ROWS = 128
+OVERLAY_ROWS = 128
 """Read at once for an overlay, about."""
+SAFE_STEM = "result"
+"""What files are called while they are made: writers read a meaning into ``!``, ``;`` and the like."""
 
 Refine = Callable[[NDArray[Any], Affine, CRS | None], NDArray[np.object_]]
 """Reshapes the outlines of a raster with this grid and coordinate system; gives as many."""
+
+
+class Prediction(Rows, Protocol):
+    """A predicted image: ``mask`` (255 = no data), ``probability``, ``confidence`` and ``picture`` (8-bit RGB)."""
+
+    @property
+    def place(self) -> Place:
+        """Georeference."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it is large or placed: GeoTIFFs get overviews, overlays of more than `FULL_OVERLAY` are thinned."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A task's own product, made of the input and its mask."""
+
+    ending: str
+    """Of its name, such as ``_figure.png``."""
+    write: Callable[[Path, Path, Path], None]
+    """Called with the input, the mask file and the file to write."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,7 @@ class Products:
     overlay: bool = True
     refine: Refine | None = None
     """A task's own treatment of the polygons, after small ones were left out."""
+    extra: Extra | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     """Provenance."""
 
@@ -59,117 +83,136 @@ class Products:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{flag} {value:g} must be 0 or more")
 
+    def names(self, stem: str, placed: bool) -> list[str]:
+        """Files that an input's products are written to; ``placed`` = it is georeferenced."""
+        endings = [f"_mask{'.tif' if placed else '.png'}", *["_prob.tif"] * self.prob, *["_overlay.png"] * self.overlay]
+        if self.vector != "none":
+            endings += [f".{ending}" for ending in (self.vector, *SIDECARS.get(self.vector, ()))]
+        if self.extra is not None and self.extra.ending not in endings:
+            endings.append(self.extra.ending)
+        return [stem + ending for ending in endings]
+
+
+# What results say of themselves, and where they go
+
+
+def provenance(checkpoints: Sequence[Path], threshold: float | None) -> dict[str, str]:
+    """Tags that say how a result came about: checkpoint hashes, threshold, version, date."""
+    tags = {
+        "checkpoint_sha256": ",".join(file_hash(path) for path in checkpoints),
+        "version": VERSION,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return tags if threshold is None else {**tags, "threshold": f"{threshold:.6g}"}
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Compare ``needed`` bytes with the free space where ``folder`` is (to be), and see that one may write there.
+
+    Raises:
+        ValueError: too little is free, naming both figures; or nothing can be written there.
+    """
+    free = free_bytes(folder)
+    if needed > free:
+        raise ValueError(
+            f"--output-dir {folder}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; "
+            "free some space or choose another disk"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where ``folder`` is (to be).
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
+    if not existing.exists():
+        raise ValueError(f"--output-dir {folder}: {existing} is a link to nothing; choose another folder")
+    if not existing.is_dir():
+        raise ValueError(f"--output-dir {folder}: {existing} is a file, not a folder; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--output-dir {folder}: {existing} may not be written to; choose another folder")
+    return shutil.disk_usage(existing).free
+
+
+# Files
+
+
+def write_products(
+    rows: Prediction, source: Path, folder: Path, stem: str, card: ModelCard, products: Products
+) -> None:
+    """Write all products of an input.
+
+    Args:
+        rows: what was predicted.
+        source: the input, for a task's own product.
+        folder: where the files go.
+        stem: of their names.
+        card: classes and palette.
+        products: what to write.
+    """
+    base, place, tags = folder / SAFE_STEM, rows.place, products.tags
+    layout = Layout(overviews=rows.streamed, cog=products.cog and rows.streamed)
+    mask = base.with_name(f"{SAFE_STEM}_mask{mask_suffix(place)}")
+    write_mask(mask, rows, place, palette=card.palette, tags=tags, layout=layout)
+    if products.prob:
+        write_probability(folder / f"{SAFE_STEM}_prob.tif", rows, place, tags=tags, layout=layout)
+    if products.overlay:
+        picture, classes = _thinned(rows)
+        write_picture(folder / f"{SAFE_STEM}_overlay.png", overlay(stretch(picture), classes, card.palette), tags)
+    if products.vector != "none":
+        write_vectors(folder / f"{SAFE_STEM}.{products.vector}", rows, stem, card, products)
+    if products.extra is not None:
+        products.extra.write(source, mask, folder / f"{SAFE_STEM}{products.extra.ending}")
+    give_names(folder, stem)
+
+
+def give_names(folder: Path, stem: str) -> None:
+    """Call files and folders that begin with `SAFE_STEM` by the stem of an input."""
+    for path in list(folder.glob(f"{SAFE_STEM}*")):
+        path.rename(folder / f"{stem}{path.name.removeprefix(SAFE_STEM)}")
+
 
 def polygon_classes(card: ModelCard) -> list[int]:
     """Classes that become polygons: all but one called background."""
     return [index for index, name in enumerate(card.classes) if name != BACKGROUND]
 
 
-def targets(folder: Path, stem: str, products: Products, mask: str) -> list[Path]:
-    """Files that an input's products are written to."""
-    names = [f"{stem}_mask{mask}", *[f"{stem}_prob.tif"] * products.prob, *[f"{stem}_overlay.png"] * products.overlay]
-    return [folder / name for name in (names if products.vector == "none" else [*names, f"{stem}.{products.vector}"])]
-
-
-def protect_input(target: Path, source: Path) -> None:
-    """Refuse to replace an input by an output.
-
-    Raises:
-        ValueError: both are one file.
-    """
-    if target.exists() and target.resolve() == source.resolve():
-        raise ValueError(f"{source}: the result would replace it; choose another --output-dir")
-
-
-def warn_of_range(path: Path, warning: str | None) -> None:
-    """Say that values look as if they were read with the wrong range."""
-    if warning:
-        say(f"warning: {path}: {warning}")
-
-
-def write_vectors(
-    path: Path,
-    read: ReadRows,
-    size: tuple[int, int],
-    card: ModelCard,
-    products: Products,
-    place: tuple[CRS | None, Affine | None],
-    workshop: Path | None = None,
-) -> None:
-    """Outline the classes of a raster and write the polygons.
+def write_vectors(path: Path, rows: Prediction, layer: str, card: ModelCard, products: Products) -> None:
+    """Outline the classes of an image and write the polygons.
 
     A picture without georeference gives polygons in its pixels' columns and rows, with areas in pixels.
 
     Args:
         path: file to write; its suffix says the format.
-        read: class indices and the probability of each pixel's class, by bands of rows.
-        size: height and width.
+        rows: what was predicted.
+        layer: name of the layer.
         card: class names.
         products: smallest area, simplification, provenance.
-        place: coordinate system and transform of the raster.
-        workshop: folder in which the file is made; None = that of ``path``.
     """
-    crs, transform = place
-    polygons = polygonize(read, size, polygon_classes(card), transform or Affine.identity())
+
+    def read(first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        return rows.read("mask", first, last)[0], rows.read("confidence", first, last)[0]
+
+    crs, transform = rows.place
+    polygons = polygonize(read, rows.size, polygon_classes(card), transform or Affine.identity())
     polygons = select(polygons, crs, min_area=products.min_area, simplify=products.simplify)
     if products.refine is not None:
         outlines = products.refine(polygons.geometry, transform or Affine.identity(), crs)
         polygons = replace(polygons, geometry=outlines)
-    write_polygons(path, polygons, card.classes, crs, products.tags, workshop)
+    write_polygons(path, polygons, card.classes, crs, products.tags, layer=layer)
 
 
-def write_from_spool(
-    spool: Spool, source: Path, folder: Path, stem: str, card: ModelCard, products: Products, value_range: Range | None
-) -> None:
-    """Make all products of a raster whose rows are all in the spool.
-
-    They are made in the spool's folder, so what a killed run began goes when its successor removes the spool.
-
-    Args:
-        spool: complete.
-        source: the raster.
-        folder: where results go.
-        stem: of their names.
-        card: classes and palette.
-        products: what to write.
-        value_range: values that mean black and white, for the overlay.
-    """
-    frame = Frame.of(source, card.palette, products.tags)
-    placed = frame.transform is not None
-    write_mask_raster(spool, folder / f"{stem}_mask{'.tif' if placed else '.png'}", frame, cog=products.cog)
-    if products.prob:
-        write_probability_raster(spool, folder / f"{stem}_prob.tif", frame, cog=products.cog)
-    if products.overlay:
-        picture, mask = _thinned(spool, source, value_range)
-        made = spool.folder / "overlay.png"
-        write_picture(made, overlay(stretch(picture), mask, card.palette))
-        publish(made, folder / f"{stem}_overlay.png")
-    if products.vector != "none":
-
-        def read(first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-            return spool.read("mask", first, last)[0], spool.confidence(first, last)
-
-        path, size = folder / f"{stem}.{products.vector}", (spool.height, spool.width)
-        write_vectors(path, read, size, card, products, (frame.crs, frame.transform), spool.folder)
-
-
-def _thinned(spool: Spool, source: Path, value_range: Range | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _thinned(rows: Prediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Picture (3, h, w) and mask (h, w): every n-th pixel of every n-th row."""
-    large = spool.height * spool.width > FULL_OVERLAY
-    step = -(-max(spool.height, spool.width) // LARGEST_OVERLAY) if large else 1
-    rows = max(1, ROWS // step) * step
+    height, width = rows.size
+    large = rows.streamed and height * width > FULL_OVERLAY
+    step = -(-max(height, width) // LARGEST_OVERLAY) if large else 1
+    count = max(1, OVERLAY_ROWS // step) * step
     pictures, masks = [], []
-    with open_raster(source) as dataset:
-        for first in range(0, spool.height, rows):
-            last = min(first + rows, spool.height)
-            data, valid = read_bands(dataset, (first, last))
-            data, valid = data[:3, ::step, ::step], valid[::step, ::step]
-            pictures.append(np.round(to_channels(data, valid, 3, value_range) * 255).astype(np.uint8))
-            masks.append(spool.read("mask", first, last)[0, ::step, ::step].copy())  # a view would keep all rows
+    for first in range(0, height, count):
+        last = min(first + count, height)
+        pictures.append(rows.read("picture", first, last)[:, ::step, ::step].copy())  # a view would keep all rows
+        masks.append(rows.read("mask", first, last)[0, ::step, ::step].copy())
     return np.concatenate(pictures, axis=1), np.concatenate(masks)
-
-
-def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write an RGB picture atomically; a PNG with little compression, which takes a quarter of the time."""
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, **{"compress_level": 1} if path.suffix.lower() == ".png" else {})

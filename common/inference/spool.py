@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from common.command.cli import say
+from common.files import Workplace, remove
 
 FULL = 65535
 """A confidence of 1 as it is kept: half the disk of a float, and a mean over pixels needs no more."""
@@ -32,70 +35,102 @@ class Spool:
     """Finished rows of a raster, in a folder; what is in it survives the process.
 
     Args:
-        folder: where it is; made if it is not there, else its rows are kept.
+        folder: where it is.
         size: height and width of the raster.
         layers: what each pixel has.
+        key: all that the rows depend on; rows of another key are removed.
+        edges: rows at which a band may end; None = any.
     """
 
-    def __init__(self, folder: Path, size: tuple[int, int], layers: Mapping[str, Layer]) -> None:
-        self.folder, (self.height, self.width), self.layers = folder, size, dict(layers)
+    def __init__(
+        self,
+        folder: Path,
+        size: tuple[int, int],
+        layers: Mapping[str, Layer],
+        key: str = "",
+        edges: Collection[int] | None = None,
+    ) -> None:
+        self.folder, self.size, self.layers, self.key = folder, size, dict(layers), key
         folder.mkdir(parents=True, exist_ok=True)
-        self._state = folder / "finished.json"
-        self.rows = int(json.loads(self._state.read_text())["rows"]) if self._state.is_file() else 0
-        if any(self._bytes_on_disk(name) < self.rows * self._row_bytes(name) for name in layers):
-            self.rows = 0  # the machine itself went down before they were on the disk
+        self._state = folder / Workplace.KEPT
+        self.rows = self._finished_rows(edges)
         for name in layers:
             with self._path(name).open("ab") as file:  # rows after the last whole band are of no use
                 file.truncate(self.rows * self._row_bytes(name))
+
+    def _finished_rows(self, edges: Collection[int] | None) -> int:
+        """How many rows a run before finished; what is damaged or was made otherwise is removed."""
+        if not os.path.lexists(self._state):
+            self._clear()
+            return 0
+        try:
+            state = json.loads(self._state.read_text(encoding="utf-8"))
+            rows = state["rows"]
+            if state["key"] == self.key:
+                if type(rows) is not int or not 0 <= rows <= self.size[0] or (edges is not None and rows not in edges):
+                    raise ValueError(f"row {rows!r} ends no band")
+                if any(self._bytes_on_disk(name) < rows * self._row_bytes(name) for name in self.layers):
+                    raise ValueError("rows are missing")  # the machine itself went down before they were on the disk
+                return rows
+            reason = "they were made with another checkpoint or other options"
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            reason = f"they are damaged ({' '.join(str(error).split()) or type(error).__name__})"
+        say(f"{self.folder}: the rows that a run before finished are of no use, {reason}; starting anew")
+        self._clear()
+        return 0
+
+    def _clear(self) -> None:
+        for path in (self._state, self._state.with_suffix(".new"), *self.folder.glob("*.raw")):
+            remove(path)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.raw"
 
     def _row_bytes(self, name: str) -> int:
-        return self.width * self.layers[name].bytes_per_pixel
+        return self.size[1] * self.layers[name].bytes_per_pixel
 
     def _bytes_on_disk(self, name: str) -> int:
-        return self._path(name).stat().st_size if self._path(name).is_file() else 0
+        return self._path(name).stat().st_size if self._path(name).is_file() else -1
 
     def append(self, band: Mapping[str, NDArray[Any]]) -> None:
-        """Add the next rows, (C, rows, W) of every layer; they count once all of them are in their files."""
+        """Add the next rows, (C, rows, W) of every layer; they count once all of them are on the disk."""
         count = next(iter(band.values())).shape[1]
         for name, layer in self.layers.items():
             values = np.ascontiguousarray(band[name].swapaxes(0, 1), dtype=layer.dtype)
             with self._path(name).open("ab") as file:
                 file.write(values.data)
-        self.rows += count
+                file.flush()
+                os.fsync(file.fileno())
         fresh = self._state.with_suffix(".new")
-        fresh.write_text(json.dumps({"rows": self.rows, "of": self.height}))
+        with fresh.open("w", encoding="utf-8") as text:
+            json.dump({"rows": self.rows + count, "of": self.size[0], "key": self.key}, text)
+            text.flush()
+            os.fsync(text.fileno())
         fresh.replace(self._state)
+        self.rows += count
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
-        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
-        layer, count = self.layers[name], last - first
-        values = np.fromfile(
-            self._path(name), layer.dtype, count * layer.channels * self.width, offset=first * self._row_bytes(name)
-        )
-        return values.reshape(count, layer.channels, self.width).swapaxes(0, 1)
-
-    def confidence(self, first: int, last: int) -> NDArray[np.float32]:
-        """Probability of each pixel's class (rows, W)."""
-        return np.asarray(self.read("confidence", first, last)[0] / np.float32(FULL))
-
-    def remove(self) -> None:
-        """Delete it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), mapped from the disk; confidence as 0...1."""
+        layer, shape = self.layers[name], (last - first, self.layers[name].channels, self.size[1])
+        values = np.memmap(self._path(name), layer.dtype, "r", first * self._row_bytes(name), shape).swapaxes(0, 1)
+        return np.asarray(values / np.float32(FULL) if name == "confidence" else values)
 
 
-def spool_folder(folder: Path, stem: str, source: Path, arguments: Mapping[str, object]) -> Path:
-    """Hidden folder of a run's spool, tied to the input and to all that the result depends on.
+def workplace(folder: Path, stem: str, source: Path) -> Workplace:
+    """The hidden folder in which one run at a time works on an input.
 
     Args:
         folder: where results go.
         stem: of the results' names.
-        source: the input; another size or time of change makes another folder.
-        arguments: checkpoint hashes and options.
+        source: the input.
     """
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "_" for letter in stem)
+    digest = hashlib.sha256(os.fsencode(f"{source.resolve()}\n{stem}")).hexdigest()
+    return Workplace(folder / f".{plain[:40]}-{digest[:16]}{Workplace.SUFFIX}")
+
+
+def spool_key(source: Path, arguments: Mapping[str, object]) -> str:
+    """What the rows of an input depend on: the file as it is now, checkpoints and options; as a hash."""
     info = source.stat()
-    key = {"source": str(source.resolve()), "bytes": info.st_size, "changed": info.st_mtime_ns, **arguments}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    return folder / f".{stem[:100]}-{digest[:16]}.partial"
+    key = {"bytes": info.st_size, "changed": info.st_mtime_ns, **arguments}
+    return hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()

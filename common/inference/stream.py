@@ -9,8 +9,8 @@ temporary name and then renamed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,15 @@ from rasterio.io import DatasetReader
 from torch import Tensor
 
 from common.command.cli import say
-from common.images.gdal import decoding, open_raster, pixel_count, place_of, read_bands, sample_bands
+from common.images.gdal import decoding, open_raster, place_of, read_bands, sample_bands
 from common.images.mosaics import MOSAIC
 from common.images.pictures import open_picture
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import TIFF_EXTENSIONS
 from common.images.windows import Window
 from common.inference.predictor import Predictor, confidence_of
-from common.inference.products import Products, protect_input, targets, warn_of_range, write_from_spool
-from common.inference.spool import FULL, Layer, Spool, spool_folder
+from common.inference.products import Products
+from common.inference.spool import FULL, Layer, Spool, spool_key
 from common.inference.tiling import NOT_FINITE
 from common.labels import NODATA
 
@@ -167,9 +167,13 @@ def _layers(
     return layers
 
 
-def is_large(path: Path) -> bool:
-    """Whether an image has so many pixels that it should not be read as a whole, and can be read in parts."""
-    return _can_stream(path) and pixel_count(path) > LARGE
+def is_placed(path: Path) -> bool:
+    """Whether an image is georeferenced; False for what cannot be opened."""
+    try:
+        with open_raster(path) as dataset:
+            return place_of(dataset) is not None
+    except (ValueError, OSError):
+        return False
 
 
 def is_streamed(path: Path) -> bool:
@@ -193,55 +197,62 @@ def _can_stream(path: Path) -> bool:
         return False  # reading it as a whole will say what is wrong
 
 
+class Streamed:
+    """A predicted raster: results from a spool, the picture from the file."""
+
+    streamed = True
+
+    def __init__(self, spool: Spool, dataset: DatasetReader, value_range: Range | None) -> None:
+        self._spool, self._dataset, self._range = spool, dataset, value_range
+        self.size, self.place = spool.size, (dataset.crs, place_of(dataset))
+
+    def read(self, name: str, first: int, last: int) -> NDArray[Any]:
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
+        if name != "picture":
+            return self._spool.read(name, first, last)
+        data, valid = read_bands(self._dataset, (first, last))
+        return np.round(to_channels(data[:3], valid, 3, self._range) * 255).astype(np.uint8)
+
+
+@contextmanager
 def stream_file(
     path: Path,
     predictor: Predictor,
     folder: Path,
-    stem: str,
     products: Products,
     *,
     input_range: Range | None = None,
     progress: Callable[[int], None] | None = None,
-) -> None:
-    """Predict one raster of any size and write its products; a run that was killed is continued.
+) -> Iterator[Streamed]:
+    """Predict one raster of any size into a spool; what a killed run left there is continued.
 
     Args:
         path: the raster.
         predictor: the network(s).
-        folder: where results go.
-        stem: of their names.
-        products: what to write.
+        folder: of the spool.
+        products: what is to be written.
         input_range: values that mean black and white.
         progress: called with numbers of finished pixels.
 
     Raises:
-        ValueError: the raster is damaged, or an output would replace it.
+        ValueError: the raster is damaged.
     """
     with open_raster(path) as dataset:
-        size, placed = dataset.shape, place_of(dataset) is not None
         value_range = predictor.ranges(input_range).of(dataset.dtypes[0])
         warn_of_range(path, range_warning(*sample_bands(dataset), value_range))
-    for target in targets(folder, stem, products, ".tif" if placed else ".png"):
-        protect_input(target, path)
-    spool = open_spool(path, predictor, folder, stem, products, size, value_range)
-    if spool.rows:
-        say(f"{path}: {spool.rows} of {size[0]} rows were finished before, going on from there")
-        if progress is not None:
-            progress(spool.rows * size[1])
-    try:
+        spool = open_spool(path, predictor, folder, products, dataset.shape, value_range)
+        if spool.rows:
+            say(f"{path}: {spool.rows} of {dataset.height} rows were finished before, going on from there")
+            if progress is not None:
+                progress(spool.rows * dataset.width)
         predict_raster(path, predictor, spool, input_range=value_range, progress=progress)
-        write_from_spool(spool, path, folder, stem, predictor.card, products, value_range)
-    except ValueError:  # the input's fault: to go on later would not help
-        spool.remove()
-        raise
-    spool.remove()
+        yield Streamed(spool, dataset, value_range)
 
 
 def open_spool(
     path: Path,
     predictor: Predictor,
     folder: Path,
-    stem: str,
     products: Products,
     size: tuple[int, int],
     value_range: Range | None,
@@ -254,4 +265,10 @@ def open_spool(
         "range": value_range,
         "layers": sorted(layers),
     }
-    return Spool(spool_folder(folder, stem, path, arguments), size, layers)
+    return Spool(folder, size, layers, spool_key(path, arguments), predictor.band_edges(size))
+
+
+def warn_of_range(path: Path, warning: str | None) -> None:
+    """Say that values look as if they were read with the wrong range."""
+    if warning:
+        say(f"warning: {path}: {warning}")

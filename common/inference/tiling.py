@@ -266,6 +266,13 @@ def predict_rows(
         yield from _finished(ring, band, first_row)
 
 
+def band_edges(size: tuple[int, int], tile: int, overlap: float, stride: int) -> list[int]:
+    """Rows at which the bands of `predict_rows` begin, and the last one's end."""
+    height, width = size
+    windows = plan_windows(height, width, tile + -tile % stride if tile > 0 else tile, overlap)
+    return [*sorted({window.row for window in windows}), height]
+
+
 def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """A band's rows, unless it was handed out before: its sums then lack the windows above."""
     rows = ring.take(band[0], band[1] - band[0])

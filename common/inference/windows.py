@@ -64,13 +64,22 @@ def plan_windows(height: int, width: int, tile: int, overlap: float) -> list[Win
     """
     if tile <= 0:
         raise ValueError(f"--tile-size must be a positive number of pixels, got {tile}")
-    if not 0.0 <= overlap <= MAX_OVERLAP:
-        raise ValueError(f"--overlap must lie between 0 and {MAX_OVERLAP} (a fraction of the tile), got {overlap}")
+    check_overlap(overlap)
     if height <= 0 or width <= 0:
         raise ValueError(f"an image of {height} x {width} pixels has nothing to predict")
     size = min(tile, height), min(tile, width)
     columns = plan_axis(width, tile, overlap)
     return [Window(row, col, *size) for row in plan_axis(height, tile, overlap) for col in columns]
+
+
+def check_overlap(overlap: float) -> None:
+    """Refuse a share of a tile that is none.
+
+    Raises:
+        ValueError: it is outside 0-0.9.
+    """
+    if not 0.0 <= overlap <= MAX_OVERLAP:
+        raise ValueError(f"--overlap must lie between 0 and {MAX_OVERLAP} (a fraction of the tile), got {overlap}")
 
 
 def blend_profile(length: int, blend: Blend, shared: int = 0, ends: tuple[bool, bool] = (False, False)) -> Profile:

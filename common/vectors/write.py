@@ -21,6 +21,7 @@ from common.vectors.polygonize import Polygons
 
 VectorFormat = Literal["gpkg", "shp", "geojson"]
 DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON"}
+SIDECARS = {"shp": ("shx", "dbf", "prj", "cpg")}
 FIELDS = ("class_val", "class_name", "area", "mean_prob")
 LONGEST_EDGE = 1000.0
 """Metres; longer edges are divided before a projection bends them."""
@@ -95,7 +96,8 @@ def write_polygons(
     class_names: Sequence[str],
     crs: CRS | None,
     tags: Mapping[str, str] | None = None,
-    temporary_dir: Path | None = None,
+    *,
+    layer: str | None = None,
 ) -> list[Path]:
     """Write polygons with the fields ``class_val, class_name, area, mean_prob``; ``area`` is that of the geometry.
 
@@ -108,7 +110,7 @@ def write_polygons(
         class_names: by class index.
         crs: coordinate system of the geometry.
         tags: provenance: the layer's metadata in a GeoPackage, the description in GeoJSON; a shapefile has no place.
-        temporary_dir: folder on the same disk in which the files are made; None = that of ``path``.
+        layer: the layer's name; None = the file's. What no layer may be called is changed.
 
     Returns:
         The files written, sidecars left out.
@@ -119,19 +121,20 @@ def write_polygons(
     parts = _shapefile_parts(polygons) if kind == "shp" else [polygons]
     stems = [path.stem, *(f"{path.stem}_{number}" for number in range(2, len(parts) + 1))]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".polygons-", dir=temporary_dir or path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".polygons-", dir=path.parent) as folder:
         for stem, part in zip(stems, parts, strict=True):
             made = Path(folder) / f"polygons.{kind}"  # drivers take some characters of names for commands
-            _write(made, kind, part, class_names, crs, dict(tags or {}), _layer_name(path.stem))
+            _write(made, kind, part, class_names, crs, dict(tags or {}), _layer_name(layer or path.stem))
             files = sorted(Path(folder).iterdir(), key=lambda file: file.suffix == ".shp")  # what people look for: last
             for file in files:
                 shutil.move(file, path.parent / f"{stem}{file.suffix}")
     return [path.parent / f"{stem}{path.suffix}" for stem in stems]
 
 
-def _layer_name(stem: str) -> str:
-    """A file's name as that of a layer: letters, digits, spaces, dots, hyphens, the first one a letter or a digit."""
-    return re.sub(r"[^\w .-]", "_", stem).lstrip(" .-_") or "polygons"
+def _layer_name(name: str) -> str:
+    """A name as that of a layer: letters, digits, spaces, dots, hyphens, beginning with a letter or a digit."""
+    plain = re.sub(r"[^\w .-]", "_", name).lstrip(" .-_") or "polygons"
+    return f"_{plain}" if plain.lower().startswith(("gpkg", "sqlite_")) else plain  # these are reserved
 
 
 def _write(

@@ -1,9 +1,14 @@
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from common.files import RECORD, OutputFolder
+from common.files import RECORD, OutputFolder, Workplace
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -140,3 +145,51 @@ def test_outputs_can_be_read_by_others(tmp_path, source):
     plain = tmp_path / "plain.txt"
     plain.touch()
     assert (tmp_path / "out" / "a.txt").stat().st_mode == plain.stat().st_mode
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from common.files import Workplace
+place = Workplace(Path(sys.argv[2]))
+print(place.claim(), flush=True)
+time.sleep(99)
+"""
+
+
+def hold(path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, ROOT, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def test_a_workplace_is_of_one_process_and_free_when_that_is_killed(tmp_path):
+    place, process = Workplace(tmp_path / ".a.partial"), hold(tmp_path / ".a.partial")
+    with process:
+        assert not place.claim() and f"process {process.pid} on" in place.owner()
+        OutputFolder(tmp_path).sweep()
+        assert place.path.exists(), "someone works there"
+        process.kill()
+    assert place.claim() and not Workplace(place.path).claim() and str(os.getpid()) in place.owner()
+    place.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_runs_left_is_removed_but_rows_and_foreign_folders_stay(tmp_path, source):
+    (tmp_path / "out").mkdir()
+    for name in (".dead.partial", ".rows.partial"):
+        with hold(tmp_path / "out" / name) as process:
+            process.kill()
+    (tmp_path / "out" / ".rows.partial" / "finished.json").touch()
+    (tmp_path / "out" / ".mine.partial").mkdir()
+    deliver(tmp_path / "out", source, a_txt="one")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".rows.partial", ".mine.partial", "a.txt", RECORD}
+
+
+@pytest.mark.parametrize("name", ["a!b", "a;b", "new\nline", os.fsdecode(b"caf\xe9")])
+def test_writers_never_see_a_path_that_they_would_misread(tmp_path, source, name):
+    with OutputFolder(tmp_path / name).delivery(source) as temporary:
+        assert name not in str(temporary)
+        (temporary / "a.txt").write_text("one")
+    assert texts(tmp_path / name) == {"a.txt": "one"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.inference.files import Predictor
+from common.inference.predictor import Predictor
 from common.networks.precision import Precision
 from footprints.model import recognize
 from footprints.task import TASK

@@ -30,15 +30,17 @@ def test_a_folder_of_frames(command, own_scene, checkpoint, tmp_path):
     result = command("infer", own_scene / "01", "--checkpoint", checkpoint, "--output-dir", out, cwd=tmp_path)
     assert result.code == 0, result.err
     assert result.out == ""
-    for words in ("Mpx", "min", "GB", "4 of 4 files", str(checkpoint)):
+    for words in ("Mpx/s", "4 of 4 files", str(checkpoint)):
         assert words in result.err
     stems = ["t000", "t001", "t003", "t004"]
     kinds = ("mask.png", "prob.tif", "overlay.png", "nuclei.csv", "counts.csv")
-    assert {path.name for path in out.iterdir()} == {f"{s}_{k}" for s in stems for k in kinds} | {"01_RES"}
+    assert {path.name for path in out.iterdir()} == {
+        *(f"01_{s}_{k}" for s in stems for k in kinds), "01_RES", "provenance.jsonl",
+    }  # fmt: skip
     threshold = None
     for stem in stems:
-        mask = np.asarray(Image.open(out / f"{stem}_mask.png"))
-        with tifffile.TiffFile(out / f"{stem}_prob.tif") as tiff:
+        mask = np.asarray(Image.open(out / f"01_{stem}_mask.png"))
+        with tifffile.TiffFile(out / f"01_{stem}_prob.tif") as tiff:
             probability, text = tiff.asarray(), str(tiff.pages[0].tags["GDAL_METADATA"].value)
         assert file_hash(checkpoint) in text
         assert "date" in text
@@ -47,11 +49,11 @@ def test_a_folder_of_frames(command, own_scene, checkpoint, tmp_path):
         assert set(np.unique(mask)) == {0, 255}
         threshold = probability[mask == 255].min()
         assert probability[mask == 0].max() < threshold
-        assert np.asarray(Image.open(out / f"{stem}_overlay.png")).shape == (96, 128, 3)
+        assert np.asarray(Image.open(out / f"01_{stem}_overlay.png")).shape == (96, 128, 3)
         labels = tifffile.imread(out / "01_RES" / f"mask{stem[1:]}.tif")
         assert (labels.dtype, labels.shape) == (np.uint16, (96, 128))
         assert not labels[mask == 0].any()
-        rows, frame = table(out / f"{stem}_nuclei.csv"), tifffile.imread(own_scene / "01" / f"{stem}.tif")
+        rows, frame = table(out / f"01_{stem}_nuclei.csv"), tifffile.imread(own_scene / "01" / f"{stem}.tif")
         assert list(rows[0]) == ["frame", "label", "area", "y", "x", "mean_intensity"]
         assert [int(row["label"]) for row in rows] == [i for i in np.unique(labels).tolist() if i]
         for row in rows:
@@ -61,7 +63,7 @@ def test_a_folder_of_frames(command, own_scene, checkpoint, tmp_path):
             assert [float(row[k]) for k in ("frame", "area", "y", "x", "mean_intensity")] == pytest.approx(
                 expected, abs=0.01
             )
-        assert table(out / f"{stem}_counts.csv") == [{"frame": str(int(stem[1:])), "nuclei": str(len(rows))}]
+        assert table(out / f"01_{stem}_counts.csv") == [{"frame": str(int(stem[1:])), "nuclei": str(len(rows))}]
     assert {path.name for path in (out / "01_RES").iterdir()} == {f"mask{s[1:]}.tif" for s in stems} | {"res_track.txt"}
     tracks = np.loadtxt(out / "01_RES" / "res_track.txt", dtype=int, ndmin=2)
     alive = {(label, t) for label, begin, end, _ in tracks.tolist() for t in range(begin, end + 1)}
@@ -98,7 +100,7 @@ def test_flags_change_what_they_say(infer, scene, tmp_path):
     def probability(*flags, path=frame):
         result = infer(path, *flags, "--amp", "off", "--output-dir", tmp_path / "out")
         assert result.code == 0, result.err
-        return tifffile.imread(tmp_path / "out" / f"{path.stem}_prob.tif"), result.err
+        return tifffile.imread(tmp_path / "out" / f"01_{path.stem}_prob.tif"), result.err
 
     plain, _ = probability()
     for flags in (("--tta",), ("--scale", 0.5), ("--tile-size", 64, "--overlap", 0.5), ("--input-range", 32768, 34000)):
@@ -114,7 +116,7 @@ def test_flags_change_what_they_say(infer, scene, tmp_path):
     shares = []
     for threshold in (0, float(np.median(plain)), 1):
         probability("--threshold", threshold)
-        shares.append(np.asarray(Image.open(tmp_path / "out" / "t001_mask.png")).mean() / 255)
+        shares.append(np.asarray(Image.open(tmp_path / "out" / "01_t001_mask.png")).mean() / 255)
     assert shares[0] == 1 > shares[1] > shares[2]
 
 
@@ -124,7 +126,7 @@ def test_several_checkpoints_are_averaged(call, scene, checkpoint, tmp_path):
     for files in ([checkpoint], [other], [checkpoint, other]):
         result = call("infer", "--checkpoint", *files, frame, "--amp", "off", "--output-dir", tmp_path / "out")
         assert result.code == 0, result.err
-        found.append(tifffile.imread(tmp_path / "out" / "t001_prob.tif"))
+        found.append(tifffile.imread(tmp_path / "out" / "01_t001_prob.tif"))
     np.testing.assert_allclose(found[2], (found[0] + found[1]) / 2, atol=1e-5)
 
 
@@ -142,7 +144,7 @@ def test_one_bad_input_does_not_stop_the_others(infer, own_scene, tmp_path):
     assert "t001.tif: 80 x 81, unlike the others" in result.err
     assert "t003.tif is uint8, most of its sequence uint16" in result.err
     assert "4 of 5 files" in result.err
-    assert np.asarray(Image.open(out / "t001_mask.png")).shape == (80, 81)
+    assert np.asarray(Image.open(out / "01_t001_mask.png")).shape == (80, 81)
     assert {p.name for p in (out / "01_RES").glob("*.tif")} == {"mask002.tif", "mask003.tif", "mask004.tif"}
     assert infer(folder / "t000.tif", "--output-dir", tmp_path / "none").code == 1
 
@@ -159,8 +161,8 @@ def test_outputs_are_no_inputs_and_inputs_stay(infer, own_scene, tmp_path):
     Image.fromarray(np.arange(1600, dtype=np.uint8).reshape(40, 40)).save(tmp_path / "t000.png")
     out = tmp_path / "out"
     assert infer(folder / "t000.tif", tmp_path / "t000.png", "--output-dir", out).code == 0
-    assert np.asarray(Image.open(out / "t000.tif_mask.png")).shape == (96, 128)
-    assert np.asarray(Image.open(out / "t000.png_mask.png")).shape == (40, 40)
+    assert np.asarray(Image.open(out / "01_t000.tif_mask.png")).shape == (96, 128)
+    assert np.asarray(Image.open(out / f"{tmp_path.name}_t000.png_mask.png")).shape == (40, 40)
     shutil.copy(folder / "t000.tif", tmp_path / "cells16.tif")  # one file is no sequence, whatever its name ends in
     assert infer(tmp_path / "cells16.tif", "--output-dir", tmp_path / "one").code == 0
     assert not list((tmp_path / "one").glob("*_RES"))
@@ -172,7 +174,7 @@ def test_outputs_are_no_inputs_and_inputs_stay(infer, own_scene, tmp_path):
     # A folder that only looks like a result.
     (tmp_path / "res" / "01_RES").mkdir(parents=True)
     (tmp_path / "res" / "01_RES" / "thesis.txt").write_text("years of work")
-    infer(folder, "--output-dir", tmp_path / "res").mistake("01_RES", "--output-dir")
+    infer(folder, "--output-dir", tmp_path / "res").mistake("thesis.txt is in the way", "01", code=1)
     assert (tmp_path / "res" / "01_RES" / "thesis.txt").exists()
 
 
@@ -199,7 +201,8 @@ def test_mistakes_are_one_line_and_exit_2(call, infer, scene, checkpoint, tmp_pa
     infer(tmp_path / "empty").mistake("empty")
     infer(tmp_path / "nowhere.tif").mistake("nowhere.tif")
     infer(frame, "--output-dir", tmp_path / "file").mistake("--output-dir")
-    for flags in (("--threshold", 1.2), ("--threshold", "nan"), ("--scale", 0), ("--tile-size", 0), ("--overlap", 1),
+    for flags in (("--threshold", 1.2), ("--threshold", "nan"), ("--scale", 0), ("--tile-size", 1),
+                  ("--tile-size", -1), ("--overlap", "nan"), ("--overlap", 1),
                   ("--input-range", 5, 5), ("--axes", "TYY"), ("--channel", -1), ("--min-area", -1),
                   ("--device", "abacus")):  # fmt: skip
         infer(frame, *flags).mistake(flags[0])
@@ -213,7 +216,7 @@ def test_interrupted_it_leaves_whole_files_only(started, scene, checkpoint, tmp_
     paths = [scene / "01", tmp_path / "long.tif"]
     process = started("infer", *paths, "--checkpoint", checkpoint, "--output-dir", out, cwd=tmp_path)
     deadline = time.monotonic() + 120
-    while not (out / "t004_counts.csv").exists() and time.monotonic() < deadline:
+    while not (out / "01_t004_counts.csv").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -221,4 +224,4 @@ def test_interrupted_it_leaves_whole_files_only(started, scene, checkpoint, tmp_
     assert "Traceback" not in err
     assert not list(out.glob(".*"))
     assert not list(out.glob("long*"))
-    assert len(list(out.glob("t00*_mask.png"))) == 5
+    assert len(list(out.glob("01_t00*_mask.png"))) == 5

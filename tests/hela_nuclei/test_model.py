@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
+from common.inference.predictor import Predictor
 from common.networks.precision import choose_precision
 from hela_nuclei.model import recognize
-from hela_nuclei.predict import Predictor
+from hela_nuclei.predict import NucleiPredictor
 from hela_nuclei.task import TASK
 
 
@@ -106,8 +107,8 @@ def test_checkpoints_of_the_notebook_give_the_same_logits(source, tmp_path):
         for network in networks.values():
             assert torch.equal(network(small), networks["plain"](small))
     # The commands see no other picture than the network alone: no padding, no tiles.
-    predictor, card = Predictor.load([tmp_path / "plain.pth"], choose_precision("cpu", "off"))
-    prediction = predictor(small[0, 0].numpy())
+    shared = Predictor.load(TASK, [tmp_path / "plain.pth"], choose_precision("cpu", "off"))
+    prediction, card = NucleiPredictor(shared)(small[0, 0].numpy()), shared.card
     np.testing.assert_allclose(prediction.probability, expected.sigmoid()[0, 0].numpy(), atol=1e-5)
     assert (card.threshold, prediction.distance) == (0.5, None)
 
@@ -149,20 +150,24 @@ def test_one_channel_takes_the_sum_of_the_rgb_filters():
 
 def test_predictions_of_any_size_scale_and_several_networks():
     torch.manual_seed(0)
-    networks = [lively(TASK.build("unet", outputs=2)) for _ in range(2)]
-    cpu = choose_precision("cpu", "off")
+    card = TASK.card("unet", {"outputs": 2, "channels": 1}, maps=("distance",))
+    networks = [(lively(TASK.build("unet", outputs=2)), card) for _ in range(2)]
+
+    def nuclei(networks, **options):
+        return NucleiPredictor(Predictor(networks, choose_precision("cpu", "off"), threshold=0.5, **options))
+
     image = np.random.default_rng(0).random((37, 90), np.float32)
-    one, two, both = (Predictor(n, 0.5, cpu)(image) for n in (networks[:1], networks[1:], networks))
+    one, two, both = (nuclei(n)(image) for n in (networks[:1], networks[1:], networks))
     np.testing.assert_allclose(both.probability, (one.probability + two.probability) / 2, atol=1e-5)
     for size in ((5, 7), (31, 200), (1, 1)):
-        result = Predictor(networks, 0.5, cpu, tile=64, scale=0.7, tta="flips", stride=1)(np.ones(size, np.float32))
+        result = nuclei(networks, tile=64, scale=0.7, tta="flips")(np.ones(size, np.float32))
         assert result.probability.shape == result.distance.shape == size
-    flipped, image = Predictor(networks, 0.5, cpu, tta="flips"), image[:32, :64]
+    flipped, image = nuclei(networks, tta="flips"), image[:32, :64]
     np.testing.assert_allclose(
         flipped(image[:, ::-1].copy()).probability, flipped(image).probability[:, ::-1], atol=1e-5
     )
-    for bad in ({"scale": 0.0}, {"tile": 0}, {"overlap": 1.5}):
-        with pytest.raises(ValueError, match="--"):
-            Predictor(networks, 0.5, cpu, **bad)
-    with pytest.raises(ValueError, match="--threshold"):
-        Predictor(networks, 1.5, cpu)
+    other = replace(card, maps=(), arch_args={"outputs": 1, "channels": 1})
+    with pytest.raises(ValueError, match="cannot be averaged: they predict other maps"):
+        nuclei([*networks, (lively(TASK.build("unet")), other)])
+    with pytest.raises(ValueError, match="cannot be averaged: their classes differ"):
+        nuclei([*networks, (networks[0][0], replace(card, classes=["background", "cell"]))])

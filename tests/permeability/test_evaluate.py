@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from common.inference.files import Predictor
+from common.inference.predictor import Predictor
 from common.networks.checkpoint import load_checkpoint
 from common.networks.precision import choose_precision
 from permeability.task import TASK

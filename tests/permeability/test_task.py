@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from common.inference.files import Predictor
+from common.inference.predictor import Predictor
 from common.networks.precision import choose_precision
 from permeability.task import TASK
 

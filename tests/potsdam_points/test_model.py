@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from common.inference.files import Predictor
+from common.inference.predictor import Predictor
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from potsdam_points.labels import CLASSES, PALETTE

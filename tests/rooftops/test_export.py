@@ -67,7 +67,7 @@ def test_the_file_says_what_belongs_around_the_network(exported):
 
 def test_the_readmes_lines_find_what_infer_finds(checkpoint, exported, monkeypatch):
     import rooftops
-    from common.inference.files import Predictor
+    from common.inference.predictor import Predictor
     from common.networks.precision import Precision
 
     readme = (Path(rooftops.__path__[0]) / "README.md").read_text()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,15 @@ from PIL import Image
 from torch import nn
 
 from common.command.config import parse_flags
-from common.inference.files import InferConfig, Predictor, infer_inputs, is_streamed, write_outputs
-from common.inference.products import Products, polygon_classes
+from common.files import RECORD, OutputFolder
+from common.images import write
+from common.images.gdal import open_raster
+from common.inference import files
+from common.inference.files import InferConfig, Job, infer_inputs
+from common.inference.predictor import Predictor
+from common.inference.products import Extra, Products, polygon_classes
+from common.inference.spool import workplace
+from common.inference.stream import is_streamed
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 
@@ -63,11 +72,11 @@ def georeferenced(path, image, **options):
 
 def run(folder, paths, model=None, **flags):
     config = InferConfig(input=tuple(paths), **flags)
-    return infer_inputs(config, list(paths), model or predictor(), folder, TAGS)
+    return infer_inputs(config, list(paths), model or predictor(), folder, config.products(TAGS))
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != RECORD)
 
 
 def features(path):
@@ -152,7 +161,7 @@ def test_a_tasks_own_treatment_sees_the_grid_and_may_change_outlines(tmp_path, s
 
     config = InferConfig(vector="gpkg")
     placed = georeferenced(tmp_path / "placed.tif", scene)
-    infer_inputs(config, [placed], predictor(), tmp_path / "out", TAGS, refine=boxes)
+    infer_inputs(config, [placed], predictor(), tmp_path / "out", config.products(TAGS, refine=boxes))
     assert seen[0][0] == TRANSFORM and seen[0][1].to_epsg() == 25830
     assert features(tmp_path / "out" / "placed.gpkg")[1]["area"][0] == 150  # without its hole
 
@@ -193,10 +202,181 @@ def test_flags_have_the_names_of_the_contract():
     assert config.input == (Path("a.tif"),)
 
 
-def test_results_in_memory_are_written_without_products_too(tmp_path, scene):
-    from common.inference.files import predict_file
+def test_a_tasks_own_product_is_made_of_the_input_and_its_mask(tmp_path, scene):
+    def copy(source, mask, target):
+        target.write_bytes(source.read_bytes() + mask.read_bytes())
 
+    path, config = georeferenced(tmp_path / "a.tif", scene), InferConfig()
+    for ending in ("_copy.bin", "_mask.tif"):  # the second takes the place of the mask
+        out = tmp_path / ending
+        infer_inputs(config, [path], predictor(), out, config.products(TAGS, extra=Extra(ending, copy)))
+        assert (out / f"a{ending}").read_bytes().startswith(path.read_bytes())
+        assert len(names(out)) == (4 if ending == "_copy.bin" else 3)
+
+
+# What was there before
+
+
+def listing(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_replace_those_of_the_same_input_and_nothing_else(tmp_path, scene, capsys):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        Image.fromarray(scene).save(tmp_path / place / "a.png")
+        scene = scene.transpose(1, 0, 2)
+    out = tmp_path / "out"
+    assert run(out, [tmp_path / "one" / "a.png"], vector="shp") == 0
+    assert run(out, [tmp_path / "one" / "a.png"], predictor(2), vector="shp") == 0
+    before = listing(out)
+    assert run(out, [tmp_path / "two" / "a.png"], vector="shp") == 1
+    assert listing(out) == before
+    err = capsys.readouterr().err
+    assert "a_mask.png is in the way" in err and "two/a.png" in err and "0 of 1 files" in err
+    told = [Image.open(out / name).text for name in ("a_mask.png", "a_overlay.png")]
+    with open_raster(out / "a_prob.tif") as dataset:
+        assert [tags["source"] for tags in (dataset.tags(), *told)] == ["../one/a.png"] * 3
+
+
+@pytest.mark.parametrize("name", ["a_mask.png", "a_prob.tif", "a_overlay.png", "a.shp", "a.dbf"])
+def test_a_users_file_is_left_alone_and_the_other_inputs_done(tmp_path, scene, name, capsys):
+    for stem in ("a", "b"):
+        Image.fromarray(scene).save(tmp_path / f"{stem}.png")
+    (tmp_path / name).write_text("mine")
+    before = listing(tmp_path)
+    assert run(tmp_path, [tmp_path / "a.png", tmp_path / "b.png"], vector="shp") == 1
+    assert before.items() <= listing(tmp_path).items()
+    assert not [path for path in listing(tmp_path).keys() - before.keys() if path.name.startswith("a")]
+    assert (tmp_path / "b.shp").is_file() and f"{name} is in the way" in capsys.readouterr().err
+
+
+def test_no_result_takes_the_place_of_an_input(tmp_path, scene):
+    for name in ("a.png", "a_mask.png"):
+        Image.fromarray(scene).save(tmp_path / name)
+    before = listing(tmp_path)
+    with pytest.raises(ValueError, match=r"a_mask\.png is an input.*--output-dir"):
+        run(tmp_path, [tmp_path / "a.png", tmp_path / "a_mask.png"])
+    assert listing(tmp_path) == before
+
+
+def test_of_the_polygons_of_an_earlier_run_nothing_stays(tmp_path, scene, monkeypatch):
+    path, out = georeferenced(tmp_path / "a.tif", scene), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("common.vectors.write.SHAPEFILE_LIMIT", 200)
+        assert run(out, [path], vector="shp") == 0
+    assert (out / "a_2.shp").is_file() and (out / "a_2.dbf").is_file()
+    (out / "a_3.shp").write_text("mine")
+    assert run(out, [path], vector="shp") == 0
+    assert [name for name in names(out) if "_2" in name or "_3" in name] == ["a_3.shp"]
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("GEOS"), MemoryError(), KeyError("odd"), OSError(28, "No space left on device"), AssertionError(),
+     TypeError("two\nlines"), pyogrio.errors.DataSourceError("OGR"), rasterio.errors.CRSError("PROJ"),
+     shapely.errors.GEOSException("GEOS")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_failure_of_any_kind_is_one_line_and_leaves_nothing(tmp_path, scene, monkeypatch, capsys, error, kind):
     Image.fromarray(scene).save(tmp_path / "a.png")
-    model = predictor()
-    write_outputs(tmp_path / "out", "a", predict_file(tmp_path / "a.png", model), model.card, TAGS)
-    assert names(tmp_path / "out") == ["a_mask.png", "a_overlay.png", "a_prob.tif"]
+    paths = [tmp_path / "a.png" if kind == "png" else georeferenced(tmp_path / "a.tif", scene), tmp_path / "b.png"]
+    Image.fromarray(scene).save(paths[1])
+    from common.inference import products as module
+
+    real = module.write_polygons
+
+    def fail(*args, layer):
+        if layer == "a":
+            raise error
+        return real(*args, layer=layer)
+
+    monkeypatch.setattr(module, "write_polygons", fail)  # the mask is made by then
+    assert run(tmp_path / "out", paths, vector="gpkg") == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
+    assert len(lines) == 1 and f"a.{kind}" in lines[0], lines
+    kept = [name for name in names(tmp_path / "out") if not name.startswith("b")]
+    full = isinstance(error, OSError) and kind == "tif"  # finished rows are still of use
+    assert len(kept) == full and all(name.endswith(".partial") for name in kept), (
+        "finished rows stay if the disk is full"
+    )
+    assert "b.gpkg" in names(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "stem",
+    ["a!b", "a;b", "semi;colon|pipe&and", "[final] ortho", "(x)", "$x", "two\nlines", "tab\tx", "gpkg_x", "#1", "é"],
+)
+@pytest.mark.parametrize("kind", ["gpkg", "shp", "geojson"])
+def test_names_in_which_libraries_read_a_meaning(tmp_path, scene, stem, kind):
+    Image.fromarray(scene).save(tmp_path / f"{stem}.png")
+    out = tmp_path / f"out {stem}"
+    assert run(out, [tmp_path / f"{stem}.png"], vector=kind) == 0
+    assert set(names(out)) == set(Products(kind).names(stem, placed=False)) - {f"{stem}.prj"}
+    (out / f"{stem}.{kind}").rename(tmp_path / f"plain.{kind}")
+    if kind != "shp":
+        assert len(features(tmp_path / f"plain.{kind}")[0]) == 4
+
+
+def test_a_name_that_is_not_utf8(tmp_path, scene):
+    stem = os.fsdecode(b"caf\xe9")
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / f"{stem}.png")
+    assert run(tmp_path / "out", [tmp_path / f"{stem}.png"], vector="gpkg") == 0
+    assert set(names(tmp_path / "out")) == set(Products("gpkg").names(stem, placed=False))
+
+
+# Two runs at once
+
+
+def test_a_second_run_on_an_input_says_who_works_there(tmp_path, scene):
+    path, out = georeferenced(tmp_path / "a.tif", scene), tmp_path / "out"
+    out.mkdir()
+    first = workplace(out, "a", path)
+    assert first.claim()
+    with pytest.raises(
+        ValueError, match=rf"a\.tif: process {os.getpid()} on .*, since .* works on it in .*--output-dir"
+    ):
+        run(out, [path])
+    assert names(out) == [first.path.name]
+    assert run(tmp_path / "other", [path]) == 0
+    first.release()
+    assert run(out, [path]) == 0
+    assert names(out) == ["a_mask.tif", "a_overlay.png", "a_prob.tif"]
+
+
+# Disk
+
+
+def test_one_file_that_claims_too_much_does_not_stop_the_others(tmp_path, scene, monkeypatch, capsys):
+    good, liar = georeferenced(tmp_path / "good.tif", scene), georeferenced(tmp_path / "liar.tif", scene)
+    real = files.pixel_count
+    monkeypatch.setattr(files, "pixel_count", lambda path: 2**62 if path == liar else real(path))
+    assert run(tmp_path / "out", [liar, good]) == 1
+    err = capsys.readouterr().err
+    assert "failed: " in err and "liar.tif: about" in err and "1 of 2 files" in err
+    assert "good_mask.tif" in names(tmp_path / "out")
+    with pytest.raises(ValueError, match="GB needed"):
+        run(tmp_path / "other", [liar])
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_the_disk_that_is_asked_for_is_enough(tmp_path, monkeypatch, cog):
+    noise = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), np.uint8)
+    profile = {"height": 1024, "width": 1024}
+    path, model, most = georeferenced(tmp_path / "a.tif", noise, **profile), predictor(2), []
+    options = Products(cog=cog, vector="gpkg")
+
+    def used(*_):
+        most.append(sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file()))
+
+    for name in ("_optimize", "_add_overviews"):
+        real = getattr(write, name)
+        monkeypatch.setattr(write, name, lambda *args, real=real: (used(), real(*args), used()))
+    Job(model, OutputFolder(tmp_path / "out"), replace(options, vector="none")).run(path, "a", used)
+    asked = files.disk_per_pixel(model, replace(options, vector="none")) * 1024**2
+    assert max(most) <= asked <= 3.5 * max(most)

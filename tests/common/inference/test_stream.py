@@ -25,14 +25,15 @@ from PIL import Image
 from rasterio.features import rasterize
 from torch import nn
 
+from common.files import RECORD, OutputFolder
 from common.images.display import overlay, stretch
-from common.images.gdal import read_bands
 from common.images.ranges import to_channels
 from common.images.rasters import read_raster
+from common.inference.files import Job
 from common.inference.predictor import Predictor
-from common.inference.products import Products, targets
-from common.inference.spool import Layer, Spool, spool_folder
-from common.inference.stream import is_large, is_streamed, layers_of, open_spool, predict_raster, stream_file
+from common.inference.products import Products
+from common.inference.spool import Layer, Spool, spool_key, workplace
+from common.inference.stream import Streamed, is_streamed, layers_of, open_spool, predict_raster
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 
@@ -91,6 +92,12 @@ def raw(source, model, folder, **options):
     spool = Spool(folder, size, layers_of(model, probability=True, confidence=True))
     predict_raster(source, model, spool, **options)
     return spool
+
+
+def stream_file(source, model, folder, stem, options, *, input_range=None, progress=lambda _: None):
+    """Predict a raster and write its products."""
+    assert is_streamed(source) or not source.exists()
+    Job(model, OutputFolder(folder), options, input_range).run(source, stem, progress)
 
 
 # Pixels
@@ -247,7 +254,7 @@ def products(**options):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.name for path in folder.iterdir() if path.name != RECORD) if folder.exists() else []
 
 
 def size_of(path):
@@ -292,7 +299,7 @@ def test_polygons_know_their_probability_and_where_they_come_from(tmp_path):
     bands[:, :20] = 0
     source, options = save(tmp_path / "a.tif", bands, nodata=0), products(vector="gpkg", min_area=1.0)
     stream_file(source, predictor(3), tmp_path / "out", "a", options)
-    assert {path.name for path in targets(tmp_path / "out", "a", options, ".tif")} == set(names(tmp_path / "out"))
+    assert set(options.names("a", placed=True)) == set(names(tmp_path / "out"))
     assert pyogrio.read_info(tmp_path / "out" / "a.gpkg")["layer_metadata"]["checkpoint_sha256"] == "abc"
     _, _, geometry, (kind, _, area, mean) = pyogrio.raw.read(tmp_path / "out" / "a.gpkg")
     with rasterio.open(tmp_path / "out" / "a_prob.tif") as file:
@@ -352,7 +359,7 @@ def test_a_large_picture_gives_a_palette_png(tmp_path, monkeypatch):
     Image.fromarray(np.moveaxis(picture(), 0, -1)).save(tmp_path / "a.png")
     assert not is_streamed(tmp_path / "a.png")
     monkeypatch.setattr("common.inference.stream.LARGE", 9000)
-    assert is_streamed(tmp_path / "a.png") and is_large(tmp_path / "a.png")
+    assert is_streamed(tmp_path / "a.png")
     model = predictor(3)
     stream_file(tmp_path / "a.png", model, tmp_path / "out", "a", products())
     mask = Image.open(tmp_path / "out" / "a_mask.png")
@@ -373,32 +380,28 @@ def test_what_cannot_be_read_in_parts_is_not_streamed(tmp_path, monkeypatch):
     strange = ("turned.jpg", "stack.tif", "text.tif", "none.tif", "radar.tif")
     assert not any(is_streamed(tmp_path / name) for name in strange)
     save(tmp_path / "chip.tif", picture(8, 8))
-    assert is_streamed(tmp_path / "chip.tif") and is_large(tmp_path / "chip.tif")
+    assert is_streamed(tmp_path / "chip.tif")
 
 
 def test_an_overlay_of_a_large_raster_is_thinned_out(tmp_path, monkeypatch):
     monkeypatch.setattr("common.inference.products.FULL_OVERLAY", 5000)
     monkeypatch.setattr("common.inference.products.LARGEST_OVERLAY", 50)
-    monkeypatch.setattr("common.inference.products.ROWS", 16)
+    monkeypatch.setattr("common.inference.products.OVERLAY_ROWS", 16)
     bands = picture()
     bands[:, :30] = 0
     source = save(tmp_path / "a.tif", bands, nodata=0)
     heights = []
 
-    def read(dataset, rows):
-        heights.append(rows[1] - rows[0])
-        return read_bands(dataset, rows)
+    real = Streamed.read
 
-    monkeypatch.setattr("common.inference.products.read_bands", read)
+    def read(self, name, first, last):
+        heights.extend([last - first] * (name == "picture"))
+        return real(self, name, first, last)
+
+    monkeypatch.setattr(Streamed, "read", read)
     stream_file(source, predictor(), tmp_path / "out", "a", products())
     assert size_of(tmp_path / "out" / "a_overlay.png") == (-(-110 // 3), 90 // 3)
     assert sum(heights) == 90 and max(heights) <= 16, "memory must not depend on the thinning"
-
-
-def test_an_input_is_never_replaced(tmp_path):
-    source = save(tmp_path / "a_mask.tif", picture())
-    with pytest.raises(ValueError, match="would replace it"):
-        stream_file(source, predictor(), tmp_path, "a", products())
 
 
 # Interruptions
@@ -409,6 +412,8 @@ def results(folder):
     content = {}
     for path in folder.iterdir():
         assert not path.name.startswith("."), path
+        if path.name == RECORD:
+            continue
         if path.suffix == ".gpkg":
             _, _, geometry, fields = pyogrio.raw.read(path)
             content[path.name] = [list(geometry), *[list(values) for values in fields]]
@@ -437,7 +442,7 @@ def test_a_run_interrupted_while_files_are_made_ends_in_the_same_bytes(tmp_path,
     source, model = save(tmp_path / "a.tif", picture(200, 150)), predictor(3, tile=40)
     options = products(vector="gpkg")
     stream_file(source, model, tmp_path / "whole", "a", options)
-    for place in ("write_probability_raster", "write_picture", "write_vectors"):
+    for place in ("write_probability", "write_picture", "write_vectors"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(f"common.inference.products.{place}", lambda *_, **__: interrupt_after(0)(0))
             stream_file(source, model, tmp_path / "out", "a", options)
@@ -461,20 +466,17 @@ def test_what_a_kill_leaves_of_a_product_goes_with_the_spool(tmp_path, monkeypat
     assert len(results(tmp_path / "out")) == 4
 
 
-def test_another_input_or_option_does_not_go_on_with_a_foreign_spool(tmp_path):
+def test_another_input_or_option_does_not_go_on_with_foreign_rows(tmp_path):
     source = save(tmp_path / "a.tif", picture())
-    one = spool_folder(tmp_path, "a", source, {"tile": 32})
-    assert one == spool_folder(tmp_path, "a", source, {"tile": 32})
-    assert one != spool_folder(tmp_path, "a", source, {"tile": 64})
-    other = tmp_path / "b.tif"
-    other.write_bytes(source.read_bytes())
+    one = spool_key(source, {"tile": 32})
+    assert one == spool_key(source, {"tile": 32}) != spool_key(source, {"tile": 64})
     os.utime(source, (1, 1))
-    os.utime(other, (1, 1))
-    changed = spool_folder(tmp_path, "a", source, {"tile": 32})
-    assert one != changed != spool_folder(tmp_path, "a", other, {"tile": 32})
+    changed = spool_key(source, {"tile": 32})
     source.write_bytes(source.read_bytes() + b" ")
     os.utime(source, (1, 1))
-    assert changed != spool_folder(tmp_path, "a", source, {"tile": 32})
+    assert len({one, changed, spool_key(source, {"tile": 32})}) == 3
+    other = tmp_path / "b.tif"
+    assert len({workplace(tmp_path, *place).path for place in (("a", source), ("b", source), ("a", other))}) == 3
 
 
 def test_whatever_changes_the_rows_makes_another_spool(tmp_path):
@@ -482,8 +484,8 @@ def test_whatever_changes_the_rows_makes_another_spool(tmp_path):
 
     def spool(model=None, value_range=None, **options):
         return open_spool(
-            source, model or predictor(), tmp_path, "a", products(**options), (90, 110), value_range
-        ).folder  # fmt: skip
+            source, model or predictor(), tmp_path / "spool", products(**options), (90, 110), value_range
+        ).key  # fmt: skip
 
     others = [spool(predictor(threshold=0.4)), spool(value_range=(0, 9)), spool(prob=False), spool(vector="gpkg"),
               spool(tags={"checkpoint_sha256": "other"})]  # fmt: skip
@@ -509,16 +511,46 @@ def test_options_that_change_probabilities_are_part_of_the_spools_name(tmp_path)
     assert json.dumps(base, default=str) == json.dumps(predictor().settings(), default=str)
 
 
-def test_rows_that_never_reached_the_disk_are_predicted_again(tmp_path):
-    layers = {"mask": Layer(1, "uint8")}
-    spool = Spool(tmp_path / "s", (6, 4), layers)
-    spool.append({"mask": np.ones((1, 3, 4), np.uint8)})
+LAYERS = {"mask": Layer(1, "uint8")}
+
+
+def half_done(folder, key="k"):
+    """A spool of 6 rows of which 3 are finished, and its state file."""
+    Spool(folder, (6, 4), LAYERS, key).append({"mask": np.ones((1, 3, 4), np.uint8)})
+    return folder / "finished.json"
+
+
+def test_rows_that_never_reached_the_disk_are_predicted_again(tmp_path, capsys):
+    half_done(tmp_path / "s")
     with (tmp_path / "s" / "mask.raw").open("ab") as file:
         file.write(b"half a band")
-    assert Spool(tmp_path / "s", (6, 4), layers).rows == 3
+    assert Spool(tmp_path / "s", (6, 4), LAYERS, "k").rows == 3
     assert (tmp_path / "s" / "mask.raw").stat().st_size == 12
+    assert not capsys.readouterr().err
     (tmp_path / "s" / "mask.raw").write_bytes(b"short")
-    assert Spool(tmp_path / "s", (6, 4), layers).rows == 0
+    assert Spool(tmp_path / "s", (6, 4), LAYERS, "k").rows == 0
+    assert "rows are missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["", "{", "[]", "3", "null", '{"rows": -3, "key": "k"}', '{"rows": 7, "key": "k"}', '{"rows": 2, "key": "k"}',
+     '{"rows": "3", "key": "k"}', '{"rows": true, "key": "k"}', '{"key": "k"}', '{"rows": 3, "key": "other"}', "\udcff",
+     "folder", "raw folder"],
+)  # fmt: skip
+def test_a_damaged_state_begins_the_input_again_and_says_so(tmp_path, state, capsys):
+    file = half_done(tmp_path / "s")
+    if "folder" in state:
+        file = tmp_path / "s" / "mask.raw" if state == "raw folder" else file
+        file.unlink()
+        file.mkdir()
+        (file / "x").touch()
+    else:
+        file.write_text(state, errors="surrogateescape")
+    spool = Spool(tmp_path / "s", (6, 4), LAYERS, "k", edges=[0, 3, 6])
+    assert spool.rows == 0 and "starting anew" in capsys.readouterr().err
+    spool.append({"mask": np.full((1, 6, 4), 7, np.uint8)})
+    assert (Spool(tmp_path / "s", (6, 4), LAYERS, "k", edges=[0, 3, 6]).read("mask", 0, 6) == 7).all()
 
 
 SCRIPT = """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.command.cli import VERSION
-from common.inference.outputs import check_disk, provenance
+from common.inference.products import check_disk, provenance
 from common.networks.precision import choose_precision, peak_memory_mb
 
 

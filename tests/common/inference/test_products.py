@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from common.inference.outputs import check_disk
+from common.inference.products import check_disk
 
 
 def test_results_need_a_folder_with_space_that_may_be_written_to(tmp_path, monkeypatch):
