@@ -1,9 +1,13 @@
-"""What a checkpoint is: ``python -m common.checkpoint FILE``."""
+"""What a checkpoint is: ``python common/checkpoint.py FILE``, from any folder."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command.cli import run_command
 from common.networks.checkpoint import describe

@@ -66,6 +66,7 @@ def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterato
     with torch.autocast(logits.device.type, enabled=False):
         valid = target != ignore_index
         full = logits if logits.dtype == torch.float64 else logits.float()
+        full = full.masked_fill(~valid[:, None], 0.0)  # 0 * NaN is NaN, in sums and in gradients
         pixels = LabeledPixels(full, target.long().masked_fill(~valid, 0), valid)
         if target.device.type == "cpu" and target.numel():
             low, high = (int(value) for value in pixels.target.aminmax())

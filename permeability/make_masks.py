@@ -22,7 +22,8 @@ import rasterio
 import tyro
 
 from common.command.cli import PARTIAL, run_command, say
-from common.command.config import load_yaml, parse_flags
+from common.command.config import parse_flags
+from common.command.yaml_file import load_yaml
 from common.data.inputs import find_images, output_stems
 from common.data.splits import PARTS, split_ids
 from common.files import OutputFolder

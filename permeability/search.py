@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from common.command.config import load_yaml
+from common.command.yaml_file import load_yaml
 from common.files import write_text
 
 State = Literal["complete", "pruned", "failed"]

@@ -29,7 +29,7 @@ from common.files import atomic_path, write_text
 from common.networks.checkpoint import RUNS
 from common.networks.precision import choose_precision
 from common.training.loop import FINISH_SECONDS, fit, seed_everything
-from common.training.runs import RunFolder
+from common.training.runs import RunFolder, own_folder, read_recipe, remove_run
 from permeability import train
 from permeability.search import Choice, Proposal, Space, Storage, Trial, propose, ranked, read_space
 from permeability.task import TASK
@@ -53,7 +53,7 @@ class Config:
     """What to search: a list is a choice, {low, high, log} a range, anything else fixed (default: space.yaml, or
     space_demo.yaml without data)."""
     config: Path | None = None
-    """Recipe below the space (default: source.yaml, or demo.yaml without data)."""
+    """YAML file with settings below the space; it stands on the recipe (source.yaml, or demo.yaml without data)."""
     data_root: Path | None = None
     """Folder with the data. Without any data flag the built-in demo scenes are used."""
     images: Path | None = None
@@ -125,7 +125,9 @@ def main() -> int:
     if find_spec(config.engine) is None:
         raise ValueError(f"--engine {config.engine}: that library is not installed; pip install {config.engine}")
     space = read_space(config.space or FOLDER / ("space.yaml" if config.has_data else "space_demo.yaml"))
-    recipe = {**read_yaml(config.config or FOLDER / ("source.yaml" if config.has_data else "demo.yaml")), **space.fixed}
+    own = read_yaml(config.config) if config.config else {}
+    base, _ = read_recipe(FOLDER, str(own["recipe"]) if "recipe" in own else None, demo=not config.has_data)
+    recipe = {**base, **own, **space.fixed}
     check_space(space, recipe, config)
     settings = {
         "space": {name: str(kind) for name, kind in space.searched.items()},
@@ -134,6 +136,7 @@ def main() -> int:
         "minutes per trial": config.minutes_per_trial,
     }
     storage = Storage(config.storage, settings)
+    own_folder(config.folder, f"the search of {config.storage.resolve()}")
     with storage.locked():
         storage = Storage(config.storage, settings)  # as it is now that nobody else writes it
         search(config, space, recipe, storage)
@@ -212,7 +215,7 @@ def run_trial(
     """Train once and note how it ended; the best network so far is kept as best.pt."""
     number = len(storage.trials)
     folder = config.folder / f"trial_{number:03d}"
-    shutil.rmtree(folder, ignore_errors=True)  # cut short: it starts from its beginning
+    remove_run(folder)  # cut short: it starts from its beginning
     wanted = train_config(config, recipe, proposal.params, folder)
     listed = ", ".join(f"{name} {value}" for name, value in proposal.params.items())
     say(f"trial {number} of {config.trials}: {listed}")
@@ -235,8 +238,8 @@ def run_trial(
             shutil.copyfile(folder / "best_iou.pt", temporary)
     log_hparams(config.folder, trial)
     storage.add(trial)
-    for checkpoint in folder.glob("*.pt"):
-        checkpoint.unlink()
+    for name in ("best_iou.pt", "best_loss.pt", "last.pt"):
+        (folder / name).unlink(missing_ok=True)
     score = "-" if trial.value is None else f"{trial.value:.4f}"
     say(f"trial {number}: {trial.state}, mIoU {score}, {trial.seconds:.0f} s {trial.note}")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,9 +26,14 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.files import write_text
 from common.report.plots import save
+from common.training.runs import own_folder, remove_run, require_run
 from potsdam_points.labels import CLASSES
 
 FOLDER = Path(__file__).resolve().parent
+DONE = "experiment.json"
+"""In the folder of a run that is finished: how it was trained, and its row of the table."""
+SOURCE_POINTS = 20000
+"""Points per image of the source's recipe."""
 ON = ("--pseudo", "0.5")
 OFF = ("--pseudo", "0", "--affinity", "0")
 COLUMNS = (
@@ -87,8 +91,8 @@ class Config:
     """Time budget of each training."""
     output_dir: Path = Path("runs/potsdam_points/experiments")
     """Where the trainings go; those that are finished there are not repeated."""
-    results_dir: Path = FOLDER / "results"
-    """Where table and plot go."""
+    results_dir: Path | None = None
+    """Where table and plot go; default: results in --output-dir."""
     seed: int = 0
     """Seed of points, weights and order."""
     device: str = "auto"
@@ -103,12 +107,25 @@ class Config:
             known = ", ".join(run.name for run in series(self.curve))
             raise ValueError(f"--only {unknown[0]} is no run of this series; they are {known}")
 
+    @property
+    def results(self) -> Path:
+        """Where table and plot go."""
+        return self.results_dir or self.output_dir / "results"
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """All that a run's figures depend on."""
+        data = [str(path.resolve()) for path in (self.data_root, self.images, self.labels) if path]
+        split = list(self.val_ids) or self.val_last
+        return {"data": data, "split": split, "minutes": self.minutes_per_run, "seed": self.seed, "points": run.points}
+
 
 def series(curve: Sequence[int]) -> list[Run]:
-    """All runs, in the order of their use: recipes first, then the curve from both ends."""
-    most = max(curve, default=20000)
-    runs = [Run("source", "source", most), Run("source-unweighted", "source", most, class_weights=False)]
-    runs.append(Run("full", "best", 0))
+    """All runs, in the order of their use: recipes first (with the source's points), then the curve."""
+    runs = [
+        Run("source", "source", SOURCE_POINTS),
+        Run("source-unweighted", "source", SOURCE_POINTS, class_weights=False),
+        Run("full", "best", 0),
+    ]
     for points in sorted(curve):
         runs.append(Run(f"points-{points}-method", "best", points, method=True))
         runs.append(Run(f"points-{points}", "best", points))
@@ -118,26 +135,53 @@ def series(curve: Sequence[int]) -> list[Run]:
 def main() -> int:
     """Train what is not trained yet, and write the table after every run."""
     config = parse_flags(Config)
-    done: list[Row] = []
-    failed = 0
-    for run in series(config.curve):
-        folder = config.output_dir / run.name
-        if (not config.only or run.name in config.only) and not (folder / "experiment.json").is_file():
-            say(f"run {run.name}: {config.minutes_per_run:g} min")
-            failed += not train(run, config, folder)
-        if (folder / "experiment.json").is_file():
-            done.append(json.loads((folder / "experiment.json").read_text(encoding="utf-8")))
-            write_results(done, config.results_dir)
+    rows = {run.name: finished(run, config) for run in series(config.curve)}
+    own_folder(config.results, "experiments.py", "--results-dir")
+    wanted = [run for run in series(config.curve) if not config.only or run.name in config.only]
+    left = [run for run in wanted if rows[run.name] is None]
+    minutes = len(left) * (config.minutes_per_run + 1)
+    say(f"{len(left)} trainings, {minutes:g} min at most in all; stop when you like, the same command goes on")
+    for number, run in enumerate(left, start=1):
+        say(f"run {number} of {len(left)}, {run.name}: {config.minutes_per_run:g} min")
+        rows[run.name] = train(run, config)
+        if done := [row for row in rows.values() if row]:
+            write_results(done, config.results)
+    done = [row for row in rows.values() if row]
     if not done:
         raise ValueError("no run succeeded; see the messages above")
-    print((config.results_dir / "experiments.md").read_text(encoding="utf-8"), flush=True)
-    return PARTIAL if failed else 0
+    write_results(done, config.results)
+    print((config.results / "experiments.md").read_text(encoding="utf-8"), flush=True)
+    return PARTIAL if any(rows[run.name] is None for run in wanted) else 0
 
 
-def train(run: Run, config: Config, folder: Path) -> bool:
-    """Train and evaluate one run from its beginning; its row is stored in its folder when all of it is done."""
-    if folder.exists():
-        shutil.rmtree(folder)  # stopped half-way: a second half-budget would not be comparable
+def finished(run: Run, config: Config) -> Row | None:
+    """The row of a run that is done; None = it is to be trained.
+
+    Raises:
+        ValueError: it was trained otherwise, or something else than a run lies in its place.
+    """
+    folder = config.output_dir / run.name
+    if not (folder / DONE).is_file():
+        require_run(folder)
+        return None
+    try:
+        found = json.loads((folder / DONE).read_text(encoding="utf-8"))
+        row, settings = dict(found["row"]), dict(found["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / DONE} is damaged ({error}); choose another --output-dir") from error
+    wanted = config.settings(run)
+    if other := [name for name in wanted if settings.get(name) != wanted[name]]:
+        raise ValueError(
+            f"the run in {folder} had another {' and '.join(other)}, such as {other[0]} {settings.get(other[0])} and "
+            f"not {wanted[other[0]]}; choose another --output-dir"
+        )
+    return row
+
+
+def train(run: Run, config: Config) -> Row | None:
+    """Train and evaluate one run from its beginning; its row, which its folder keeps, or None if it failed."""
+    folder = config.output_dir / run.name
+    remove_run(folder)  # stopped half-way: a second half-budget would not be comparable
     data = [
         f"--{name.replace('_', '-')}={value}"
         for name in ("data_root", "images", "labels")
@@ -153,9 +197,10 @@ def train(run: Run, config: Config, folder: Path) -> bool:
         raise KeyboardInterrupt
     if code:
         say(f"failed: run {run.name} ended with exit code {code}")
-        return False
-    write_text(folder / "experiment.json", json.dumps(row_of(run, config, folder), indent=1) + "\n")
-    return True
+        return None
+    row = row_of(run, config, folder)
+    write_text(folder / DONE, json.dumps({"settings": config.settings(run), "row": row}, indent=1) + "\n")
+    return row
 
 
 def row_of(run: Run, config: Config, folder: Path) -> Row:

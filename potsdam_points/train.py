@@ -136,6 +136,7 @@ def main() -> int:
     experiment = build(config, data)
     if config.preview:
         return preview(experiment, run, config.seed)
+    run.create(config, experiment.card.split)
     save_annotation(run, config, data)
     state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)

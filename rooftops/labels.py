@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from common.command.yaml_file import load_yaml
 from common.images.pictures import open_picture
 from common.images.rasters import read_label
 from common.labels import IGNORE
@@ -63,15 +63,10 @@ def read_coding(path: Path | None) -> Coding:
     """
     if path is None:
         return Coding()
-    if not path.is_file():
-        raise FileNotFoundError(f"--classes {path} does not exist; write one 'name: value' line for each class")
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"--classes {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    table = load_yaml("--classes", path)
     if not isinstance(table, dict):
         raise ValueError(f"--classes {path} holds no mapping; write one 'name: value' line for each class")
-    codes = {str(name): _code(value, name, path) for name, value in table.items()}
+    codes = {name: _code(value, name, path) for name, value in table.items()}
     kinds = {colored for colored, _ in codes.values()}
     if len(kinds) > 1:
         raise ValueError(f"--classes {path} mixes colors and single values; use one kind for all classes")
@@ -84,14 +79,15 @@ def read_coding(path: Path | None) -> Coding:
     return Coding(tuple(values), tuple(values.values()), kinds == {True}, ignored)
 
 
-def _code(value: Any, name: Any, path: Path) -> tuple[bool, int]:  # noqa: ANN401 - whatever YAML holds
+def _code(value: Any, name: str, path: Path) -> tuple[bool, int]:  # noqa: ANN401 - whatever YAML holds
     """Whether a YAML value is a color, and its code."""
     if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
         return True, int(value[1:], 16)
-    if isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
-        return True, value[0] << 16 | value[1] << 8 | value[2]
-    if type(value) is int and 0 <= value <= 65535:
-        return False, value
+    numbers = [int(v) for v in value if re.fullmatch("[0-9]{1,5}", str(v))] if isinstance(value, list) else []
+    if len(numbers) == 3 == len(value) and max(numbers) <= 255:
+        return True, numbers[0] << 16 | numbers[1] << 8 | numbers[2]
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) and int(value) <= 65535:
+        return False, int(value)
     raise ValueError(
         f"--classes {path}: {name}: {value!r} is neither a whole number nor a color [r, g, b] or '#rrggbb'"
     )

@@ -7,6 +7,7 @@ saved.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -22,6 +23,17 @@ STARTED = time.monotonic()
 
 VERSION = "0.1.0"
 PARTIAL, UNUSABLE, NON_FINITE = 1, 2, 3
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a file cannot grow."""
+
+WORDING = (
+    (r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: ", r"\1 needs a whole number, not "),
+    (r"^Error parsing (--\S+): could not convert string to float: ", r"\1 needs a number, not "),
+    (r"^Error parsing (--\S+): Could not find valid parse for arguments: ", r"\1 cannot be read from "),
+    (r"^Error parsing \w+: ", ""),
+    (r"^Unrecognized options: ", "no such flag or argument: "),
+)
+"""The parser's sentences, and plainer ones."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -34,6 +46,10 @@ class Interrupted(RuntimeError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+class DiskFull(RuntimeError):
+    """The disk is full; the text says what is kept and how to go on."""
 
 
 class StopRequest:
@@ -63,6 +79,11 @@ class StopRequest:
                 signal.signal(signum, handler)
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return " ".join(str(error).split())
+
+
 def say(message: str) -> None:
     """Print one line of progress to stderr."""
     print(message, file=sys.stderr, flush=True)
@@ -87,6 +108,9 @@ def exit_code(main: Callable[[], int]) -> int:
     except NonFiniteLoss as error:
         say(f"error: {error}")
         return NON_FINITE
+    except DiskFull as error:
+        say(f"error: {error}")
+        return PARTIAL
     except Interrupted as error:
         say(str(error))
         return 128 + error.signum
@@ -100,7 +124,10 @@ def exit_code(main: Callable[[], int]) -> int:
         say(f"error: out of device memory; {remedy}")
         return PARTIAL
     except (ValueError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
+        if isinstance(error, OSError) and error.errno in FULL:
+            say(f"error: the disk is full: {one_line(error)}; free some space and start the command again")
+            return PARTIAL
+        say(f"error: {one_line(error)}")
         return UNUSABLE
 
 
@@ -118,6 +145,16 @@ def one_line_usage_errors() -> Iterator[None]:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", box.getvalue()).split())
-        text = re.sub(r"For full helptext, (see|run) .*", "", text).strip()
-        raise ValueError(f"{text or 'the flags do not parse'} (--help lists them)") from None
+        raise ValueError(f"{_complaint(box.getvalue()) or 'the flags do not parse'} (--help lists them)") from None
+
+
+def _complaint(box: str) -> str:
+    """The parser's complaint as a sentence: the first paragraph of its box, and the flags it would rather have seen."""
+    lines = [line.strip("│ ") for line in box.strip().splitlines()[1:]]  # without the box's title
+    inside = "\n".join("" if re.fullmatch("[╰╯─-]*", line) else line for line in lines)
+    paragraphs = re.split(r"\n\n+", inside.strip())
+    text = " ".join(paragraphs[0].split())
+    for pattern, plain in WORDING:
+        text = re.sub(pattern, plain, text)
+    near = re.findall(r"(?m)^--[\w-]+", "\n".join(part for part in paragraphs if part.startswith("Perhaps")))
+    return text + (f"; perhaps you meant {' or '.join(near[:3])}" if near else "")

@@ -14,12 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from common.command.cli import one_line_usage_errors
+from common.command.yaml_file import load_yaml
 from common.files import write_text
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 POSITIVE = ("epochs", "batch_size", "lr", "grad_accum", "lr_factor", "lr_step")
-NOT_NEGATIVE = (
-    "weight_decay", "warmup_steps", "lr_patience", "lr_min", "early_stopping", "clip_norm", "workers", "seed",
-    "max_minutes",
-)  # fmt: skip
+SIGNED = ("input_range",)
+"""Flags that may be below 0."""
+LARGEST = 2**31 - 1
+"""Whole numbers above this are mistakes: no size, count or seed needs them."""
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NOTHING = (None, "", "null", "~", "None")
+"""How a YAML file says that a field has no value."""
+ELSEWHERE = ("resume", "output_dir", "config")
+"""Fields that say where a run goes and comes from: of no use to another run, so not saved."""
 Values = Mapping[str, str | list[str]]
 """What a YAML file says, by field name, as text."""
 
@@ -108,16 +113,16 @@ class TrainConfig:
     skip_bad: bool = False
     """Go on without files that are damaged or do not fit, instead of stopping."""
     config: Path | None = None
-    """YAML file with defaults for these flags."""
+    """YAML file with values for these flags, in place of the recipe's."""
+    recipe: str | None = None
+    """What --config and the flags stand on: best, source or demo (the task's recipes), or none; default: source where
+    data are named, else demo."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         for name in POSITIVE:
             if not getattr(self, name) > 0:
-                raise ValueError(f"{_flag(name)} {getattr(self, name)} must be greater than 0")
-        for name in NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{_flag(name)} {getattr(self, name)} must not be negative")
+                raise ValueError(f"{flag_name(name)} {getattr(self, name)} must be greater than 0")
         val, test = self.val_fraction, self.test_fraction
         if not (val >= 0 and test >= 0 and val + test < 1):
             raise ValueError(f"--val-fraction {val} and --test-fraction {test} must leave something to train on")
@@ -155,6 +160,9 @@ def parse_config(
     path = flag_value(argv, "config")
     layers = [(base_name, base or {}), (str(path), read_yaml(Path(path)) if path else {})]
     words = [word for name, values in layers for word in _flag_words(config_type, values, name)]
+    if {"-h", "--help"} & set(argv):
+        names = [name for name, values in layers if values]
+        _print_help(config_type, parse_flags(config_type, words), " and ".join(names[::-1]))
     try:
         return parse_flags(config_type, words + argv)
     except ValueError:
@@ -167,15 +175,43 @@ def parse_flags(config_type: type[C], argv: Sequence[str] | None = None) -> C:
     """Parse flags alone, for commands without YAML files.
 
     Raises:
-        ValueError: the flags do not parse, in one line.
+        ValueError: the flags do not parse, or hold a number that nothing could make right; in one line.
     """
-    words = _one_checkpoint_a_flag(list(sys.argv[1:] if argv is None else argv))
+    words = _one_checkpoint_aflag_name(list(sys.argv[1:] if argv is None else argv))
     with one_line_usage_errors():
         parsed: C = tyro.cli(config_type, args=words)
+    check_numbers(parsed)
     return parsed
 
 
-def _one_checkpoint_a_flag(argv: Sequence[str]) -> list[str]:
+def check_numbers(config: object) -> None:
+    """Refuse numbers that are wrong in every flag: not finite, negative (but for `SIGNED`), or absurdly large.
+
+    Raises:
+        ValueError: names the flag and the value.
+    """
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, (int, float)):
+                continue
+            flag = f"{flag_name(field.name)} {number}"
+            if not math.isfinite(number):
+                raise ValueError(f"{flag} must be a finite number")
+            if number < 0 and field.name not in SIGNED:
+                raise ValueError(f"{flag} must not be negative")
+            if isinstance(number, int) and number > LARGEST:
+                raise ValueError(f"{flag} must not be larger than {LARGEST}")
+
+
+def _print_help(config_type: type[C], defaults: C, source: str) -> NoReturn:
+    """Print the flags with the defaults that a command really has, and where they come from."""
+    said = f"{config_type.__doc__}\n\nDefaults shown are those of {source}." if source else config_type.__doc__
+    tyro.cli(config_type, args=["--help"], default=defaults, description=said)
+    raise SystemExit(0)
+
+
+def _one_checkpoint_aflag_name(argv: Sequence[str]) -> list[str]:
     """``--checkpoint A.pt B.pt IMAGE`` -> ``--checkpoint A.pt --checkpoint B.pt IMAGE``: inputs may follow the flag."""
     words: list[str] = []
     after = False
@@ -193,24 +229,9 @@ def flag_value(argv: Sequence[str], name: str) -> str | None:
     value = None
     for i, word in enumerate(argv):
         flag, equals, attached = word.partition("=")
-        if flag.replace("_", "-") == _flag(name):
+        if flag.replace("_", "-") == flag_name(name):
             value = attached if equals else next(iter(argv[i + 1 : i + 2]), value)
     return value
-
-
-def load_yaml(flag: str, path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    """What a YAML file holds, every scalar as text.
-
-    Raises:
-        FileNotFoundError: there is no such file; names the flag it was given with.
-        ValueError: it is not YAML.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{flag} {path} does not exist")
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{flag} {path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def read_yaml(path: Path) -> dict[str, str | list[str]]:
@@ -221,16 +242,15 @@ def read_yaml(path: Path) -> dict[str, str | list[str]]:
         ValueError: it is not a YAML mapping.
     """
     values = load_yaml("--config", path)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise ValueError(f"{path} holds a {type(values).__name__}; write one 'key: value' line per flag")
-    return {str(key): value for key, value in values.items()}
+    return values or {}
 
 
 def save_config(path: Path, config: DataclassInstance) -> None:
     """Write the resolved configuration as YAML that ``--config`` reads back."""
-    write_text(path, yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True))
+    values = {name: value for name, value in config_values(config).items() if name not in ELSEWHERE}
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def config_values(config: DataclassInstance) -> dict[str, Any]:
@@ -246,7 +266,8 @@ def _plain(value: object) -> object:
     return value
 
 
-def _flag(name: str) -> str:
+def flag_name(name: str) -> str:
+    """``batch_size`` -> ``--batch-size``."""
     return "--" + name.replace("_", "-")
 
 
@@ -267,17 +288,22 @@ def _flag_words(config_type: type[C], values: Values, source: str) -> list[str]:
 
 
 def _words(key: str, value: str | list[str], kind: Any, source: str) -> list[str]:  # noqa: ANN401
-    if isinstance(value, list):
-        return [_flag(key), *map(str, value)]
-    if not isinstance(value, str):
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items):
         raise ValueError(f"{source}: {key}: a {type(value).__name__} does not fit; write 'key: value' lines alone")
+    if flags := [item for item in items if item.startswith("--")]:
+        raise ValueError(f"{source}: {key}: {flags[0]!r} is a flag, not a value")
+    if isinstance(value, list):
+        if tuple not in {get_origin(part) for part in (kind, *get_args(kind))}:
+            raise ValueError(f"{source}: {key}: {value} is a list, one value is expected")
+        return [flag_name(key), *value]
     if kind is bool:
         if value.lower() not in BOOLEANS:
             raise ValueError(f"{source}: {key}: {value!r} does not fit, expected true or false")
-        return [_flag(key) if BOOLEANS[value.lower()] else f"--no{_flag(key)[1:]}"]
-    if value in ("null", "~", "") and type(None) in get_args(kind):
+        return [flag_name(key) if BOOLEANS[value.lower()] else f"--no{flag_name(key)[1:]}"]
+    if value in NOTHING and type(None) in get_args(kind):
         value = "None"
-    return [_flag(key), value]
+    return [flag_name(key), value]
 
 
 def _check_types(config_type: type[C], values: Values, source: str) -> None:

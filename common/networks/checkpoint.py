@@ -2,7 +2,7 @@
 
 A checkpoint carries everything inference needs (network name and arguments, classes, palette, normalization, scale,
 threshold, the ids of each split), so a file can be used without the run folder it came from.
-``python -m common.checkpoint FILE`` prints what one is.
+``python common/checkpoint.py FILE`` prints what one is.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.files import atomic_path, file_hash
 from common.losses import LossRecipe
+from common.networks.schema import CARD, TRAINING, check_rules, check_table, check_weights
 
 RUNS = Path("runs")
 FORMAT = 1
@@ -68,6 +69,10 @@ class ModelCard:
         return gsd / min(max(gsd, finest), coarsest) if coarsest else self.scale
 
 
+OPTIONAL = {f.name for f in fields(ModelCard) if f.default is not MISSING or f.default_factory is not MISSING}
+"""What a card may lack."""
+
+
 def save_checkpoint(
     path: Path, card: ModelCard, model: Mapping[str, Tensor], training: Mapping[str, Any] | None = None
 ) -> None:
@@ -76,7 +81,14 @@ def save_checkpoint(
     if training is not None:
         payload["training"] = dict(training)
     with atomic_path(path) as temporary:
-        torch.save(payload, temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(payload, file)
+        except RuntimeError as error:  # torch's writer stumbles over its own position where the system said why
+            cause = error.__context__
+            if isinstance(cause, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise
 
 
 def read_payload(path: Path) -> dict[str, Any]:
@@ -112,7 +124,7 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not one of ours, or belongs to another task.
+        ValueError: it is not one of ours, is damaged (see `common.networks.schema`), or belongs to another task.
     """
     payload = read_payload(path)
     if "card" not in payload or "model" not in payload:
@@ -121,16 +133,20 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
         )
     if payload.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} has format {payload.get('format')}, this version reads {FORMAT}")
-    known = {f.name for f in fields(ModelCard)}
-    try:
-        values = {key: value for key, value in payload["card"].items() if key in known}
-        loss = LossRecipe(**values["loss"]) if "loss" in values else LossRecipe.of_config(values.get("config", {}))
-        card = ModelCard(**{**values, "loss": loss})
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"checkpoint {path} is damaged: its card is incomplete ({error})") from error
+    found = payload["card"]
+    if isinstance(found, dict) and isinstance(found.get("config"), dict) and "loss" not in found:
+        found = {**found, "loss": asdict(LossRecipe.of_config(found["config"]))}  # written before cards named it
+    check_table(CARD, found, "card", path, optional=OPTIONAL)
+    values = {f.name: found[f.name] for f in fields(ModelCard) if f.name in found}
+    card = ModelCard(**{**values, "loss": LossRecipe(**values.get("loss", {}))})
+    check_rules(card, path)
     if task is not None:
         check_task(path, card, task)
-    return card, cast(StateDict, payload["model"]), payload.get("training", {})
+    check_weights(payload["model"], path)
+    training = payload.get("training", {})
+    if "training" in payload:
+        check_table(TRAINING, training, "training state", path)
+    return card, payload["model"], training
 
 
 def check_task(path: Path, card: ModelCard, task: str) -> None:
@@ -173,11 +189,13 @@ def read_weights(path: Path) -> StateDict:
     """
     payload = read_payload(path)
     if is_ours(payload):
-        return cast(StateDict, payload["model"])
+        return load_checkpoint(path)[1]
     try:
-        return foreign_state_dict(payload)
+        state = foreign_state_dict(payload)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    check_weights(state, path)
+    return state
 
 
 def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -16,7 +16,6 @@ from common.networks.checkpoint import (
     ModelCard,
     StateDict,
     check_task,
-    foreign_state_dict,
     is_ours,
     load_checkpoint,
     load_matching,
@@ -24,6 +23,7 @@ from common.networks.checkpoint import (
     read_payload,
     read_weights,
 )
+from common.networks.schema import check_fit
 from common.networks.shipped import NAME, Shipped
 
 
@@ -160,28 +160,24 @@ class Task:
         Raises:
             FileNotFoundError, ValueError: there is no such file, or it holds no network of this task.
         """
-        payload = read_payload(path)
-        if is_ours(payload):
+        if is_ours(read_payload(path)):
             card, weights, _ = load_checkpoint(path)
             if self.shipped is not None and self.shipped.owns(card):
                 card = self.shipped.adapt(card, self.name, self.classes, self.palette)
             check_task(path, card, self.name)
         else:
-            state = foreign_state_dict(payload)
+            state = read_weights(path)
             try:
                 adopted = self.adopt(state)
-            except ValueError as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # shapes never seen
                 raise ValueError(f"checkpoint {path}: {error}") from error
             if adopted is None:
                 keys = ", ".join(list(state)[:4])
                 raise ValueError(f"checkpoint {path} holds none of this task's networks (its first keys: {keys})")
             card, weights = adopted
+        check_fit(lambda: self.build(card.arch, **card.arch_args), weights, card.arch, path)
         model = self.build(card.arch, **card.arch_args)
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"checkpoint {path} does not fit the network {card.arch}: {reason}") from error
+        model.load_state_dict(weights)
         return model.eval(), card
 
     def tile_of(self, card: ModelCard, scale: float | None = None) -> int:

@@ -27,6 +27,7 @@ from common.command.config import TrainConfig, config_values
 from common.data.sampling import EpochBatches
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard, save_checkpoint
+from common.networks.norm import steady_batch_norm
 from common.networks.precision import Precision, choose_precision, peak_memory_mb
 from common.networks.task import Task
 from common.training.estimate import estimate, print_plan
@@ -131,7 +132,7 @@ def start(task: Task, config_type: type[Config], folder: Path) -> tuple[Config, 
         ValueError, FileNotFoundError: the flags or their files are wrong, or the folder is not empty.
     """
     config = load_train_config(config_type, folder)
-    run = open_run(task.name, output_dir=config.output_dir, resume=config.resume, demo=not config.has_data)
+    run = open_run(task.name, config)
     precision = choose_precision(config.device, config.amp)
     seed_everything(config.seed)
     return config, run, precision
@@ -202,7 +203,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
-    run.create(config)
+    run.create(config, card.split)
     card = replace(experiment.card, config=config_values(config))
     state = _begin(experiment.model, config, run, precision, card.task)
     sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)
@@ -215,7 +216,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     forward = cast(nn.Module, torch.compile(state.model)) if config.compile else state.model
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest().listening())
-        stack.callback(run.close)
+        stack.enter_context(run.writing())
         engine = Engine.of(experiment, precision, stop)
         while not _is_done(state, config, clock):
             sampler.epoch, sampler.first_batch = state.epoch, state.batch
@@ -249,7 +250,7 @@ def _deadline(config: TrainConfig, val_seconds: float, test_share: float) -> flo
 
 def _begin(model: nn.Module, config: TrainConfig, run: RunFolder, precision: Precision, task: str) -> TrainState:
     """The state before the first step, or where the run to be resumed ended."""
-    model.to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steady_batch_norm(model).to(precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     falls = (config.lr_factor, config.lr_step, config.lr_patience, config.lr_min / config.lr)
     schedule = Schedule(config.scheduler, config.epochs, config.warmup_steps, *falls)

@@ -93,7 +93,7 @@ class TrainState:
         """
         if (saved["average"] is None) != (self.average is None):
             raise ValueError("--ema differs between this command and the run to resume; use the same value")
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(model)
             if self.average:
@@ -101,8 +101,11 @@ class TrainState:
             self.optimizer.load_state_dict(saved["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the run to resume has another network: {str(error).splitlines()[0]}") from error
-        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"the run to resume is damaged: its optimizer's state cannot be read ({error})") from error
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        _check_moments(self.optimizer)
         if self.average:
             self.average.updates = saved["average_updates"]
         self.schedule.load_state(saved["schedule"])
@@ -111,6 +114,19 @@ class TrainState:
         for name in PLAIN:
             setattr(self, name, saved[name])
         set_rng_state(saved["rng"])
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Make sure that every parameter has its running means, as they must be.
+
+    Raises:
+        ValueError: one has not.
+    """
+    for parameter, entries in optimizer.state.items():
+        means = [entries.get(name) for name in ("exp_avg", "exp_avg_sq")]
+        fitting = all(isinstance(mean, Tensor) and mean.shape == parameter.shape for mean in means)
+        if not fitting or not isinstance(entries.get("step"), Tensor) or entries["step"].numel() != 1:
+            raise ValueError("the run to resume is damaged: its optimizer's state is not of this network")
 
 
 def rng_state() -> dict[str, Any]:
@@ -126,11 +142,20 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Restore what ``rng_state`` returned."""
-    torch.set_rng_state(state["torch"])
-    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda, device)
-    inner = state["numpy"]["state"]
-    np.random.set_state({**state["numpy"], "state": {"key": np.array(inner["key"], np.uint32), "pos": inner["pos"]}})
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    """Restore what ``rng_state`` returned.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        torch.set_rng_state(state["torch"])
+        for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda, device)
+        inner = state["numpy"]["state"]
+        numbers = {"key": np.array(inner["key"], np.uint32), "pos": inner["pos"]}
+        np.random.set_state({**state["numpy"], "state": numbers})
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+    except (TypeError, LookupError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the run to resume is damaged: its random generators' state: {reason}") from error

@@ -103,6 +103,16 @@ class LossTester:
         assert not noise.grad.masked_select(hidden).any()
         assert noise.grad.masked_select(~hidden).any()
 
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_what_is_no_number_under_ignored_pixels_does_not_matter(self, case, value):
+        logits, target = case
+        hidden = (target == IGNORE)[:, None]
+        noise = torch.where(hidden, value, logits).requires_grad_()
+        loss = self.loss(noise, target)
+        loss.backward()
+        assert torch.equal(loss.detach(), self.loss(logits, target))
+        assert noise.grad.isfinite().all() and not noise.grad.masked_select(hidden).any()
+
     def test_another_ignore_index(self, case):
         logits, target = case
         other = torch.where(target == IGNORE, -1, target)

@@ -13,6 +13,7 @@ from common.command.cli import STARTED, NonFiniteLoss, exit_code
 from common.losses import build_loss
 from common.networks.checkpoint import load_checkpoint
 from common.training.loop import FINISH_SECONDS
+from common.training.runs import RunFolder, own_folder
 from permeability import tune
 from permeability.search import Storage
 
@@ -216,8 +217,8 @@ def test_a_search_without_success_is_an_error(search, tmp_path, capsys):
 def test_trainings_are_told_what_the_search_was(search, tmp_path):
     """The trial's parameters rank above the space's fixed ones, these above the recipe."""
     folder = tmp_path / "out" / "trial_001"
-    folder.mkdir(parents=True)
-    (folder / "left over").touch()
+    own_folder(folder.parent, f"the search of {tmp_path / 's.json'}")
+    RunFolder(folder).create(tune.train.Config())  # left over from a search that was killed
     code, seen = search(
         [[0.1], [0.2]], "--seed", 5, "--workers", 1, "--device", "cpu", "--amp", "off", "--skip-bad",
         "--minutes-per-trial", 3,
@@ -331,3 +332,21 @@ def test_a_space_without_any_network_is_told(search, capsys):
     code, seen = search([[0.1]], text="arch: [linknet]\nencoder: [mit_b0]\n")
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert code == 2 and not seen and "no network that exists" in line
+
+
+def test_a_search_writes_into_a_folder_of_its_own_alone(easy, space, call, tmp_path):
+    command = flags(easy, space, "optuna", 1, tmp_path)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "best.pt").write_text("mine")
+    call("tune", *command).mistake("--output-dir", "search is not empty")
+    assert (tmp_path / "search" / "best.pt").read_text() == "mine" and not (tmp_path / "search.json").exists()
+    own_folder(tmp_path / "other", f"the search of {tmp_path / 'another.json'}")
+    call("tune", *command[:-1], tmp_path / "other").mistake("belongs to the search of", "another.json", "search.json")
+
+
+def test_a_trial_of_others_is_left_alone(tmp_path):
+    (tmp_path / "trial_000").mkdir()
+    (tmp_path / "trial_000" / "a.pt").write_text("mine")
+    with pytest.raises(ValueError, match="trial_000 is in the way"):
+        tune.run_trial(SimpleNamespace(folder=tmp_path), {}, SimpleNamespace(trials=[]), None, None)
+    assert (tmp_path / "trial_000" / "a.pt").read_text() == "mine"

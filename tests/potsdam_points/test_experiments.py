@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from common.command.config import TrainConfig
+from common.training.runs import RunFolder
 from potsdam_points import experiments
 from potsdam_points.experiments import Config, Run, markdown, series, write_results
 from potsdam_points.labels import CLASSES
@@ -73,13 +75,46 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_are(call, tmp_path, mon
 
     monkeypatch.setattr(experiments, "row_of", fake_row)
     monkeypatch.setattr(experiments.subprocess, "run", fake_process)
-    flags = ("--curve", 20, "--output-dir", tmp_path / "out", "--results-dir", tmp_path / "results")
-    (tmp_path / "out" / "points-20").mkdir(parents=True)
-    assert call("experiments", *flags).code == 1
+    flags = ("--curve", 20, "--output-dir", tmp_path / "out")
+    RunFolder(tmp_path / "out" / "points-20").create(TrainConfig())  # stopped half-way
+    (tmp_path / "out" / "points-20" / "best_iou.pt").write_text("half")
+    result = call("experiments", *flags)
+    assert result.code == 1 and "5 trainings, 30 min at most in all" in result.err
+    assert not (tmp_path / "out" / "points-20" / "best_iou.pt").exists()
+    assert (tmp_path / "out" / "results" / "experiments.md").is_file()
     assert trained == ["source", "source-unweighted", "full", "points-20-method", "points-20"]
     trained.clear()
     assert call("experiments", *flags).code == 1
     assert trained == ["full"]
+    trained.clear()
+    call("experiments", *flags, "--minutes-per-run", 7).mistake("source had another minutes", "5.0 and not 7.0")
+    call("experiments", *flags, "--seed", 1).mistake("another seed")
+    (tmp_path / "out" / "source" / "experiment.json").write_text("{}")
+    call("experiments", *flags).mistake("experiment.json is damaged")
+    assert not trained
+
+
+@pytest.mark.parametrize("name", ["full", "source", "points-20"])
+def test_folders_that_no_training_made_are_left_alone(call, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *args, **options: pytest.fail("it began"))
+    (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / name / "thesis.txt").write_text("mine")
+    call("experiments", "--curve", 20, "--output-dir", tmp_path / "out").mistake(f"{name} is in the way", "move it")
+    assert (tmp_path / "out" / name / "thesis.txt").read_text() == "mine"
+
+
+def test_tables_of_others_are_left_alone(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *args, **options: pytest.fail("it began"))
+    (tmp_path / "experiments.csv").write_text("mine")
+    call("experiments", "--output-dir", tmp_path / "out", "--results-dir", tmp_path).mistake(
+        "--results-dir", "not empty"
+    )
+    assert (tmp_path / "experiments.csv").read_text() == "mine"
+
+
+def test_the_curve_leaves_the_sources_points_alone():
+    for curve in ((5,), (20, 100), (20, 50000)):
+        assert [run.points for run in series(curve)[:3]] == [20000, 20000, 0]
 
 
 def test_a_run_of_the_series_is_measured(trained, tmp_path):

@@ -96,7 +96,7 @@ def test_colors_by_list_or_hexadecimal(tmp_path):
         ("ground: 0\nroof: 0\n", "same value"),
         ("ground: 0\nroof: [255, 0, 0]\n", "mixes colors"),
         ("ground: 0\nroof: red\n", "roof: 'red'"),
-        ("ground: 0\nroof: true\n", "roof: True"),
+        ("ground: 0\nroof: true\n", "roof: 'true'"),
         ("ground: 0\nroof: [300, 0, 0]\n", "300"),
         ("- ground\n", "no mapping"),
         ("a: [\n", "not valid YAML"),

@@ -1,6 +1,7 @@
 """Flags over YAML over defaults, and messages that name what is wrong."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -88,11 +89,16 @@ def test_the_command_line_wins_over_yaml_over_base_over_the_dataclass(yaml_file)
         ("epochs: 1.5", ["epochs", "'1.5'"]),
         ("scheduler: linear", ["scheduler", "'linear'", "cosine"]),
         ("augment: maybe", ["augment", "'maybe'", "true or false"]),
-        ("lr: [1, 2]", ["lr", "['1', '2']", "float"]),
+        ("lr: [1, 2]", ["lr", "['1', '2']", "one value"]),
         ("widths: [1, x]", ["widths", "['1', 'x']"]),
         ("lr: {a: 1}", ["lr", "dict"]),
         ("epochs:", ["epochs", "''"]),
         ("- 1\n- 2", ["holds a list"]),
+        ("epochs: [7]", ["epochs", "one value"]),
+        ("note: --skip-bad", ["note", "'--skip-bad' is a flag"]),
+        ("widths: [8, --epochs, 99]", ["widths", "'--epochs' is a flag"]),
+        ("lr: .nan", ["lr", "'.nan'"]),
+        ("lr: nan", ["lr", "'nan'"]),
         ("a: [1", ["not valid YAML"]),
     ],
 )
@@ -139,7 +145,7 @@ def test_a_missing_file_is_named(tmp_path):
         Config(),
         Config(
             data_root=Path("a b/ü"), lr=1e-5, lr_min=1e-7, amp="off", augment=False, compile=True, widths=(4,),
-            scale=0.1, mode="b", output_dir=Path("out"), resume="auto", early_stopping=3, max_minutes=2.5, ema=0.999,
+            scale=0.1, mode="b", early_stopping=3, max_minutes=2.5, ema=0.999,
         ),
         Config(images=Path("i"), labels=Path("l"), val_fraction=0.0, test_fraction=0.95, note="1e5", widths=(1, 2, 3)),
         Config(note=""),
@@ -169,6 +175,11 @@ def test_a_saved_configuration_reads_back_identically(tmp_path, config):
         (["--val-fraction", "0.6", "--test-fraction", "0.4"], "--val-fraction 0.6 and --test-fraction 0.4"),
         (["--val-fraction", "-0.1"], "--val-fraction -0.1"),
         (["--max-minutes", "-1"], "--max-minutes -1"),
+        (["--max-minutes", "nan"], "--max-minutes nan must be a finite number"),
+        (["--weight-decay", "inf"], "--weight-decay inf must be a finite number"),
+        (["--scale", "nan"], "--scale nan must be a finite number"),
+        (["--widths", "8", "-3"], "--widths -3 must not be negative"),
+        (["--early-stopping", "9999999999"], "--early-stopping 9999999999 must not be larger"),
     ],
 )
 def test_checks_across_fields(flags, words, capsys):
@@ -210,3 +221,37 @@ def test_a_command_shows_no_traceback(yaml_file):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"error: {path}: unknown key 'epoch'; the nearest known one is 'epochs'\n"
+
+
+def test_numbers_of_any_command_are_checked_and_some_may_be_negative():
+    @dataclass(frozen=True)
+    class Infer:
+        """Flags of a command without YAML."""
+
+        input_range: tuple[float, float] | None = None
+        """Black and white."""
+        tile_size: int = 0
+        """Pixels."""
+
+    assert parse_flags(Infer, ["--input-range", "-3", "5"]).input_range == (-3.0, 5.0)
+    for flags in (["--input-range", "nan", "5"], ["--tile-size", "-1"]):
+        with pytest.raises(ValueError, match=flags[0]):
+            parse_flags(Infer, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--epochs", "x"], "--epochs needs a whole number, not 'x'"),
+        (["--lr", "x"], "--lr needs a number, not 'x'"),
+        (["--epoch", "3"], "no such flag or argument: --epoch, 3; perhaps you meant --epochs"),
+        (["--epochs", "0"], "--epochs 0 must be greater than 0"),
+        (["--amp", "int8"], "invalid choice 'int8' for argument '--amp'"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_complaint_says_a_thing_once_and_plainly(flags, said, encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))  # which decides how boxes are drawn
+    with pytest.raises(ValueError, match="--help lists them") as info:
+        parse_flags(Config, flags)
+    assert str(info.value).startswith(said)

@@ -253,11 +253,12 @@ def _kill_in_epoch_two(self, state, *_):
     RunFolder.former_save_last(self, state, *_)
 
 
-def _kill_half_written(payload, path):
+def _kill_half_written(payload, file):
     if "training" in payload and payload["training"]["epoch"] == 2:
-        Path(path).write_bytes(b"half a check")
+        file.write(b"half a check")
+        file.flush()
         _kill()
-    torch.former_save(payload, path)
+    torch.former_save(payload, file)
 
 
 def killed_run(moment, folder):
