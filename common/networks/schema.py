@@ -70,6 +70,7 @@ def _is_normalization(value: object) -> bool:
         return False
     mean, std, spread = value.get("mean", [0.0]), value.get("std", [1.0]), value.get("range", [0, 1])
     ranged = isinstance(spread, str) or (_are_numbers(spread) and len(spread) == 2 and spread[0] < spread[1])
+    ranged = ranged and _are_names(value.get("range_types", []))
     return ranged and _are_numbers(mean) and _are_numbers(std, 1e-6) and len(mean) == len(std)
 
 

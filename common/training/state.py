@@ -93,18 +93,19 @@ class TrainState:
         """
         if (saved["average"] is None) != (self.average is None):
             raise ValueError("--ema differs between this command and the run to resume; use the same value")
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        kept = ("params", "lr")  # the others are the command's
+        settings = [{k: v for k, v in group.items() if k not in kept} for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(model)
             if self.average:
                 self.average.module.load_state_dict(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(own, lr=float(group["lr"]))
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"the run to resume has another network: {str(error).splitlines()[0]}") from error
         except (TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"the run to resume is damaged: its optimizer's state cannot be read ({error})") from error
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)
         _check_moments(self.optimizer)
         if self.average:
             self.average.updates = saved["average_updates"]
