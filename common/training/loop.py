@@ -203,7 +203,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
-    run.create(config, card.split)
+    run.create(config, experiment.card.split)
     card = replace(experiment.card, config=config_values(config))
     state = _begin(experiment.model, config, run, precision, card.task)
     sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)

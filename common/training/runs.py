@@ -51,10 +51,11 @@ class RunFolder:
         path: the folder; `create` makes it.
         resume_from: the ``last.pt`` to go on from.
         exact: False = another name may be taken where ``path`` is.
+        again: a run that was killed before its first checkpoint starts anew in its folder.
     """
 
-    def __init__(self, path: Path, resume_from: Path | None = None, *, exact: bool = True) -> None:
-        self.path, self.resume_from, self._exact = path, resume_from, exact
+    def __init__(self, path: Path, resume_from: Path | None = None, *, exact: bool = True, again: bool = False) -> None:
+        self.path, self.resume_from, self._exact, self._again = path, resume_from, exact, again
         self._resumed: tuple[ModelCard, StateDict, dict[str, Any]] | None = None
         self._writer: SummaryWriter | None = None
         self._drawn, self._drawing = time.monotonic(), 0.5  # when the curves were drawn, and for how long
@@ -134,6 +135,7 @@ class RunFolder:
             self.path = wanted.with_name(f"{wanted.name}-{number}")
         self.path.mkdir(parents=True, exist_ok=True)
         own = self.resume_from is not None and self.resume_from.parent.resolve() == self.path.resolve()
+        own = own or self._again
         try:
             (self.path / MARKER).touch(exist_ok=own)
         except FileExistsError as error:
@@ -311,10 +313,11 @@ def open_run(task: str, config: TrainConfig) -> RunFolder:
         FileNotFoundError: the checkpoint to resume does not exist.
     """
     output_dir, demo = config.output_dir, not config.has_data
+    again = config.resume is not None and output_dir is not None and (output_dir / MARKER).is_file()
     last = find_resume(task, output_dir=output_dir, resume=config.resume, demo=demo)
     if output_dir is not None:
         own = last is not None and last.parent.resolve() == output_dir.resolve()
-        require_free(output_dir, own=own)
+        require_free(output_dir, own=own or (again and last is None))
     if last is not None:
         run = RunFolder(last.parent if output_dir is None else output_dir, last)
         run.check_resume(task, config)
@@ -322,7 +325,7 @@ def open_run(task: str, config: TrainConfig) -> RunFolder:
     if config.resume is not None:
         say("nothing to resume: starting anew")
     if output_dir is not None:
-        return RunFolder(output_dir)
+        return RunFolder(output_dir, again=again)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return RunFolder(RUNS / task / (f"demo-{stamp}" if demo else stamp), exact=False)
 

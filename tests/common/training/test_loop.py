@@ -87,11 +87,11 @@ def key_of(epoch, batch, config=CONFIG):
 
 
 def train(folder, config=CONFIG, *, events=None, val_events=None, resume=False, model=None, precision=CPU, data=None):
-    resume = resume and (folder / "last.pt").exists()
+    again, resume = resume, resume and (folder / "last.pt").exists()
     seed_everything(12345 if resume else 0)  # resuming must not depend on what was drawn before it
     data, val = data or Blobs(), Blobs(4)
     data.events, val.events = events or {}, val_events or {}
-    run = RunFolder(folder, folder / "last.pt" if resume else None)
+    run = RunFolder(folder, folder / "last.pt" if resume else None, again=again)
     return fit(Experiment(model or network(), CARD, data, val, 0, criterion), config, run, precision)
 
 

@@ -118,6 +118,16 @@ def test_resume_auto_without_a_run_starts_anew_and_says_so(capsys):
         assert "nothing to resume: starting anew" in capsys.readouterr().err
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_in_its_folder():
+    opened("out").create(Config(lr=1.0))
+    run = opened("out", "auto")
+    assert run.resume_from is None
+    run.create(Config(lr=2.0))
+    assert read_yaml(Path("out/config.yaml"))["lr"] == "2.0"
+    with pytest.raises(ValueError, match="not empty"):
+        opened("out")
+
+
 def test_resuming_into_the_folder_of_others_is_refused():
     made("run", "last.pt")
     made("own", "config.yaml")
