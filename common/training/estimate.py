@@ -15,6 +15,9 @@ from common.networks.precision import Precision
 from common.training.experiment import Experiment, to_device
 from common.training.state import TrainState
 
+ABSURD_HOURS = 12
+"""Longer trainings than this are hardly meant."""
+
 
 class Estimate(NamedTuple):
     """Seconds of a validation, and of an epoch with it."""
@@ -58,3 +61,20 @@ def print_plan(state: TrainState, config: TrainConfig, precision: Precision, bat
         f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, "
         f"{seconds:.0f} s an epoch, {planned}"
     )
+
+
+def advise(task: str, config: TrainConfig, seconds: float) -> str | None:
+    """What to do where a recipe is too long for the device; None = it is not.
+
+    Args:
+        task: name of the task's folder.
+        config: the resolved configuration.
+        seconds: of an epoch.
+    """
+    hours = seconds * config.epochs / 3600
+    best = f"{task}/best.yaml is made for 15 to 25 minutes of two CPU cores (--config {task}/best.yaml)"
+    if config.max_minutes and seconds > 60 * config.max_minutes:
+        return f"one epoch takes longer than --max-minutes {config.max_minutes:g} on this device; {best}"
+    if not config.max_minutes and hours > ABSURD_HOURS:
+        return f"that is {hours / 24:.1f} days on this device; {best}, and --max-minutes ends any recipe in time"
+    return None

@@ -30,7 +30,7 @@ from common.networks.checkpoint import ModelCard, save_checkpoint
 from common.networks.norm import steady_batch_norm
 from common.networks.precision import Precision, choose_precision, peak_memory_mb
 from common.networks.task import Task
-from common.training.estimate import estimate, print_plan
+from common.training.estimate import advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData, to_device
 from common.training.pictures import draw_epoch
 from common.training.runs import RunFolder, load_train_config, open_run
@@ -209,6 +209,8 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)
     expected = estimate(experiment, len(sampler) * config.batch_size, precision)
     print_plan(state, config, precision, len(sampler), expected.epoch)
+    if advice := advise(card.task, config, expected.epoch):
+        say(f"note: {advice}")
     steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
     test_share = experiment.test_images / len(experiment.val_data)
     clock = Clock(steps, _deadline(config, expected.validation, test_share), start_progress=state.progress)
