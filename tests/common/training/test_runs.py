@@ -329,3 +329,33 @@ def test_help_shows_the_defaults_that_one_gets(folder, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert stop.value.code == 0 and "Defaults shown are those of own.yaml and toy/source.yaml" in said
     assert "(default: 50)" in said and "(default: 0.125)" in said and "(default: source)" in said
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_full_disk_says_what_is_kept_and_how_to_go_on(capsys, saved):
+    run = opened("out")
+    run.create(Config())
+    if saved:
+        save_last(Path("out/last.pt"))
+
+    def write():
+        with run.writing():
+            raise OSError(28, "No space left on device", "out/last.pt")
+
+    assert exit_code(write) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the disk is full: ") and "No space left" in said
+    assert ("go on with --resume out/last.pt" if saved else "nothing of the run is saved yet") in said
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_is_named_as_such(monkeypatch):
+    def write(payload, file):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")  # what torch's writer says on its way out
+
+    monkeypatch.setattr(torch, "save", write)
+    with pytest.raises(OSError, match=r"No space left on device: 'a\.pt'"):
+        save_checkpoint(Path("a.pt"), CARD, {"w": torch.zeros(2)})
+    assert not list(Path().glob("*.pt"))
