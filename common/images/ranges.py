@@ -142,7 +142,6 @@ class ValueRanges:
         values, kind = data if valid.all() else data[:, valid], data.dtype.name
         low, high = _checked_range(data.dtype, self.of(data.dtype))
         seen = self._seen.setdefault(kind, _Seen(low, high))
-        seen.images += 1
         if values.size:
             seen.low, seen.high = min(seen.low, float(values.min())), max(seen.high, float(values.max()))
             seen.values += values.size
@@ -174,7 +173,6 @@ class _Seen:
     high: float = -math.inf
     values: int = 0
     outside: int = 0
-    images: int = 0
 
     def __str__(self) -> str:
         held = f"{self.low:g} to {self.high:g}" if self.values else "without any valid pixel"
