@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.data.inputs import natural_key
 from common.data.pairs import Pair, join, list_images, same_stem
 from common.data.splits import PARTS, split_ids
-from common.images import windows
+from common.images import pictures, windows
 from common.images.grids import bounds
 from common.images.ranges import ValueRanges
 from common.images.rasters import TIFF_EXTENSIONS
@@ -140,7 +140,7 @@ def load_scenes(
         try:
             scene: Scene
             size = _size_in_memory(pair)
-            if used + size > memory and pair.image.suffix.lower() in TIFF_EXTENSIONS:
+            if size > min(memory - used, BYTES_PER_PIXEL * pictures.LARGEST):
                 scene = RasterScene(pair, found.ranges)
             else:
                 scene, used = load_scene(pair, found.ranges), used + size

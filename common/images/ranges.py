@@ -111,7 +111,8 @@ class ValueRanges:
     """Which values mean black and white in images of each number type, and which values they were seen to hold.
 
     A range that is given holds for all types. A range that was stored in training holds for the types that were read
-    with it; eight bits and more bits are never taken for each other. Everything else has its type's own range.
+    with it and for others of more than 8 bits, if it is not just their own; eight bits and more bits are never taken
+    for each other. Everything else has its type's own range.
 
     Args:
         given: the user's, ``--input-range``.
@@ -122,11 +123,8 @@ class ValueRanges:
     """
 
     def __init__(self, given: Range | None = None, stored: Mapping[str, Any] | None = None) -> None:
-        self.given, self._stored, self._stored_for_bytes = given, None, False
-        known = (stored or {}).get("range")
-        if isinstance(known, (list, tuple)):
-            self._stored = (float(known[0]), float(known[1]))
-            self._stored_for_bytes = "uint8" in (stored or {}).get("range_types", ())
+        self.given = given
+        self._stored, self._stored_for_bytes = _read_stored(stored or {})
         for one in (given, self._stored):
             _checked_range(np.dtype(np.uint8), one)
         self._seen: dict[str, _Seen] = {}
@@ -161,6 +159,19 @@ class ValueRanges:
         types = sorted(kind for kind in self._seen if kind != "uint8" or self.given is not None)
         ranges = {(self._seen[kind].black, self._seen[kind].white) for kind in types}
         return {"range": list(ranges.pop()), "range_types": types} if len(ranges) == 1 else {}
+
+
+def _read_stored(stored: Mapping[str, Any]) -> tuple[Range | None, bool]:
+    """The range of a checkpoint, None where it is its types' own, and whether it is for 8 bits."""
+    known, types = stored.get("range"), stored.get("range_types") or []
+    if known is None or isinstance(known, str):  # text: by each image
+        return None, False
+    try:
+        low, high = (float(value) for value in known)
+        own = bool(types) and all(dtype_range(kind) == (low, high) for kind in types)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the checkpoint's range of values, {known!r} of {types!r}, is none; train anew") from error
+    return (None, False) if own else ((low, high), "uint8" in types)
 
 
 @dataclass

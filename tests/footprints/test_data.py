@@ -392,3 +392,13 @@ def test_zooms_of_one_place_stay_together():
     found, _ = load_scenes(find_pairs(Path(REAL or "") / "footprints" / "kampala_chips")[0])
     split, how = split_scenes(found.scenes, 0.1, 0.1, 0)
     assert "by 6 places" in how and 5 <= len(split["val"]) <= 40
+
+
+def test_a_raster_too_large_to_be_read_at_once_is_read_by_windows(tmp_path, monkeypatch):
+    image, mask = roofs(50, 70)
+    write_raster(tmp_path / "images" / "a.tif", image)
+    write_raster(tmp_path / "labels" / "a.tif", mask)
+    monkeypatch.setattr("common.images.pictures.LARGEST", 50 * 70 - 1)
+    (scene,) = load_scenes(find_pairs(tmp_path)[0])[0].scenes
+    assert isinstance(scene, RasterScene)
+    np.testing.assert_array_equal(scene.read(Window(0, 0, 50, 70))[1], mask // 255)

@@ -15,7 +15,8 @@ def test_what_is_given_holds_for_all_types_and_what_is_stored_for_those_of_the_t
     of_bytes = ValueRanges(None, {"range": [10, 200], "range_types": ["uint8"]})
     assert of_bytes.of("uint8") == (10, 200) and of_bytes.of("uint16") is None
     assert ValueRanges(None, {"range": "minimum to maximum of each frame"}).of("uint16") is None
-    assert ValueRanges().of("float32") is None
+    own = ValueRanges(None, {"range": [0, 65535], "range_types": ["uint16"]})
+    assert own.of("uint16") is own.of("float32") is ValueRanges().of("float32") is None
 
 
 @pytest.mark.parametrize("limits", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
@@ -24,6 +25,13 @@ def test_what_is_no_range_is_refused(limits):
         ValueRanges(limits)
     with pytest.raises(ValueError, match="LO < HI"):
         ValueRanges(None, {"range": limits})
+
+
+@pytest.mark.parametrize("stored", [{"range": [1]}, {"range": 5}, {"range": ["a", 2]}, {"range": {"a": 1}},
+                                    {"range": [0, 1], "range_types": ["nonsense"]}])  # fmt: skip
+def test_a_checkpoint_with_another_thing_for_a_range_is_refused(stored):
+    with pytest.raises(ValueError, match="the checkpoint's range of values"):
+        ValueRanges(None, stored)
 
 
 def test_valid_values_are_measured_over_all_images_by_type():
