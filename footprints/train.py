@@ -21,10 +21,9 @@ from common.losses import LossRecipe, build_loss
 from common.networks.precision import Precision
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
+from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, start
-from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
 from footprints.evaluate import read_samples
@@ -102,14 +101,7 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
-    data = load_data(config)
-    experiment = build(config, data)
-    if config.preview:
-        return preview(experiment, run, config.seed)
-    state = fit(experiment, config, run, precision)
-    finish(run, config, data, state.history, precision)
-    return 0
+    return run_training(TASK, Config, Path(__file__).resolve().parent, load_data, build, finish)
 
 
 def load_data(config: Config) -> Data:

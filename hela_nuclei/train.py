@@ -20,13 +20,13 @@ from common.data.splits import count_parts, split_ids
 from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.losses import LossRecipe
-from common.networks.precision import Precision
+from common.networks.precision import Precision, choose_precision
 from common.report.plots import History
+from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, start
-from common.training.pictures import preview
-from common.training.runs import RunFolder, demo_data
+from common.training.loop import seed_everything
+from common.training.runs import RunFolder, demo_data, load_train_config
 from hela_nuclei.data import (
     SMALLEST_SIDE,
     FrameCrops,
@@ -89,17 +89,13 @@ class Data:
 
 
 def main() -> int:
-    """Load data, build, fit, finish."""
-    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
+    """Load data, build, fit, finish; or only see whether one frame can be learned by heart."""
+    folder = Path(__file__).resolve().parent
+    config = load_train_config(Config, folder)
     if config.overfit_one:
-        return overfit_one(config, precision)
-    data = load_data(config)
-    experiment = build(config, data)
-    if config.preview:
-        return preview(experiment, run, config.seed)
-    state = fit(experiment, config, run, precision)
-    finish(run, config, data, state.history, precision)
-    return 0
+        seed_everything(config.seed)
+        return overfit_one(config, choose_precision(config.device, config.amp))
+    return run_training(TASK, Config, folder, load_data, build, finish)
 
 
 def load_data(config: Config) -> Data:

@@ -23,10 +23,9 @@ from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
+from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, start
-from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from permeability.data import (
     Join,
@@ -123,14 +122,7 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
-    data = load_data(config)
-    experiment = build(config, data)
-    if config.preview:
-        return preview(experiment, run, config.seed)
-    state = fit(experiment, config, run, precision)
-    finish(run, config, data, state.history, precision)
-    return 0
+    return run_training(TASK, Config, Path(__file__).resolve().parent, load_data, build, finish)
 
 
 def load_data(config: Config) -> Data:

@@ -25,10 +25,10 @@ from common.networks.precision import Precision, choose_precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_potsdam
+from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, start
-from common.training.pictures import preview, thicken
+from common.training.pictures import thicken
 from common.training.runs import RunFolder, demo_data
 from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
@@ -131,16 +131,7 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
-    data = load_data(config)
-    experiment = build(config, data)
-    if config.preview:
-        return preview(experiment, run, config.seed)
-    run.create(config, experiment.card.split)
-    save_annotation(run, config, data)
-    state = fit(experiment, config, run, precision)
-    finish(run, config, data, state.history, precision)
-    return 0
+    return run_training(TASK, Config, Path(__file__).resolve().parent, load_data, build, finish)
 
 
 def load_data(config: Config) -> Data:
@@ -204,7 +195,15 @@ def build(config: Config, data: Data) -> Experiment:
     precision = choose_precision(config.device, config.amp)
     criterion = PointCriterion(loss.build(), precision, config.pseudo, config.confidence, config.affinity)
     whole = WholePatches(data.part["val"], shrink=config.shrink)
-    return Experiment(model, card, crops, whole, len(data.part["test"]), criterion)
+    return Experiment(
+        model,
+        card,
+        crops,
+        whole,
+        len(data.part["test"]),
+        criterion,
+        annotate=lambda folder: save_annotation(folder, config, data),
+    )
 
 
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
@@ -244,13 +243,12 @@ def numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(CLASSES, values, strict=True))
 
 
-def save_annotation(run: RunFolder, config: Config, data: Data) -> None:
+def save_annotation(folder: Path, config: Config, data: Data) -> None:
     """Write points.csv (unless every pixel is labeled) and class_weights.pt into the run folder."""
-    run.path.mkdir(parents=True, exist_ok=True)
     if config.points > 0 or config.points_file is not None:
-        write_points(run.path / "points.csv", ((patch.id, to_points(patch.classes)) for patch in data.sparse))
+        write_points(folder / "points.csv", ((patch.id, to_points(patch.classes)) for patch in data.sparse))
     if data.class_weights is not None:
-        save_class_weights(run.path / "class_weights.pt", data.class_weights)
+        save_class_weights(folder / "class_weights.pt", data.class_weights)
 
 
 if __name__ == "__main__":

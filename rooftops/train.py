@@ -22,10 +22,9 @@ from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
+from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
-from common.training.loop import fit, start
-from common.training.pictures import preview
 from common.training.runs import RunFolder, demo_data
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.evaluate import read_samples
@@ -101,14 +100,7 @@ class Data:
 
 def main() -> int:
     """Load data, build, fit, finish."""
-    config, run, precision = start(TASK, Config, Path(__file__).resolve().parent)
-    data = load_data(config)
-    experiment = build(config, data)
-    if config.preview:
-        return preview(experiment, run, config.seed)
-    state = fit(experiment, config, run, precision)
-    finish(run, config, data, state.history, precision)
-    return 0
+    return run_training(TASK, Config, Path(__file__).resolve().parent, load_data, build, finish)
 
 
 def load_data(config: Config) -> Data:

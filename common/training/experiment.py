@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +62,8 @@ class Experiment:
     """Number of test samples, for whose evaluation ``--max-minutes`` keeps time."""
     criterion: Criterion | None = None
     """None = the card's loss against ``target``."""
+    annotate: Callable[[Path], None] | None = None
+    """Writes what the training was given, such as drawn points, into the run's folder before the first step."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -28,12 +27,11 @@ from common.data.sampling import EpochBatches
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard, save_checkpoint
 from common.networks.norm import steady_batch_norm
-from common.networks.precision import Precision, choose_precision, peak_memory_mb
-from common.networks.task import Task
+from common.networks.precision import Precision, peak_memory_mb
 from common.training.estimate import advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData, to_device
 from common.training.pictures import draw_epoch
-from common.training.runs import RunFolder, load_train_config, open_run
+from common.training.runs import RunFolder
 from common.training.schedule import Clock, Schedule
 from common.training.state import MovingAverage
 from common.training.state import TrainState as TrainState
@@ -120,24 +118,6 @@ def _optimize(state: TrainState, clip_norm: float) -> None:
         state.average.update(state.model)
 
 
-def start(task: Task, config_type: type[Config], folder: Path) -> tuple[Config, RunFolder, Precision]:
-    """Begin a training command: its resolved flags, the run's folder (not made yet), the precision; seeds what draws.
-
-    Args:
-        task: what is trained.
-        config_type: the task's flags.
-        folder: the task's folder, which holds the YAML files.
-
-    Raises:
-        ValueError, FileNotFoundError: the flags or their files are wrong, or the folder is not empty.
-    """
-    config = load_train_config(config_type, folder)
-    run = open_run(task.name, config)
-    precision = choose_precision(config.device, config.amp)
-    seed_everything(config.seed)
-    return config, run, precision
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, data: SegmentationData, scores: SplitScores, engine: Engine, *, workers: int = 0
@@ -204,6 +184,8 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
     run.create(config, experiment.card.split)
+    if experiment.annotate is not None:
+        experiment.annotate(run.path)
     card = replace(experiment.card, config=config_values(config))
     state = _begin(experiment.model, config, run, precision, card.task)
     sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)

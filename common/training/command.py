@@ -1,0 +1,53 @@
+"""What every ``train.py`` does, in the same order: load data, build, fit, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from common.command.config import TrainConfig
+from common.networks.precision import Precision, choose_precision
+from common.networks.task import Task
+from common.report.plots import History
+from common.training.experiment import Experiment
+from common.training.loop import fit, seed_everything
+from common.training.pictures import preview
+from common.training.runs import RunFolder, load_train_config, open_run
+
+Config = TypeVar("Config", bound=TrainConfig)
+Data = TypeVar("Data")
+
+
+def run_training(
+    task: Task,
+    config_type: type[Config],
+    folder: Path,
+    load_data: Callable[[Config], Data],
+    build: Callable[[Config, Data], Experiment],
+    finish: Callable[[RunFolder, Config, Data, History, Precision], None],
+) -> int:
+    """Train a task's network as the command line says.
+
+    Args:
+        task: what is trained.
+        config_type: its flags.
+        folder: its folder, which holds the YAML files.
+        load_data: opens, checks and splits the data, and prints what they are.
+        build: makes the network with its initial weights, its card, and the samples.
+        finish: scores the best network on the test part, and writes pictures and report.
+
+    Returns:
+        The exit code.
+    """
+    config = load_train_config(config_type, folder)
+    run = open_run(task.name, config)
+    precision = choose_precision(config.device, config.amp)
+    seed_everything(config.seed)
+    data = load_data(config)
+    experiment = build(config, data)
+    if config.preview:
+        return preview(experiment, run, config.seed)
+    state = fit(experiment, config, run, precision)
+    finish(run, config, data, state.history, precision)
+    return 0
