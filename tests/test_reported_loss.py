@@ -14,6 +14,8 @@ from tests.hostile.kit import write_training
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
+    "--weights",
+    "none",
     "--epochs",
     1,
     "--samples-per-epoch",
