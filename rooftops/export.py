@@ -28,7 +28,7 @@ from torch import nn
 
 from common.command.cli import VERSION, run_command, say
 from common.command.config import parse_flags
-from common.files import atomic_path, file_hash
+from common.files import OutputFolder, file_hash
 from common.networks.checkpoint import ModelCard
 from rooftops.task import TASK
 
@@ -57,20 +57,21 @@ def main() -> int:
         raise ValueError(f"--out {config.out} must end in .onnx")
     (checkpoint,) = TASK.checkpoints([config.checkpoint])
     network, card = TASK.load(checkpoint)
-    difference = export(network, card, config.out, file_hash(checkpoint))
+    with OutputFolder(config.out.parent).delivery(checkpoint, [config.out.name]) as temporary:
+        difference = export(network, card, temporary / config.out.name, file_hash(checkpoint))
     sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
     say(f"{config.out}: {config.out.stat().st_size / 1e6:.1f} MB; largest difference {difference:.1e} at {sizes}")
     return 0
 
 
 def export(network: nn.Module, card: ModelCard, out: Path, checkpoint_hash: str) -> float:
-    """Write ``network`` atomically as ONNX.
+    """Write ``network`` as ONNX, to a temporary place.
 
     Returns:
         The largest difference of a logit between ONNX Runtime and the network.
 
     Raises:
-        ValueError: a package is missing, or the logits differ; nothing is written then.
+        ValueError: a package is missing, or the logits differ: the file is of no use then.
     """
     check_packages()
     import onnx
@@ -78,12 +79,11 @@ def export(network: nn.Module, card: ModelCard, out: Path, checkpoint_hash: str)
     channels = int(card.arch_args.get("channels", 3))
     graph = trace(network, channels)
     onnx.helper.set_model_props(graph, metadata(card, checkpoint_hash))
-    with atomic_path(out) as temporary:
-        onnx.save(graph, temporary)
-        onnx.checker.check_model(temporary)
-        difference = compare(network, temporary, channels)
-        if not difference <= TOLERANCE:
-            raise ValueError(f"{out}: not written, its logits differ from the network's by {difference:.1e}")
+    onnx.save(graph, out)
+    onnx.checker.check_model(out)
+    difference = compare(network, out, channels)
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{out.name}: not written, its logits differ from the network's by {difference:.1e}")
     return difference
 
 

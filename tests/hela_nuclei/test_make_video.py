@@ -111,3 +111,25 @@ def test_mistakes(call, video, own_scene, tmp_path):
     assert len(frames_of(tmp_path / "a.avi")[0]) == 4
     video(frame, "--out", tmp_path / "b.avi").mistake("t000.tif", code=1)
     assert not (tmp_path / "b.avi").exists()
+
+
+def test_only_a_video_of_the_same_frames_is_replaced(video, own_scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(make_video, "write_video", lambda path, pictures, fps: path.write_bytes(b"film"))
+    frames, target = own_scene / "01", tmp_path / "a.avi"
+    target.write_text("mine")
+    video(frames, "--out", target).mistake("a.avi is in the way", "move it")
+    assert target.read_text() == "mine"
+    target.unlink()
+    for _ in range(2):
+        assert video(frames, "--out", target).code == 0
+    video(frames / "t000.tif", "--out", target).mistake("a.avi is in the way")
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(video, scene, tmp_path, monkeypatch):
+    def full(path, pictures, fps):
+        path.write_bytes(b"half a film")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(make_video, "write_video", full)
+    video(scene / "01", "--out", tmp_path / "new" / "a.avi").mistake("No space left")
+    assert not (tmp_path / "new").exists()

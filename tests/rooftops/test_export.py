@@ -99,16 +99,23 @@ def test_the_command(checkpoint, call, tmp_path, monkeypatch):
     call("export").mistake("--checkpoint")
 
 
-def test_a_network_that_would_differ_is_not_written(checkpoint, exported, tmp_path, monkeypatch):
-    network, card = TASK.load(checkpoint)
+def test_a_network_that_would_differ_is_not_written(checkpoint, exported, call, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "trace", lambda *args: onnx.load(exported[0]))
-    target = tmp_path / "m.onnx"
-    target.write_bytes(b"former")
     monkeypatch.setattr(export, "compare", lambda *args: 3e-3)
-    with pytest.raises(ValueError, match=r"m\.onnx: not written.*3\.0e-03"):
-        export.export(network, card, target, "abc")
-    assert target.read_bytes() == b"former"
-    assert list(tmp_path.iterdir()) == [target]
+    place = tmp_path / "models"
+    call("export", "--checkpoint", checkpoint, "--out", place / "m.onnx").mistake("m.onnx: not written", "3.0e-03")
+    assert not place.exists()
+
+
+def test_only_an_export_of_the_same_checkpoint_is_replaced(checkpoint, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "export", lambda network, card, out, checkpoint_hash: float(out.write_bytes(b"x")) * 0)
+    target = tmp_path / "m.onnx"
+    target.write_bytes(b"mine")
+    call("export", "--checkpoint", checkpoint, "--out", target).mistake("m.onnx is in the way", "move it")
+    assert target.read_bytes() == b"mine" and list(tmp_path.glob("*.onnx")) == [target]
+    target.unlink()
+    for _ in range(2):
+        assert call("export", "--checkpoint", checkpoint, "--out", target).code == 0
 
 
 def test_the_comparison_finds_other_weights(exported):
