@@ -171,9 +171,10 @@ class OutputFolder:
                 yield plain
             self._publish(folder, source)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
             if workplace is None:
                 own.remove()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
             if made:
                 with contextlib.suppress(OSError):
                     self.path.rmdir()  # if nothing came to lie in it
@@ -340,12 +341,21 @@ class Workplace:
 
     def clear(self) -> None:
         """Remove all that lies in it."""
-        for path in self.path.iterdir():
+        for path in self.path.iterdir() if self.path.exists() else ():
             if path.name not in ("lock", "lock-journal", self.OWNER):
                 remove(path)
 
     def remove(self) -> None:
-        """Remove it, and let go of it."""
+        """Remove it, and let go of it; a signal in the midst of that does not keep it."""
+        try:
+            self._remove()
+        except BaseException:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        if self._lock is None:
+            return
         self.clear()
         with contextlib.suppress(OSError):  # Windows keeps open files
             for path in [*self.path.iterdir()]:

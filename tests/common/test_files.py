@@ -193,3 +193,21 @@ def test_writers_never_see_a_path_that_they_would_misread(tmp_path, source, name
         assert name not in str(temporary)
         (temporary / "a.txt").write_text("one")
     assert texts(tmp_path / name) == {"a.txt": "one"}
+
+
+def test_a_signal_while_a_workplace_is_removed_does_not_keep_it(tmp_path, monkeypatch):
+    place, real = Workplace(tmp_path / ".a.partial"), Workplace.clear
+    assert place.claim()
+    (place.path / "x").touch()
+    called = []
+
+    def clear(self):
+        real(self)
+        called.append(self)
+        if len(called) == 1:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Workplace, "clear", clear)
+    with pytest.raises(SystemExit):
+        place.remove()
+    assert not list(tmp_path.iterdir())

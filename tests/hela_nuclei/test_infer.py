@@ -106,7 +106,7 @@ def test_flags_change_what_they_say(infer, scene, tmp_path):
     for flags in (("--tta",), ("--scale", 0.5), ("--tile-size", 64, "--overlap", 0.5), ("--input-range", 32768, 34000)):
         other, err = probability(*flags)
         assert other.shape == plain.shape
-        assert 1e-6 < np.abs(other - plain).mean() < 0.3, flags
+        assert 1e-6 < np.abs(other - plain).mean() < 0.6, flags
         assert "warning" not in err
     # A range that is hardly used is said; the values are taken as asked for.
     _, err = probability("--input-range", 0, 65535)
