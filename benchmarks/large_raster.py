@@ -33,6 +33,7 @@ from common.images.write import GEOTIFF  # noqa: E402
 from common.inference.files import Job  # noqa: E402
 from common.inference.predictor import Predictor  # noqa: E402
 from common.inference.products import Products, provenance  # noqa: E402
+from common.inference.tiling import Tiling  # noqa: E402
 from common.networks.precision import choose_precision  # noqa: E402
 from common.scenes.aerial_world import BLOCK, AerialWorld  # noqa: E402
 from footprints.task import TASK  # noqa: E402
@@ -83,7 +84,7 @@ def resident() -> int:
 def measure(source: Path, config: Config, results: multiprocessing.Queue[dict[str, float]]) -> None:
     """Predict a raster and put what it took into the queue."""
     precision = choose_precision("cpu")
-    predictor = Predictor.load(TASK, [config.checkpoint], precision, tile=config.tile, overlap=config.overlap)
+    predictor = Predictor.load(TASK, [config.checkpoint], precision, Tiling(config.tile, config.overlap))
     predictor(np.zeros((3, config.tile, config.tile), np.float32))  # libraries set themselves up
     products = Products("gpkg", cog=True, prob=config.prob, tags=provenance([config.checkpoint], predictor.threshold))
     peak, done = [resident()], threading.Event()

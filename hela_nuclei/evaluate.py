@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.inference.predictor import Predictor
+from common.inference.predictor import AS_SUITS, Predictor
 from common.inference.score import EvaluateConfig, ids_of_split
 from common.metrics.split_scores import print_scores
 from common.networks.precision import choose_precision
@@ -41,9 +41,9 @@ class Config(EvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
-    checkpoints = TASK.checkpoints(config.checkpoint)
-    predictor = Predictor.load(TASK, checkpoints, precision, threshold=config.threshold, tta=tta)
+    checkpoints, precision = TASK.checkpoints(config.checkpoint), choose_precision(config.device, config.amp)
+    tiling = replace(AS_SUITS, tta=config.tta)
+    predictor = Predictor.load(TASK, checkpoints, precision, tiling, threshold=config.threshold)
     wanted = ids_of_split(predictor.card, config)
     found = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
     for note in found.notes():

@@ -41,6 +41,7 @@ from common.inference.products import (
 from common.inference.resolution import fitted
 from common.inference.spool import workplace
 from common.inference.stream import is_placed, is_streamed, layers_of, stream_file, warn_of_range
+from common.inference.tiling import Tiling
 from common.inference.windows import check_overlap
 from common.labels import NODATA
 from common.networks.precision import choose_precision
@@ -191,10 +192,9 @@ def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[s
         FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
     """
     checkpoints = task.checkpoints(config.checkpoint)
-    predictor = Predictor.load(
-        task, checkpoints, choose_precision(config.device, config.amp), tile=config.tile_size, overlap=config.overlap,
-        threshold=config.threshold, tta="flips" if config.tta else "none", scale=config.scale,
-    )  # fmt: skip
+    tiling = Tiling(config.tile_size, config.overlap, config.tta)
+    precision = choose_precision(config.device, config.amp)
+    predictor = Predictor.load(task, checkpoints, precision, tiling, scale=config.scale, threshold=config.threshold)
     return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
 
 
@@ -412,7 +412,7 @@ def announce(sizes: Mapping[Path, int], predictor: Predictor, folder: Path, each
     pixels = sum(good.values())
     check_disk(folder, round(pixels * each))
     if pixels >= 1_000_000:
-        seconds = pixels * predictor.seconds_per_pixel() * (4 if predictor.tta != "none" else 1)
+        seconds = pixels * predictor.seconds_per_pixel() * (4 if predictor.tta else 1)
         if seconds > LONG_RUN:
             needed = pixels * each / 1e9
             say(f"{pixels / 1e6:.1f} Mpx, about {seconds / 60:.1f} min, at most {needed:.2f} GB on disk")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.images.ranges import Range, ValueRanges
-from common.inference.tiling import Read, Tta, band_edges, predict_array, predict_rows
+from common.inference.tiling import Read, Tiling, predict_array, predict_rows
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.networks.probabilities import class_probabilities, foreground_probability
@@ -32,6 +31,9 @@ AHEAD = 2
 """Batches of tiles that are read while the network works on another."""
 
 
+AS_SUITS = Tiling(tile=0)
+
+
 class Predictor:
     """One or several networks whose probabilities are averaged.
 
@@ -40,7 +42,7 @@ class Predictor:
         precision: device and mixed precision.
         tile: side of the tiles of larger images, pixels of the image.
         overlap: share of a tile that the next one covers again.
-        tta: test-time augmentation.
+        tta: average over flips.
         scale: images are read at this multiple of their size; None = each network's own.
         threshold: two classes: foreground iff P >= threshold; None = the mean of the networks' own.
 
@@ -55,7 +57,7 @@ class Predictor:
         *,
         tile: int = 512,
         overlap: float = 0.25,
-        tta: Tta = "none",
+        tta: bool = False,
         scale: float | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -100,13 +102,17 @@ class Predictor:
         task: Task,
         checkpoints: Sequence[Path],
         precision: Precision,
+        tiling: Tiling = AS_SUITS,
         *,
-        tile: int = 0,
-        **options: Any,  # noqa: ANN401 - those of the constructor
+        scale: float | None = None,
+        threshold: float | None = None,
     ) -> Predictor:
-        """Load checkpoints of a task; ``tile`` 0 = what suits the first network."""
+        """Load checkpoints of a task; a ``tile`` of 0 = what suits the first network."""
         networks = [task.load(path) for path in checkpoints]
-        return cls(networks, precision, tile=tile or task.tile_of(networks[0][1], options.get("scale")), **options)
+        tile = tiling.tile or task.tile_of(networks[0][1], scale)
+        return cls(
+            networks, precision, tile=tile, overlap=tiling.overlap, tta=tiling.tta, scale=scale, threshold=threshold
+        )
 
     def ranges(self, given: Range | None = None) -> ValueRanges:
         """Values that mean black and white: those given, else those of the training, else the number type's.
@@ -121,18 +127,12 @@ class Predictor:
         """Bands that the networks read."""
         return int(self.card.arch_args.get("channels", 3))
 
-    def _tiling(self) -> dict[str, Any]:
+    @property
+    def tiling(self) -> Tiling:
         """How images are cut: tiles that every network's scale divides."""
-        return {
-            "num_outputs": self.outputs,
-            "tile": self.tile,
-            "overlap": self.overlap,
-            "tta": self.tta,
-            "batch_size": self.batch,
-            "stride": max(max(1, round(1 / scale)) for _, scale, _ in self._networks),
-            "device": self.precision.device,
-            "amp_dtype": self.precision.amp_dtype,
-        }
+        stride = max(max(1, round(1 / scale)) for _, scale, _ in self._networks)
+        device, amp = self.precision.device, self.precision.amp_dtype
+        return Tiling(self.tile, self.overlap, self.tta, self.batch, stride, device, amp)
 
     def __call__(
         self, image: NDArray[np.float32], progress: Callable[[int, int], None] | None = None
@@ -141,18 +141,17 @@ class Predictor:
 
         The further maps of the networks' cards, in 0...1, follow them.
         """
-        return predict_array(image, self.probabilities, progress=progress, **self._tiling())
+        return predict_array(image, self.probabilities, self.outputs, self.tiling, progress)
 
     def rows(
         self, read: Read, size: tuple[int, int], *, first_row: int = 0
     ) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Probabilities of an image that is read window by window, as bands of rows; see `tiling.predict_rows`."""
-        return predict_rows(read, size, self.probabilities, ahead=AHEAD, first_row=first_row, **self._tiling())
+        return predict_rows(read, size, self.probabilities, self.outputs, self.tiling, first_row=first_row, ahead=AHEAD)
 
     def band_edges(self, size: tuple[int, int]) -> list[int]:
         """Rows of an image at which its bands end, and 0."""
-        tiling = self._tiling()
-        return band_edges(size, tiling["tile"], tiling["overlap"], tiling["stride"])
+        return self.tiling.edges(size)
 
     def classify(self, probability: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Class indices (H, W): P >= threshold with two classes, else the most probable one."""
@@ -169,7 +168,7 @@ class Predictor:
         """All that probabilities and classes depend on besides the weights."""
         scales = [scale for _, scale, _ in self._networks]
         own = {"threshold": self.threshold, "scales": scales, "precision": str(self.precision)}
-        return own | {key: value for key, value in self._tiling().items() if key not in ("device", "amp_dtype")}
+        return own | {key: value for key, value in vars(self.tiling).items() if key not in ("device", "amp_dtype")}
 
     def seconds_per_pixel(self) -> float:
         """Time of one small prediction, per pixel: the base of estimates."""
@@ -215,8 +214,7 @@ class Predictor:
             logits = self.logits(tiles)
             return torch.cat([self._mean_probability(logits), *logits], dim=1)
 
-        tiling = {**self._tiling(), "num_outputs": self.outputs + sum(counts)}
-        maps = predict_array(image, predict, **tiling)
+        maps = predict_array(image, predict, self.outputs + sum(counts), self.tiling)
         probability, *logits = np.split(maps, np.cumsum([self.outputs, *counts[:-1]]))
         return probability, logits
 

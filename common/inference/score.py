@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from common.inference.predictor import Predictor
+from common.inference.predictor import AS_SUITS, Predictor
 from common.metrics.split_scores import SplitScores, check_root
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
@@ -79,10 +79,9 @@ def load_predictor(config: AerialEvaluateConfig, task: Task) -> Predictor:
     Raises:
         FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
     """
-    precision, tta = choose_precision(config.device, config.amp), "flips" if config.tta else "none"
-    return Predictor.load(
-        task, task.checkpoints(config.checkpoint), precision, threshold=config.threshold, tta=tta, scale=config.scale
-    )
+    checkpoints, precision = task.checkpoints(config.checkpoint), choose_precision(config.device, config.amp)
+    tiling = replace(AS_SUITS, tta=config.tta)
+    return Predictor.load(task, checkpoints, precision, tiling, scale=config.scale, threshold=config.threshold)
 
 
 def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,58 +21,87 @@ from torch import Tensor
 
 from common.images.windows import Window
 from common.inference.read_ahead import read_ahead
-from common.inference.windows import Blend, BlendWeights, plan_windows
+from common.inference.windows import BlendWeights, plan_windows
 from common.networks.padding import pad_to_multiple
 
-Tta = Literal["none", "flips", "d4"]
 Predictor = Callable[[Tensor], Tensor]
 Read = Callable[[Window], Tensor | None]
+Progress = Callable[[int, int], None]
 
+CPU = torch.device("cpu")
 NOT_FINITE = "the network gave NaN or infinite outputs; try --amp off, or check the checkpoint"
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-def predict_symmetric(images: Tensor, predict: Predictor, tta: Tta = "none") -> Tensor:
-    """Mean prediction over the symmetries of the square, each undone on the output (test-time augmentation).
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is cut into tiles, and how those are predicted.
+
+    Raises:
+        ValueError: the batch is empty.
+    """
+
+    tile: int = 512
+    """Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding."""
+    overlap: float = 0.25
+    """Least fraction of a window shared with its neighbor, 0-0.9."""
+    tta: bool = False
+    """Average over flips."""
+    batch: int = 4
+    """Windows predicted at once."""
+    stride: int = 32
+    """Sides are padded to a multiple of this (the network's total downsampling) and cropped back."""
+    device: torch.device = CPU
+    """Where the network runs."""
+    amp_dtype: torch.dtype | None = None
+    """Mixed precision; None = full precision."""
+
+    def __post_init__(self) -> None:
+        """Check the batch; `plan_windows` checks tile and overlap."""
+        if self.batch < 1:
+            raise ValueError(f"the tile batch must be at least 1, got {self.batch}")
+
+    def windows(self, size: tuple[int, int]) -> list[Window]:
+        """The windows of an image of a height and width."""
+        tile = self.tile + -self.tile % self.stride if self.tile > 0 else self.tile
+        return plan_windows(*size, tile, self.overlap)
+
+    def edges(self, size: tuple[int, int]) -> list[int]:
+        """Rows at which the bands of `predict_rows` begin, and the last one's end."""
+        return [*sorted({window.row for window in self.windows(size)}), size[0]]
+
+
+def predict_flipped(images: Tensor, predict: Predictor) -> Tensor:
+    """Mean prediction over an image, its two mirror images and both at once, each undone on the output.
 
     Args:
         images: (N, C, H, W).
         predict: Maps (N, C, h, w) to (N, K, h, w).
-        tta: ``none`` = as is; ``flips`` = identity, horizontal, vertical, both; ``d4`` = those and their transposes
-            (the four rotations and four reflections).
 
     Returns:
         (N, K, H, W) float32.
     """
-    if tta not in get_args(Tta):
-        raise ValueError(f"unknown test-time augmentation {tta!r}; known: {', '.join(get_args(Tta))}")
-    flips: list[list[int]] = [[]] if tta == "none" else [[], [-1], [-2], [-2, -1]]
-    orientations = [(transposed, axes) for transposed in ([False, True] if tta == "d4" else [False]) for axes in flips]
     total: Tensor | None = None
-    for transposed, axes in orientations:
-        turned = images.transpose(-2, -1) if transposed else images
-        turned = (turned.flip(axes) if axes else turned).contiguous(memory_format=torch.channels_last)
+    orientations: list[list[int]] = [[], [-1], [-2], [-2, -1]]
+    for axes in orientations:
+        turned = (images.flip(axes) if axes else images).contiguous(memory_format=torch.channels_last)
         output = predict(turned).float()
         output = output.flip(axes) if axes else output
-        output = output.transpose(-2, -1) if transposed else output
         total = output if total is None else total + output
-    assert total is not None  # there is always the identity
+    assert total is not None  # there is always the image itself
     return total / len(orientations)
 
 
 @torch.inference_mode()
-def _predict_batch(
-    images: Tensor,
-    predict: Predictor,
-    tta: Tta,
-    stride: int,
-    device: torch.device,
-    amp_dtype: torch.dtype | None,
-) -> Tensor:
+def _predict_batch(images: Tensor, predict: Predictor, tiling: Tiling) -> Tensor:
     height, width = images.shape[-2:]
-    padded = pad_to_multiple(images.to(device, dtype=torch.float32), stride)
-    with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        output = predict_symmetric(padded, predict, tta)
+    padded = pad_to_multiple(images.to(tiling.device, dtype=torch.float32), tiling.stride)
+    amp = tiling.amp_dtype
+    with torch.autocast(tiling.device.type, dtype=amp, enabled=amp is not None):
+        if tiling.tta:
+            output = predict_flipped(padded, predict)
+        else:
+            output = predict(padded.contiguous(memory_format=torch.channels_last)).float()
     if output.shape[-2:] != padded.shape[-2:]:
         raise ValueError(
             f"the network gave {tuple(output.shape[-2:])} outputs for {tuple(padded.shape[-2:])} pixels; "
@@ -86,16 +116,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def predict_windows(
-    read: Read,
-    windows: Sequence[Window],
-    predict: Predictor,
-    *,
-    batch_size: int = 4,
-    tta: Tta = "none",
-    stride: int = 32,
-    device: torch.device | str = "cpu",
-    amp_dtype: torch.dtype | None = None,
-    ahead: int = 0,
+    read: Read, windows: Sequence[Window], predict: Predictor, tiling: Tiling, *, ahead: int = 0
 ) -> Generator[tuple[Window, Tensor]]:
     """Predict windows in batches, in their order; when memory runs out the batch is halved for good and tried again.
 
@@ -105,22 +126,16 @@ def predict_windows(
         read: Gives the pixels (C, height, width) float of a window, or None to leave it out.
         windows: Windows of one size.
         predict: Maps (N, C, h, w) float32 in channels-last order to (N, K, h, w).
-        batch_size: Windows predicted at once.
-        tta: See `predict_symmetric`.
-        stride: Sides are padded to a multiple of this (the network's total downsampling) and cropped back.
-        device: Where ``predict`` runs.
-        amp_dtype: Mixed precision; None = full precision.
+        tiling: Batch, flips, padding, device and precision.
         ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
-        Each window with its prediction (K, height, width) float32 on ``device``.
+        Each window with its prediction (K, height, width) float32 on the device.
 
     Raises:
         ValueError: A single window does not fit in memory.
     """
-    if batch_size < 1:
-        raise ValueError(f"the tile batch must be at least 1, got {batch_size}")
-    target = torch.device(device)
+    batch_size = tiling.batch
     with closing(read_ahead(_batches(read, windows, batch_size), ahead)) as batches:
         for batch, images in batches:
             done = 0
@@ -128,18 +143,18 @@ def predict_windows(
                 output: Tensor | None = None
                 part = images[done : done + batch_size]
                 try:
-                    output = _predict_batch(part, predict, tta, stride, target, amp_dtype)
+                    output = _predict_batch(part, predict, tiling)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
                     if len(part) == 1:
                         size = f"{batch[0].height} x {batch[0].width}"
                         raise ValueError(
-                            f"out of memory on {device} with one tile of {size} px; lower --tile-size"
+                            f"out of memory on {tiling.device} with one tile of {size} px; lower --tile-size"
                         ) from error
                 if output is None:  # outside the except block, which keeps the failed batch's tensors alive
                     batch_size = len(part) // 2
-                    if target.type == "cuda":
+                    if tiling.device.type == "cuda":
                         torch.cuda.empty_cache()
                     continue
                 yield from zip(batch[done : done + len(part)], output, strict=True)
@@ -203,16 +218,12 @@ def predict_rows(
     read: Read,
     size: tuple[int, int],
     predict: Predictor,
-    *,
     num_outputs: int,
-    tile: int,
-    overlap: float = 0.5,
-    blend: Blend = "ramp",
-    stride: int = 32,
-    device: torch.device | str = "cpu",
+    tiling: Tiling,
+    *,
     first_row: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    **options: Any,  # noqa: ANN401 - those of `predict_windows`
+    progress: Progress | None = None,
+    ahead: int = 0,
 ) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
     """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
 
@@ -223,17 +234,13 @@ def predict_rows(
         read: Gives the pixels (C, height, width) float of a window, in order; None = nothing to predict there (0).
         size: Height and width of the image.
         predict: Maps (N, C, h, w) to what is averaged, as a rule probabilities (N, num_outputs, h, w). Under
-            ``amp_dtype`` take the sigmoid or softmax of ``logits.float()``: bfloat16 probabilities have two digits.
+            mixed precision take the sigmoid or softmax of ``logits.float()``: bfloat16 probabilities have two digits.
         num_outputs: Channels of the prediction.
-        tile: Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding.
-        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
-        blend: See `blend_profile`.
-        stride: Total downsampling of the network.
-        device: Where ``predict`` runs.
+        tiling: How the image is cut.
         first_row: Where to begin: the row after a band handed out before. The bands from there on are the same, bit for
             bit, as those of a run from the top.
         progress: Called after every window with the number of windows done and their total.
-        options: Those of `predict_windows`.
+        ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
         The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the image from
@@ -243,15 +250,14 @@ def predict_rows(
         ValueError: Bad tile or overlap, a prediction of the wrong shape, memory too small for one tile.
     """
     height, width = size
-    windows = plan_windows(height, width, tile + -tile % stride if tile > 0 else tile, overlap)
-    weights = BlendWeights(windows, blend)
-    ring = _Ring(num_outputs, windows[0].height, width, torch.device(device))
-    edges = [*sorted({window.row for window in windows}), height]
+    windows, edges = tiling.windows(size), tiling.edges(size)
+    weights = BlendWeights(windows)
+    ring = _Ring(num_outputs, windows[0].height, width, tiling.device)
     if first_row not in edges:
         raise ValueError(f"row {first_row} is not the end of a band; those are {edges[1:]}")
     wanted = [window for window in windows if window.row + window.height > first_row]
     bands = [band for band in pairwise(edges) if band[0] >= (wanted[0].row if wanted else height)]
-    predictions = predict_windows(read, wanted, predict, stride=stride, device=device, **options)
+    predictions = predict_windows(read, wanted, predict, tiling, ahead=ahead)
     order = {window: number for number, window in enumerate(windows, start=1)}
     with closing(predictions):
         for window, output in predictions:
@@ -266,13 +272,6 @@ def predict_rows(
         yield from _finished(ring, band, first_row)
 
 
-def band_edges(size: tuple[int, int], tile: int, overlap: float, stride: int) -> list[int]:
-    """Rows at which the bands of `predict_rows` begin, and the last one's end."""
-    height, width = size
-    windows = plan_windows(height, width, tile + -tile % stride if tile > 0 else tile, overlap)
-    return [*sorted({window.row for window in windows}), height]
-
-
 def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     """A band's rows, unless it was handed out before: its sums then lack the windows above."""
     rows = ring.take(band[0], band[1] - band[0])
@@ -283,9 +282,9 @@ def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tu
 def predict_array(
     image: npt.NDArray[np.float32] | Tensor,
     predict: Predictor,
-    *,
     num_outputs: int,
-    **options: Any,  # noqa: ANN401 - those of `predict_rows`
+    tiling: Tiling,
+    progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """Predict an image in memory tile by tile and blend the tiles.
 
@@ -295,7 +294,8 @@ def predict_array(
         image: (C, H, W) float, already normalized, without NaN.
         predict: See `predict_rows`.
         num_outputs: Channels of the prediction.
-        options: Those of `predict_rows`.
+        tiling: How the image is cut.
+        progress: See `predict_rows`.
 
     Returns:
         (num_outputs, H, W) float32.
@@ -315,7 +315,7 @@ def predict_array(
         return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
 
     result = np.empty((num_outputs, height, width), np.float32)
-    for row, band in predict_rows(read, (height, width), predict, num_outputs=num_outputs, **options):
+    for row, band in predict_rows(read, (height, width), predict, num_outputs, tiling, progress=progress):
         result[:, row : row + band.shape[1]] = band
     _check_finite(result, image)
     return result

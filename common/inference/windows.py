@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from common.images.windows import Window
 
-Blend = Literal["ramp", "hann", "gaussian", "mean"]
 Profile = npt.NDArray[np.float64]
 
 MAX_OVERLAP = 0.9
@@ -82,41 +80,31 @@ def check_overlap(overlap: float) -> None:
         raise ValueError(f"--overlap must lie between 0 and {MAX_OVERLAP} (a fraction of the tile), got {overlap}")
 
 
-def blend_profile(length: int, blend: Blend, shared: int = 0, ends: tuple[bool, bool] = (False, False)) -> Profile:
+def blend_profile(length: int, shared: int = 0, ends: tuple[bool, bool] = (False, False)) -> Profile:
     """Weight of each pixel along one side of a window, before normalization; strictly positive.
 
-    ``ramp`` trusts a window alone where it is at least five eighths of the strip shared with its neighbor away from its
+    A window is trusted alone where it is at least five eighths of the strip shared with its neighbor away from its
     border, hardly at all within three eighths, and fades in between. So tiles of a network that sees no farther than
-    that give exactly what the whole image would. ``hann`` (a raised cosine sampled at pixel centers) fades over the
-    whole window, ``gaussian`` has a standard deviation of an eighth of the side, ``mean`` weights all pixels alike.
+    that give exactly what the whole image would.
 
     Args:
         length: Pixels of the side.
-        blend: Kind of the profile.
-        shared: Pixels that neighboring windows have in common at least; for ``ramp``.
-        ends: Whether the window's first and last pixel are the image's, where no neighbor knows better; for ``ramp``.
+        shared: Pixels that neighboring windows have in common at least.
+        ends: Whether the window's first and last pixel are the image's, where no neighbor knows better.
     """
     center = np.arange(length) + 0.5
-    if blend == "ramp":
-        before, after = (np.inf if end else 0.0 for end in ends)
-        distance = np.minimum(center + before, length - center + after)
-        share = np.clip((distance / max(shared, 1) - OUTER) / (1 - 2 * OUTER), 0.0, 1.0)
-        return np.asarray(np.maximum(np.sin(np.pi / 2 * share) ** 2, FAINT))
-    if blend == "hann":
-        return np.asarray(np.sin(np.pi * center / length) ** 2)
-    if blend == "gaussian":
-        return np.asarray(np.exp(-0.5 * ((center / length - 0.5) * 8.0) ** 2))
-    if blend == "mean":
-        return np.ones(length)
-    raise ValueError(f"unknown blending {blend!r}; known: {', '.join(get_args(Blend))}")
+    before, after = (np.inf if end else 0.0 for end in ends)
+    distance = np.minimum(center + before, length - center + after)
+    share = np.clip((distance / max(shared, 1) - OUTER) / (1 - 2 * OUTER), 0.0, 1.0)
+    return np.asarray(np.maximum(np.sin(np.pi / 2 * share) ** 2, FAINT))
 
 
 class BlendWeights:
     """Weights of a grid of windows; at each pixel of the image those of all windows over it sum to one."""
 
-    def __init__(self, windows: Sequence[Window], blend: Blend = "ramp") -> None:
-        self._rows = _normalized_profiles(sorted({w.row for w in windows}), windows[0].height, blend)
-        self._cols = _normalized_profiles(sorted({w.col for w in windows}), windows[0].width, blend)
+    def __init__(self, windows: Sequence[Window]) -> None:
+        self._rows = _normalized_profiles(sorted({w.row for w in windows}), windows[0].height)
+        self._cols = _normalized_profiles(sorted({w.col for w in windows}), windows[0].width)
         if len(self._rows) * len(self._cols) != len(windows):
             raise ValueError(f"{len(windows)} windows do not form a full grid, as plan_windows() makes it")
 
@@ -126,11 +114,9 @@ class BlendWeights:
         return rows[:, None] * cols[None, :]
 
 
-def _normalized_profiles(starts: list[int], length: int, blend: Blend) -> dict[int, Tensor]:
+def _normalized_profiles(starts: list[int], length: int) -> dict[int, Tensor]:
     shared = min((before + length - after for before, after in pairwise(starts)), default=0)
-    profiles = {
-        start: blend_profile(length, blend, shared, (start == starts[0], start == starts[-1])) for start in starts
-    }
+    profiles = {start: blend_profile(length, shared, (start == starts[0], start == starts[-1])) for start in starts}
     total = np.zeros(starts[-1] + length)
     for start, profile in profiles.items():
         total[start : start + length] += profile

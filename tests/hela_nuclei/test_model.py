@@ -160,9 +160,9 @@ def test_predictions_of_any_size_scale_and_several_networks():
     one, two, both = (nuclei(n)(image) for n in (networks[:1], networks[1:], networks))
     np.testing.assert_allclose(both.probability, (one.probability + two.probability) / 2, atol=1e-5)
     for size in ((5, 7), (31, 200), (1, 1)):
-        result = nuclei(networks, tile=64, scale=0.7, tta="flips")(np.ones(size, np.float32))
+        result = nuclei(networks, tile=64, scale=0.7, tta=True)(np.ones(size, np.float32))
         assert result.probability.shape == result.distance.shape == size
-    flipped, image = nuclei(networks, tta="flips"), image[:32, :64]
+    flipped, image = nuclei(networks, tta=True), image[:32, :64]
     np.testing.assert_allclose(
         flipped(image[:, ::-1].copy()).probability, flipped(image).probability[:, ::-1], atol=1e-5
     )

@@ -108,9 +108,9 @@ def test_impossible_options_are_refused():
 
 
 def test_settings_name_all_that_rows_depend_on():
-    options = {"tile": 64, "overlap": 0.5, "tta": "flips", "scale": 0.25, "threshold": 0.3}
+    options = {"tile": 64, "overlap": 0.5, "tta": True, "scale": 0.25, "threshold": 0.3}
     settings = Predictor([(network(), card())], CPU, **options).settings()
-    expected = {"tile": 64, "overlap": 0.5, "tta": "flips", "scales": [0.25], "stride": 4, "threshold": 0.3}
+    expected = {"tile": 64, "overlap": 0.5, "tta": True, "scales": [0.25], "stride": 4, "threshold": 0.3}
     assert {key: settings[key] for key in expected} == expected
     other = Predictor([(network(), card())], Precision(torch.device("cpu"), torch.bfloat16), **options).settings()
     assert other != settings

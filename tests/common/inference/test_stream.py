@@ -111,7 +111,7 @@ def stream_file(source, model, folder, stem, options, *, input_range=None, progr
     overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75]),
     block=st.sampled_from([0, 16, 32]),
     classes=st.sampled_from([2, 3]),
-    tta=st.sampled_from(["none", "flips"]),
+    tta=st.booleans(),
     kind=st.sampled_from(["uint8", "uint16", "float32"]),
     holes=st.sampled_from(["none", "some", "many"]),
     seed=st.integers(0, 1000),
@@ -504,7 +504,7 @@ def test_a_continued_run_counts_the_pixels_that_were_finished_before(tmp_path):
 def test_options_that_change_probabilities_are_part_of_the_spools_name(tmp_path):
     base = predictor().settings()
     for other in (
-        predictor(tile=64), predictor(overlap=0.5), predictor(tta="flips"), predictor(scale=0.5),
+        predictor(tile=64), predictor(overlap=0.5), predictor(tta=True), predictor(scale=0.5),
         predictor(threshold=0.4),
     ):  # fmt: skip
         assert other.settings() != base

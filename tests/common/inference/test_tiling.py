@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.images.windows import Window
-from common.inference.tiling import predict_array, predict_symmetric, predict_windows
+from common.inference import tiling
+from common.inference.tiling import Tiling, predict_flipped, predict_windows
 from common.inference.windows import BlendWeights, blend_profile, plan_windows
 from common.networks.padding import pad_to_multiple
 
@@ -24,7 +25,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-BLENDS = ["ramp", "hann", "gaussian", "mean"]
+def predict_array(image, predict, *, num_outputs, progress=None, **options):
+    return tiling.predict_array(image, predict, num_outputs, Tiling(**options), progress)
+
+
 sides = st.integers(1, 90)
 tiles = st.integers(1, 48)
 coarse_tiles = st.integers(12, 48)
@@ -122,38 +126,27 @@ def test_bad_plans_are_refused_with_the_value_seen(height, width, tile, overlap,
 # Blending
 
 
-@pytest.mark.parametrize("blend", BLENDS)
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 1024])
-def test_profiles_are_positive_and_symmetric(blend, length):
-    profile = blend_profile(length, blend)
+def test_profiles_are_positive_and_symmetric(length):
+    profile = blend_profile(length, length // 2)
     assert profile.shape == (length,) and profile.min() > 0
     np.testing.assert_allclose(profile, profile[::-1], rtol=1e-9)
 
 
-def test_hann_and_gaussian_trust_the_middle_and_mean_does_not_care():
-    for blend in ("hann", "gaussian"):
-        profile = blend_profile(64, blend)
-        assert (np.diff(profile[:32]) > 0).all() and profile[0] < 0.01 * profile[32]
-    assert blend_profile(64, "gaussian")[32 + 8] / blend_profile(64, "gaussian")[32] == pytest.approx(
-        np.exp(-0.5 * (8.5**2 - 0.5**2) / 8**2)
-    )
-    assert set(blend_profile(64, "mean")) == {1.0}
-
-
 def test_the_ramp_leaves_the_rim_to_the_neighbor():
-    inner = blend_profile(64, "ramp", shared=32)
+    inner = blend_profile(64, shared=32)
     assert (inner[:12] < 1e-5).all() and (inner[20:44] == 1).all()
     assert (np.diff(inner[12:20]) > 0).all()
     np.testing.assert_allclose(inner + np.roll(inner, 32), 1, atol=1e-4)  # its neighbors add up to one with it
-    assert (blend_profile(64, "ramp", shared=32, ends=(True, False))[:44] == 1).all()
-    assert (blend_profile(64, "ramp", shared=32, ends=(True, True)) == 1).all()
+    assert (blend_profile(64, shared=32, ends=(True, False))[:44] == 1).all()
+    assert (blend_profile(64, shared=32, ends=(True, True)) == 1).all()
 
 
 @settings(deadline=None, max_examples=60)
-@given(height=sides, width=sides, tile=tiles, overlap=overlaps, blend=st.sampled_from(BLENDS))
-def test_weights_of_a_grid_sum_to_one_and_are_never_zero(height, width, tile, overlap, blend):
+@given(height=sides, width=sides, tile=tiles, overlap=overlaps)
+def test_weights_of_a_grid_sum_to_one_and_are_never_zero(height, width, tile, overlap):
     windows = plan_windows(height, width, tile, overlap)
-    weights = BlendWeights(windows, blend)
+    weights = BlendWeights(windows)
     total = np.zeros((height, width))
     for window in windows:
         part = weights(window).numpy()
@@ -162,12 +155,9 @@ def test_weights_of_a_grid_sum_to_one_and_are_never_zero(height, width, tile, ov
     np.testing.assert_allclose(total, 1.0, atol=1e-6)
 
 
-def test_unknown_blending_and_half_a_grid_are_refused():
-    windows = plan_windows(9, 9, 4, 0.5)
-    with pytest.raises(ValueError, match="known: ramp, hann, gaussian, mean"):
-        BlendWeights(windows, "linear")
+def test_half_a_grid_is_refused():
     with pytest.raises(ValueError, match="full grid"):
-        BlendWeights(windows[:-1])
+        BlendWeights(plan_windows(9, 9, 4, 0.5)[:-1])
 
 
 # Padding
@@ -199,45 +189,30 @@ def asymmetric(x):
     return x.roll(1, -1) + 0.5 * x.roll(2, -2)
 
 
-SYMMETRIES = {
-    "none": [(0, False)],
-    "flips": [(0, False), (0, True), (2, False), (2, True)],
-    "d4": [(quarter, mirror) for quarter in range(4) for mirror in (False, True)],
-}
-
-
-@pytest.mark.parametrize("tta", list(SYMMETRIES))
-def test_tta_leaves_an_equivariant_predictor_as_it_is(tta):
+def test_flips_leave_an_equivariant_predictor_as_it_is():
     images = torch.from_numpy(random_image(3, 20, 13))[None]
-    torch.testing.assert_close(predict_symmetric(images, blur, tta), blur(images))
+    torch.testing.assert_close(predict_flipped(images, blur), blur(images))
 
 
-@pytest.mark.parametrize("tta", list(SYMMETRIES))
-def test_tta_is_the_mean_over_rotations_and_mirrors(tta):
+def test_flips_are_the_mean_over_half_turns_and_mirrors():
     images = torch.from_numpy(random_image(3, 20, 13))[None]
     expected = torch.zeros_like(images)
-    for quarter, mirror in SYMMETRIES[tta]:
+    for quarter, mirror in ((0, False), (0, True), (2, False), (2, True)):
         turned = torch.rot90(images, quarter, (-2, -1))
         turned = turned.flip(-1) if mirror else turned
         output = asymmetric(turned)
         output = output.flip(-1) if mirror else output
-        expected += torch.rot90(output, -quarter, (-2, -1)) / len(SYMMETRIES[tta])
-    torch.testing.assert_close(predict_symmetric(images, asymmetric, tta), expected)
-    if tta != "none":
-        assert not torch.allclose(expected, asymmetric(images))
+        expected += torch.rot90(output, -quarter, (-2, -1)) / 4
+    torch.testing.assert_close(predict_flipped(images, asymmetric), expected)
+    assert not torch.allclose(expected, asymmetric(images))
 
 
-def test_tta_of_tiles_that_need_padding_is_exact_for_an_equivariant_predictor():
+def test_flips_of_tiles_that_need_padding_are_exact_for_an_equivariant_predictor():
     image = random_image(2, 37, 51)
     plain, turned = (
-        predict_array(image, blur, num_outputs=2, tile=32, overlap=0.3, tta=tta, stride=16) for tta in ("none", "d4")
+        predict_array(image, blur, num_outputs=2, tile=32, overlap=0.3, tta=tta, stride=16) for tta in (False, True)
     )
     np.testing.assert_allclose(plain, turned, atol=1e-6)
-
-
-def test_unknown_tta_is_refused():
-    with pytest.raises(ValueError, match="known: none, flips, d4"):
-        predict_symmetric(torch.zeros(1, 1, 4, 4), blur, "rotate")
 
 
 # Whole prediction
@@ -250,14 +225,11 @@ def test_unknown_tta_is_refused():
     tile=coarse_tiles,
     overlap=overlaps,
     batch_size=st.integers(1, 5),
-    blend=st.sampled_from(BLENDS),
-    tta=st.sampled_from(list(SYMMETRIES)),
+    tta=st.booleans(),
     stride=st.sampled_from([1, 8, 32]),
     seed=seeds,
 )
-def test_a_pointwise_predictor_is_reproduced_everywhere(
-    height, width, tile, overlap, batch_size, blend, tta, stride, seed
-):
+def test_a_pointwise_predictor_is_reproduced_everywhere(height, width, tile, overlap, batch_size, tta, stride, seed):
     image = random_image(3, height, width, seed)
     result = predict_array(
         image,
@@ -265,8 +237,7 @@ def test_a_pointwise_predictor_is_reproduced_everywhere(
         num_outputs=2,
         tile=tile,
         overlap=overlap,
-        batch_size=batch_size,
-        blend=blend,
+        batch=batch_size,
         tta=tta,
         stride=stride,
     )
@@ -296,22 +267,14 @@ def ramp(pixel, start, starts, length):
     return 1.0 if eighths >= 5 else max(1e-6, 0.5 - 0.5 * np.cos(np.pi * (eighths - 3) / 2))
 
 
-def reference(image, tile, overlap, blend, stride):
+def reference(image, tile, overlap, stride):
     """All windows at once in float64: sum of weighted predictions over the sum of weights."""
     tile = int(np.ceil(tile / stride)) * stride
     height, width = image.shape[1:]
-    formula = {
-        "hann": lambda t: 0.5 - 0.5 * np.cos(2 * np.pi * t),
-        "gaussian": lambda t: np.exp(-((t - 0.5) ** 2) / (2 * 0.125**2)),
-        "mean": np.ones_like,
-        "ramp": None,
-    }[blend]
     windows = plan_windows(height, width, tile, overlap)
     starts = sorted({window.row for window in windows}), sorted({window.col for window in windows})
 
     def profile(start, starts, length):
-        if formula is not None:
-            return formula((np.arange(length) + 0.5) / length)
         return np.array([ramp(pixel, start, starts, length) for pixel in range(length)])
 
     total, norm = np.zeros((2, height, width)), np.zeros((height, width))
@@ -335,11 +298,10 @@ def reference(image, tile, overlap, blend, stride):
     tile=coarse_tiles,
     overlap=st.sampled_from([0.0, 0.1, 0.5, 0.75]),
     batch_size=st.integers(1, 5),
-    blend=st.sampled_from(BLENDS),
     stride=st.sampled_from([1, 4, 16]),
     seed=seeds,
 )
-def test_blending_equals_a_naive_float64_reference(height, width, tile, overlap, batch_size, blend, stride, seed):
+def test_blending_equals_a_naive_float64_reference(height, width, tile, overlap, batch_size, stride, seed):
     image = random_image(3, height, width, seed)
     result = predict_array(
         image,
@@ -347,18 +309,17 @@ def test_blending_equals_a_naive_float64_reference(height, width, tile, overlap,
         num_outputs=2,
         tile=tile,
         overlap=overlap,
-        batch_size=batch_size,
-        blend=blend,
+        batch=batch_size,
         stride=stride,
     )
-    np.testing.assert_allclose(result, reference(image, tile, overlap, blend, stride), atol=2e-4)
+    np.testing.assert_allclose(result, reference(image, tile, overlap, stride), atol=2e-4)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 100])
 def test_the_batch_size_does_not_change_the_result(batch_size):
     image = random_image(3, 70, 83)
     one, many = (
-        predict_array(image, positional, num_outputs=2, tile=32, batch_size=size, stride=16) for size in (1, batch_size)
+        predict_array(image, positional, num_outputs=2, tile=32, batch=size, stride=16) for size in (1, batch_size)
     )
     np.testing.assert_allclose(one, many, atol=1e-5)
 
@@ -375,15 +336,15 @@ def touched(size, starts, tile, reach):
 
 
 @settings(deadline=None, max_examples=25)
-@given(height=st.integers(32, 120), width=st.integers(32, 120), blend=st.sampled_from(BLENDS), seed=seeds)
-def test_tiles_differ_from_the_whole_image_only_near_window_borders(height, width, blend, seed):
+@given(height=st.integers(32, 120), width=st.integers(32, 120), seed=seeds)
+def test_tiles_differ_from_the_whole_image_only_near_window_borders(height, width, seed):
     image = random_image(1, height, width, seed)
 
     def network(x):  # receptive field 5 x 5, zero padding
         return F.avg_pool2d(F.avg_pool2d(x, 3, 1, 1), 3, 1, 1)
 
     whole = network(torch.from_numpy(image)[None])[0].numpy()
-    tiled = predict_array(image, network, num_outputs=1, tile=32, overlap=0.5, blend=blend, stride=32)
+    tiled = predict_array(image, network, num_outputs=1, tile=32, overlap=0.5, stride=32)
     windows = plan_windows(height, width, 32, 0.5)
     rows = touched(height, {window.row for window in windows}, 32, 2)
     cols = touched(width, {window.col for window in windows}, 32, 2)
@@ -408,29 +369,8 @@ def test_a_network_that_sees_less_than_the_overlap_shows_no_seam(height, width, 
         return F.avg_pool2d(x, 2 * reach + 1, 1, reach)
 
     whole = network(torch.from_numpy(image)[None])[0].numpy()
-    tiled = predict_array(
-        image, network, num_outputs=1, tile=tile, overlap=overlap, batch_size=batch_size, stride=1, blend="ramp"
-    )
+    tiled = predict_array(image, network, num_outputs=1, tile=tile, overlap=overlap, batch=batch_size, stride=1)
     np.testing.assert_allclose(tiled, whole, atol=1e-4)
-    if reach > 1 and max(height, width) > tile:  # which a plain mean of tiles does not achieve
-        mean = predict_array(image, network, num_outputs=1, tile=tile, overlap=overlap, stride=1, blend="mean")
-        assert np.abs(mean - whole).max() > 1e-3
-
-
-def test_hann_hides_the_seam_that_a_plain_mean_shows():
-    # A box filter with zero padding darkens the rim of each window; on a constant image any step is a seam.
-    image = np.ones((1, 160, 160), np.float32)
-
-    def largest_step(blend):
-        tiled = predict_array(
-            image, lambda x: F.avg_pool2d(x, 9, 1, 4), num_outputs=1, tile=64, overlap=0.5, blend=blend
-        )
-        inside = tiled[0, 4:-4, 4:-4]
-        return max(np.abs(np.diff(inside, axis=axis)).max() for axis in (0, 1))
-
-    assert largest_step("mean") > 0.2
-    assert largest_step("hann") < 0.02
-    assert largest_step("gaussian") < 0.02
 
 
 def test_an_image_no_larger_than_the_tile_is_predicted_whole():
@@ -462,7 +402,7 @@ def test_the_network_gets_float32_channels_last_batches_without_gradients():
         return x
 
     image = torch.rand(3, 70, 70, dtype=torch.float64)
-    result = predict_array(image, network, num_outputs=3, tile=32, batch_size=3, tta="d4")
+    result = predict_array(image, network, num_outputs=3, tile=32, batch=3, tta=True)
     np.testing.assert_allclose(result, image.numpy(), atol=1e-6)
     assert not torch.is_inference_mode_enabled()
 
@@ -470,7 +410,7 @@ def test_the_network_gets_float32_channels_last_batches_without_gradients():
 def test_inference_mode_does_not_leak_between_streamed_windows():
     image = torch.rand(1, 64, 64)
     windows = plan_windows(64, 64, 32, 0.0)
-    for _ in predict_windows(lambda w: image[:, w.slices[0], w.slices[1]], windows, blur, batch_size=2):
+    for _ in predict_windows(lambda w: image[:, w.slices[0], w.slices[1]], windows, blur, Tiling(batch=2)):
         assert not torch.is_inference_mode_enabled()
 
 
@@ -502,7 +442,7 @@ def test_progress_counts_windows_up_to_the_total():
         num_outputs=1,
         tile=32,
         overlap=0.0,
-        batch_size=4,
+        batch=4,
         progress=lambda *args: calls.append(args),
     )
     assert calls == [(done, 6) for done in range(1, 7)]
@@ -529,7 +469,7 @@ def test_out_of_memory_halves_the_batch_for_good(error):
         return x
 
     image = random_image(1, 96, 160)  # 15 windows
-    result = predict_array(image, network, num_outputs=1, tile=32, overlap=0.0, batch_size=10)
+    result = predict_array(image, network, num_outputs=1, tile=32, overlap=0.0, batch=10)
     np.testing.assert_allclose(result, image, atol=1e-6)
     assert sizes == [5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
 
@@ -539,7 +479,7 @@ def test_out_of_memory_with_one_tile_names_the_flag():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(ValueError, match="out of memory on cpu with one tile of 32 x 32 px; lower --tile-size"):
-        predict_array(random_image(1, 64, 64), network, num_outputs=1, tile=32, batch_size=4)
+        predict_array(random_image(1, 64, 64), network, num_outputs=1, tile=32, batch=4)
 
 
 def test_other_errors_of_the_network_are_not_swallowed():
@@ -581,4 +521,4 @@ def test_outputs_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(16, 16\) outputs for \(32, 32\) pixels"):
         predict_array(image, lambda x: x[..., ::2, ::2], num_outputs=3, tile=32)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        predict_array(image, lambda x: x, num_outputs=3, tile=32, batch_size=0)
+        predict_array(image, lambda x: x, num_outputs=3, tile=32, batch=0)
