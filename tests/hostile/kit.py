@@ -58,7 +58,7 @@ def checkpoint(task: str, path: Path, channels: int = 3) -> Path:
         "rooftops": ("deeplabv3plus", {"encoder": "resnet18", "outputs": 2}, ["background", "roof"]),
         "footprints": ("unet_small", {"widths": [4, 4, 8], "outputs": 1}, ["background", "building"]),
         "hela_nuclei": ("unet", {"outputs": 1, "channels": 1, "widths": [4, 4, 8, 8]}, ["background", "nucleus"]),
-        "potsdam_points": ("small_unet", {"widths": [4, 4, 8, 8, 8], "outputs": 6}, ROADS["potsdam_points"]),
+        "potsdam_points": ("unet_small", {"widths": [4, 4, 8, 8, 8], "outputs": 6}, ROADS["potsdam_points"]),
         "permeability": (
             "unet_small", {"widths": [4, 4, 8], "outputs": 2, "channels": channels}, ["non_permeable", "permeable"],
         ),
@@ -110,7 +110,7 @@ TRAINING: dict[str, tuple[str, ...]] = {
     "footprints": ("--arch", "unet_small", "--widths", "4", "4", "8", "--crop-size", "64", "--normalization", "aerial"),
     "hela_nuclei": ("--widths", "4", "4", "8", "8", "--crop-size", "32", "--border", "2", "--val-fraction", "0.2"),
     "potsdam_points": (
-        "--arch", "small_unet", "--widths", "4", "4", "8", "8", "8", "--crop-size", "64", "--val-last", "2",
+        "--arch", "unet_small", "--widths", "4", "4", "8", "8", "8", "--crop-size", "64", "--val-last", "2",
         "--points", "50", "--test-fraction", "0",
     ),
     "permeability": (
