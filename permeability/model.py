@@ -153,14 +153,13 @@ def deeplabv3(
     channels: int = 3,
     width: int = 256,
     output_stride: int = 8,
-    rates: Sequence[int] = RATES,
     separable: bool = False,
     dropout: float = 0.5,
 ) -> SegmentationModel:
     """DeepLabV3: accurate and slow, since its maps stay at an eighth of the resolution."""
     check("output stride", output_stride, (8, 16))
     features = build_encoder(encoder, channels, output_stride)
-    decoder = DeepLabV3Decoder(features.widths, width, rates, dropout, separable)
+    decoder = DeepLabV3Decoder(features.widths, width, RATES, dropout, separable)
     return SegmentationModel(features, decoder, head(width, outputs, 1))
 
 
@@ -170,14 +169,13 @@ def deeplabv3plus(
     channels: int = 3,
     width: int = 256,
     output_stride: int = 16,
-    rates: Sequence[int] = RATES,
     separable: bool = True,
     dropout: float = 0.5,
 ) -> SegmentationModel:
     """DeepLabV3+."""
     check("output stride", output_stride, (8, 16))
     features = build_encoder(encoder, channels, output_stride)
-    decoder = DeepLabV3PlusDecoder(features.widths, width, rates, dropout, separable)
+    decoder = DeepLabV3PlusDecoder(features.widths, width, RATES, dropout, separable)
     return SegmentationModel(features, decoder, head(width, outputs, 1))
 
 

@@ -87,8 +87,6 @@ def test_the_peers_weights_give_its_logits(arch, encoder):
         ("pspnet", "mit_b0", {"encoder_depth": 4, "upsampling": 16}, {}),
         ("deeplabv3", "resnet18", {"decoder_aspp_separable": True, "decoder_channels": 64}, {}),
         ("deeplabv3plus", "resnet18", {"decoder_aspp_separable": False, "decoder_channels": 64}, {}),
-        ("deeplabv3", "mit_b0", {"decoder_atrous_rates": (1, 2, 3)}, {"rates": (1, 2, 3)}),
-        ("deeplabv3plus", "mit_b0", {"decoder_atrous_rates": (1, 2, 3)}, {"rates": (1, 2, 3)}),
         ("deeplabv3", "resnet18", {"encoder_output_stride": 16}, {"output_stride": 16}),
         ("deeplabv3plus", "mit_b0", {"encoder_output_stride": 8}, {"output_stride": 8}),
         ("unet", "mit_b0", {"in_channels": 4, "aux_params": {"classes": 3}}, {}),
