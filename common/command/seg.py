@@ -62,3 +62,7 @@ def dispatch() -> int:
 def main() -> NoReturn:
     """The entry point ``seg``."""
     run_command(dispatch)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from common.inference import export
 from common.networks.checkpoint import ModelCard, save_checkpoint
-from rooftops import export
 from rooftops.model import DeepLabV3Plus
 from rooftops.task import TASK
 
