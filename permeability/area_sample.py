@@ -25,6 +25,7 @@ from common.images.gdal import open_raster
 from common.images.grids import Grid, apply
 from common.labels import NODATA
 from common.vectors.burn import Outlines, PolygonLayer
+from common.vectors.formats import require_shapes
 from common.vectors.write import areas
 from permeability.area import Floats, Ints, Points, Strata
 
@@ -358,6 +359,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
                 file.seek(0)
                 records = list(csv.DictReader(file, delimiter=";" if head.count(";") > head.count(",") else ","))
         else:
+            require_shapes(path)
             meta, _, _, fields = pyogrio.raw.read(path, read_geometry=False)
             records = [dict(zip(meta["fields"], row, strict=True)) for row in zip(*fields, strict=True)]
     except (
