@@ -165,12 +165,10 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     def example(frame_id: str) -> Example:
         item = by_id[frame_id]
         mask = predictor(item.unit()).mask.astype("uint8")
-        return Example(item.image[None], semantic_target(item.labels, 0), mask)
+        return Example(item.image[None], semantic_target(item.labels, config.border), mask)
 
     result = scores.result()
     finish_run(run, config, data.facts, history, precision, Outcome(part, shared.card, result, scores.pixels, example))
-    shown = {"field of interest": "iou_foi", "SEG": "seg", "DET": "det"}
-    say(", ".join(f"{title} {'-' if result[key] is None else f'{result[key]:.4f}'}" for title, key in shown.items()))
 
 
 def demo_scenes() -> Path:

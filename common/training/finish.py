@@ -18,7 +18,7 @@ from common.command.config import TrainConfig, config_values
 from common.data.pairs import Facts
 from common.files import write_text
 from common.images.display import RGB, Palette, Pixels, stretch, strip
-from common.metrics.split_scores import SplitScores
+from common.metrics.split_scores import SplitScores, score_table
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.report.examples import choose, error_legend, panels
@@ -34,8 +34,6 @@ UNSEEN = {
     "test": "of the test part: unseen in training and in the choice of epoch and threshold",
     "val": "of the validation part: not trained on, but epoch and threshold were chosen with it",
 }
-HEADLINE = ("miou", "pixel_accuracy", "f1", "auc")
-"""Scores of the line that ends a training, before the classes'."""
 FILES = {
     "best_iou.pt": "weights of the best validation mIoU: what infer.py takes",
     "best_loss.pt": "weights of the lowest validation loss",
@@ -133,8 +131,7 @@ def finish_run(
     )
     write_report(run.path / "report.html", report)
     say(f"report: {run.path / 'report.html'}")
-    named = {name: scores[name] for name in HEADLINE} | scores["per_class_iou"]
-    say(f"{part}: " + ", ".join(f"{name} {value:.4f}" for name, value in named.items() if value is not None))
+    say(score_table(part, scores))
 
 
 def _duration(history: Sequence[Mapping[str, Any]]) -> str:

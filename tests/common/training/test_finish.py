@@ -75,8 +75,9 @@ def finish(path, outcome):
     return (path / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_report_says_when_where_and_on_what(tmp_path, outcome):
+def test_the_report_says_when_where_and_on_what(tmp_path, outcome, capsys):
     page = finish(tmp_path / "run", outcome)
+    assert "\n  mean IoU " in capsys.readouterr().err
     for text in ("/data/towns", "7.5 min of optimization in 5 epochs", "cpu, fp32", versions(), "test part, 8 images"):
         assert text in page
     assert versions().startswith("plain-segmentation 0.1.0, Python 3.") and torch.__version__ in versions()
