@@ -23,7 +23,7 @@ from common.scenes.aerial import render_scene
 from footprints.task import TASK as FOOTPRINTS
 from hela_nuclei.draw import outlines
 from hela_nuclei.frames import scale_frame
-from hela_nuclei.predict import Predictor as NucleiPredictor
+from hela_nuclei.predict import NucleiPredictor
 from hela_nuclei.scenes.sequences import render_sequence
 from hela_nuclei.task import TASK as NUCLEI
 from permeability.task import TASK as PERMEABILITY
@@ -64,8 +64,8 @@ def nuclei() -> Pixels:
     """A generated frame and the nuclei found in it, touching ones apart."""
     assert NUCLEI.shipped is not None
     frames, _, _ = render_sequence(7, 1, *SIZE, 90)
-    predictor, _ = NucleiPredictor.load([NUCLEI.shipped.path], choose_precision("cpu", "off"))
-    found = predictor(scale_frame(frames[0])).nuclei()
+    shared = Predictor.load(NUCLEI, [NUCLEI.shipped.path], choose_precision("cpu", "off"))
+    found = NucleiPredictor(shared)(scale_frame(frames[0])).nuclei()
     return strip([stretch(frames[0]), outlines(frames[0], found)])
 
 
