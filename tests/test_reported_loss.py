@@ -22,6 +22,8 @@ SMALL = (
     4,
     "--batch-size",
     2,
+    "--weights",
+    "none",
     "--max-minutes",
     0,
     "--device",

@@ -120,12 +120,14 @@ def test_the_demo_says_so_first_and_a_config_alone_runs_on_it(call, monkeypatch,
     assert result.out.splitlines()[0].startswith("demo: no data given")
     (folder,) = (tmp_path / "elsewhere" / "runs" / "hela_nuclei").iterdir()
     assert folder.name.startswith("demo-")
-    (tmp_path / "own.yaml").write_text("epochs: 1\nlr: 1e-4\namp: off\naugment: no\nwidths: [8, 8, 8, 8]\n")
+    (tmp_path / "own.yaml").write_text(
+        "epochs: 1\nlr: 1e-4\namp: off\naugment: no\nwidths: [8, 8, 8, 8]\nweights: none\n"
+    )
     result = call("train", "--config", tmp_path / "own.yaml", *TINY, "--output-dir", tmp_path / "own")
     assert result.code == 0, result.err
     config = yaml.safe_load((tmp_path / "own" / "config.yaml").read_text())
     assert (config["lr"], config["amp"], config["augment"], config["widths"]) == (1e-4, "off", False, [8] * 4)
-    result = call("train", "--overfit-one", "--widths", 8, 8, 8, 8, "--border", 5)
+    result = call("train", "--overfit-one", "--weights", "none", "--widths", 8, 8, 8, 8, "--border", 5)
     assert result.code == 0
     assert float(result.out.split()[-1]) > 0.9
     assert len(list((tmp_path / "elsewhere" / "runs" / "hela_nuclei").iterdir())) == 1
