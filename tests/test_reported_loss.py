@@ -22,8 +22,6 @@ SMALL = (
     4,
     "--batch-size",
     2,
-    "--weights",
-    "none",
     "--max-minutes",
     0,
     "--device",

@@ -78,7 +78,7 @@ class Config(TrainConfig):
 def main() -> int:
     """Worlds, network, training, the file."""
     config = parse_config(Config)
-    run = open_run("weights_aerial", output_dir=config.output_dir, resume=config.resume, demo=False)
+    run = open_run(TASK, config)
     precision = choose_precision(config.device, config.amp)
     seed_everything(config.seed)
     arch_args: dict[str, Any] = {"outputs": len(LAND), **SMALL, "widths": list(config.widths)}

@@ -61,7 +61,7 @@ class Config(TrainConfig):
 def main() -> int:
     """Worlds, network, training, the file."""
     config = parse_config(Config)
-    run = open_run("weights_nuclei", output_dir=config.output_dir, resume=config.resume, demo=False)
+    run = open_run(TASK.name, config)
     precision = choose_precision(config.device, config.amp)
     seed_everything(config.seed)
     frames = render_frames(config.sequences, config.seed)
