@@ -225,3 +225,16 @@ def test_interrupted_it_leaves_whole_files_only(started, scene, checkpoint, tmp_
     assert not list(out.glob(".*"))
     assert not list(out.glob("long*"))
     assert len(list(out.glob("01_t00*_mask.png"))) == 5
+
+
+def test_a_sequence_without_nuclei_has_no_empty_challenge_result(infer, scene, tmp_path):
+    result = infer(scene / "01", "--threshold", 1, "--output-dir", tmp_path / "out")
+    assert result.code == 0 and "no nucleus in any frame, so no 01_RES" in result.err
+    assert not (tmp_path / "out" / "01_RES").exists()
+    assert table(tmp_path / "out" / "01_t000_counts.csv") == [{"frame": "0", "nuclei": "0"}]
+
+
+def test_sequences_of_two_folders_do_not_meet(infer, scene, tmp_path):
+    for name in ("01", "02"):
+        assert infer(scene / name / "t001.tif", "--output-dir", tmp_path / "out").code == 0
+    assert {path.name for path in (tmp_path / "out").glob("*_mask.png")} == {"01_t001_mask.png", "02_t001_mask.png"}

@@ -89,6 +89,7 @@ def test_without_inputs_the_sources_folders_are_used(trained, geotiff, blobs, ca
         "a_mask.png",
         "geo_mask.png",
         "geo_mask.tif",
+        "provenance.jsonl",
     ]
     colors = np.asarray(Image.open(here / "output_images" / "geo_mask.png"))
     assert colors.shape == (96, 96, 3)
@@ -116,7 +117,9 @@ def test_polygons_come_with_the_mask(trained, geotiff, call, tmp_path):
     flags = ("--vector", "gpkg", "--min-area", "0.05", "--cog", "--no-prob")
     result = call("infer", geotiff, "--checkpoint", best, *flags, "--output-dir", tmp_path / "out")
     assert result.code == 0, result.err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["geo.gpkg", "geo_mask.tif", "geo_overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "geo.gpkg", "geo_mask.tif", "geo_overlay.png", "provenance.jsonl",
+    ]  # fmt: skip
     meta, _, _, (values, names, area, probability) = pyogrio.raw.read(tmp_path / "out" / "geo.gpkg")
     assert list(meta["fields"]) == ["class_val", "class_name", "area", "mean_prob"] and meta["crs"] == "EPSG:25833"
     assert len(values) and set(names) <= set(CLASSES) and area.min() >= 0.05
@@ -135,7 +138,9 @@ def test_polygons_of_the_sources_folders(trained, blobs, call, tmp_path):
     Image.fromarray(tifffile.imread(blobs / "Images" / "Image_8.tif")).save(tmp_path / "input_images" / "a.jpg")
     result = call("infer", "--checkpoint", trained[0] / "best_iou.pt", "--vector", "geojson", cwd=tmp_path)
     assert result.code == 0, result.err
-    assert sorted(path.name for path in (tmp_path / "output_images").iterdir()) == ["a.geojson", "a_mask.png"]
+    assert sorted(path.name for path in (tmp_path / "output_images").iterdir()) == [
+        "a.geojson", "a_mask.png", "provenance.jsonl",
+    ]  # fmt: skip
     area = pyogrio.raw.read(tmp_path / "output_images" / "a.geojson")[3][2]
     assert area.sum() == 96 * 96  # of a picture without georeference in pixels
 

@@ -380,3 +380,39 @@ def test_the_disk_that_is_asked_for_is_enough(tmp_path, monkeypatch, cog):
     Job(model, OutputFolder(tmp_path / "out"), replace(options, vector="none")).run(path, "a", used)
     asked = files.disk_per_pixel(model, replace(options, vector="none")) * 1024**2
     assert max(most) <= asked <= 3.5 * max(most)
+
+
+# Flags that no input could make right
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("tile_size", -1), ("tile_size", 1), ("tile_size", 31), ("overlap", 1.0), ("overlap", -0.1),
+     ("overlap", float("nan")), ("threshold", 2.0), ("threshold", float("nan")), ("scale", 0.0), ("scale", -1.0),
+     ("scale", float("nan")), ("input_range", (5.0, 5.0)), ("input_range", (0.0, float("nan")))],
+)  # fmt: skip
+def test_flags_that_no_input_could_make_right_are_refused_first(flag, value):
+    with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')}"):
+        InferConfig(**{flag: value})
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "file", "below a file"])
+def test_an_output_folder_that_cannot_be_one_is_refused_first(tmp_path, kind):
+    place = tmp_path / "out"
+    if kind == "dangling link":
+        place.symlink_to(tmp_path / "nowhere")
+    else:
+        place.write_text("mine")
+    with pytest.raises(ValueError, match=r"--output-dir .*choose another"):
+        InferConfig(output_dir=place / "below" if kind == "below a file" else place)
+
+
+def test_networks_of_four_bands_are_estimated_and_not_mixed_with_others(tmp_path):
+    def network(bands):
+        return Bands(1), ModelCard("toys", "toy", {"channels": bands}, ["background", "roof"], COLORS)
+
+    cpu = Precision(torch.device("cpu"), None)
+    four = Predictor([network(4)], cpu, tile=40)
+    assert files.announce({tmp_path / "a.tif": 2_000_000}, four, tmp_path, 10.0) == {tmp_path / "a.tif": 2_000_000}
+    with pytest.raises(ValueError, match="cannot be averaged: they read 3 and 4 bands"):
+        Predictor([network(4), network(3)], cpu)
