@@ -111,8 +111,8 @@ class ValueRanges:
     """Which values mean black and white in images of each number type, and which values they were seen to hold.
 
     A range that is given holds for all types. A range that was stored in training holds for the types that were read
-    with it and for others of more than 8 bits, if it is not just their own; eight bits and more bits are never taken
-    for each other. Everything else has its type's own range.
+    with it, and for others of more than 8 bits if it is not just those types' own; eight bits and more bits are never
+    taken for each other. Everything else has its type's own range.
 
     Args:
         given: the user's, ``--input-range``.
@@ -124,7 +124,8 @@ class ValueRanges:
 
     def __init__(self, given: Range | None = None, stored: Mapping[str, Any] | None = None) -> None:
         self.given = given
-        self._stored, self._stored_for_bytes = _read_stored(stored or {})
+        self._stored, self._types = _read_stored(stored or {})
+        self._own = self._stored is not None and {dtype_range(kind) for kind in self._types} == {self._stored}
         for one in (given, self._stored):
             _checked_range(np.dtype(np.uint8), one)
         self._seen: dict[str, _Seen] = {}
@@ -133,7 +134,9 @@ class ValueRanges:
         """Values that mean black and white in images of a number type; None = the type's own."""
         if self.given is not None:
             return self.given
-        return self._stored if (np.dtype(dtype) == np.uint8) == self._stored_for_bytes else None
+        kind = np.dtype(dtype).name
+        same_depth = (kind == "uint8") == ("uint8" in self._types)
+        return self._stored if kind in self._types or (same_depth and not self._own) else None
 
     def see(self, data: Array, valid: npt.NDArray[np.bool_]) -> None:
         """Take note of the valid values of an image: data (C, H, W), valid (H, W)."""
@@ -161,17 +164,16 @@ class ValueRanges:
         return {"range": list(ranges.pop()), "range_types": types} if len(ranges) == 1 else {}
 
 
-def _read_stored(stored: Mapping[str, Any]) -> tuple[Range | None, bool]:
-    """The range of a checkpoint, None where it is its types' own, and whether it is for 8 bits."""
+def _read_stored(stored: Mapping[str, Any]) -> tuple[Range | None, set[str]]:
+    """The range of a checkpoint, and the types that were read with it."""
     known, types = stored.get("range"), stored.get("range_types") or []
     if known is None or isinstance(known, str):  # text: by each image
-        return None, False
+        return None, set()
     try:
         low, high = (float(value) for value in known)
-        own = bool(types) and all(dtype_range(kind) == (low, high) for kind in types)
+        return (low, high), {np.dtype(kind).name for kind in types}
     except (TypeError, ValueError) as error:
         raise ValueError(f"the checkpoint's range of values, {known!r} of {types!r}, is none; train anew") from error
-    return (None, False) if own else ((low, high), "uint8" in types)
 
 
 @dataclass

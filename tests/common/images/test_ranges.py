@@ -16,7 +16,7 @@ def test_what_is_given_holds_for_all_types_and_what_is_stored_for_those_of_the_t
     assert of_bytes.of("uint8") == (10, 200) and of_bytes.of("uint16") is None
     assert ValueRanges(None, {"range": "minimum to maximum of each frame"}).of("uint16") is None
     own = ValueRanges(None, {"range": [0, 65535], "range_types": ["uint16"]})
-    assert own.of("uint16") is own.of("float32") is ValueRanges().of("float32") is None
+    assert own.of("uint16") == (0, 65535) and own.of("float32") is ValueRanges().of("float32") is None
 
 
 @pytest.mark.parametrize("limits", [(1, 1), (2, 1), (0, float("inf")), (float("nan"), 1)])
