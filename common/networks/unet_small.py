@@ -101,12 +101,13 @@ class UNetSmall(nn.Module):
         for stage in self.up:
             x = stage(x, maps.pop())
         logits: Tensor = self.head(x)
-        if self.groups:  # P(union) is the sum of the classes' P
-            logits = torch.stack([logits[:, group].logsumexp(1) for group in self.groups], dim=1)
         height, width = (self.upsample * size for size in padded.shape[2:])
         if logits.shape[2:] != (height, width):
             logits = F.interpolate(logits, size=(height, width), mode="bilinear")
-        return logits[..., : self.upsample * image.shape[2], : self.upsample * image.shape[3]]
+        logits = logits[..., : self.upsample * image.shape[2], : self.upsample * image.shape[3]]
+        if self.groups:  # P(union) is the sum of the classes' P
+            return torch.stack([logits[:, group].logsumexp(1) for group in self.groups], dim=1)
+        return logits
 
 
 def recognize_unet_small(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
