@@ -25,7 +25,7 @@ def as_type(source, target, images, kind):
     return target
 
 
-def range_test(task, data, images):
+def range_test(data, images):
     """The test of a task: ``data`` is a fixture's name, ``images`` a pattern in that folder."""
 
     def test_values_have_the_range_that_is_given_and_stored(request, call, small, tmp_path, monkeypatch):
@@ -35,7 +35,7 @@ def range_test(task, data, images):
         bytes_ = request.getfixturevalue(data)
         deep = as_type(bytes_, tmp_path / "deep", images, "float32")
         with monkeypatch.context() as patch:
-            patch.setattr(f"{task}.train.fit", stop)
+            patch.setattr("common.training.command.fit", stop)
             result = call("train", *small, *SHORT, "--data-root", deep, "--output-dir", tmp_path / "blank")
         (warning,) = [line for line in result.err.splitlines() if line.startswith("warning:")]
         assert "are read with the range 0 to 1" in warning and "--input-range" in warning

@@ -2,4 +2,4 @@
 
 from tests.values import range_test
 
-test_values = range_test("footprints", "scene", "*/images/*")
+test_values = range_test("scene", "*/images/*")

@@ -2,4 +2,4 @@
 
 from tests.values import range_test
 
-test_values = range_test("permeability", "easy", "INSUMOS/ORTOFOTOS/*")
+test_values = range_test("easy", "INSUMOS/ORTOFOTOS/*")

@@ -2,4 +2,4 @@
 
 from tests.values import range_test
 
-test_values = range_test("potsdam_points", "blobs", "Images/*")
+test_values = range_test("blobs", "Images/*")

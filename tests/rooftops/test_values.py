@@ -2,4 +2,4 @@
 
 from tests.values import range_test
 
-test_values = range_test("rooftops", "roofs", "images/images/*")
+test_values = range_test("roofs", "images/images/*")
