@@ -135,6 +135,36 @@ def test_tests_load_without_the_peers(path):
     assert not [name for _, name in imported(path.read_text("utf-8")) if name.split(".")[0] in peers]
 
 
+def used_at_collection(source):
+    """Uses of a peer outside functions: they would skip the whole file where it is missing."""
+    tree = ast.parse(source)
+    made = (node for node in tree.body if isinstance(node, ast.Assign) and "Peer(" in ast.unparse(node.value))
+    names = {target.id for node in made for target in node.targets if isinstance(target, ast.Name)}
+    todo = list(tree.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            todo += getattr(node, "decorator_list", [])
+            continue
+        used = node.value if isinstance(node, ast.Attribute) else node.func if isinstance(node, ast.Call) else None
+        if isinstance(used, ast.Name) and used.id in names:
+            yield used.id
+        todo += ast.iter_child_nodes(node)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_peer_is_used_while_tests_are_collected(path):
+    assert not list(used_at_collection(path.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("class A:\n    x = smp.losses", 1), ("@mark(smp.Unet)\ndef f():\n    pass", 1), ("def f():\n    smp.Unet()", 0)],
+)
+def test_a_peer_used_while_collecting_is_found(source, found):
+    assert len(list(used_at_collection(f"smp = Peer('m')\n{source}"))) == found
+
+
 def test_a_missing_peer_skips_by_name_and_fails_in_the_ci(monkeypatch):
     missing = Peer("no_such_peer.inner:thing")
     monkeypatch.delenv("CI", raising=False)
