@@ -67,9 +67,16 @@ class FootprintCrops:
     """
 
     def __init__(
-        self, found: SceneSet, ids: Sequence[str], *, crop: int, length: int = 0, balance: float = 0.0,
-        normalization: Normalization = NORMALIZATIONS["source"], augment: Augmentation | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        found: SceneSet,
+        ids: Sequence[str],
+        *,
+        crop: int,
+        length: int = 0,
+        balance: float = 0.0,
+        normalization: Normalization = NORMALIZATIONS["source"],
+        augment: Augmentation | None = None,
+    ) -> None:
         self.scenes = found.part(ids)
         self.spots = [found.spots[scene.id] for scene in self.scenes]
         self.crop, self.balance, self.normalization, self.augment = crop, balance, normalization, augment
@@ -95,8 +102,10 @@ class FootprintCrops:
         if self.augment is not None and self.augment.color > 0:
             image = change_colors(image, self.augment.color, rng)
         return {
-            "image": self.normalization(image), "target": torch.from_numpy(classes.astype(np.int64)), "id": scene.id,
-        }  # fmt: skip
+            "image": self.normalization(image),
+            "target": torch.from_numpy(classes.astype(np.int64)),
+            "id": scene.id,
+        }
 
     def _place(self, cell: int, rng: np.random.Generator) -> tuple[int, Place]:
         """A scene and the crop's center in it."""

@@ -277,7 +277,7 @@ def audit(found: SiteSet) -> list[tuple[str, str]]:
         ("mask pixels", f"{CLASSES[0]} {dark} ({dark / known:.2%}), {CLASSES[1]} {green} ({green / known:.2%})"),
         ("ignored", f"{ignored} ({ignored / total:.2%}) in the masks; nodata of orthophotos besides"),
         ("labeled ground", f"{area:.4g} square units of the coordinate system"),
-    ]  # fmt: skip
+    ]
 
 
 # Splitting

@@ -155,8 +155,8 @@ def off_grid(photo: Grid, mask: Grid) -> str | None:
     if abs(between.b) * mask.height > OFF_GRID or abs(between.d) * mask.width > OFF_GRID:
         return "it is turned against it"
     if abs(sizes[0] - 1) * mask.width > OFF_GRID or abs(sizes[1] - 1) * mask.height > OFF_GRID:
-        return f"its pixels are {mask.transform.a:g} x {-mask.transform.e:g}, the other's {photo.transform.a:g} x " \
-               f"{-photo.transform.e:g}"  # fmt: skip
+        own, other = (f"{grid.transform.a:g} x {-grid.transform.e:g}" for grid in (mask, photo))
+        return f"its pixels are {own}, the other's {other}"
     shift = max(abs(value - round(value)) for value in (between.c, between.f))
     return f"it lies {shift:.2f} pixels beside it" if shift > OFF_GRID else None
 

@@ -115,9 +115,16 @@ class TrainingWindows:
     """
 
     def __init__(
-        self, found: SiteSet, ids: Sequence[str], *, crop: int, length: int = 0, balance: float = 0.0,
-        channels: int = 3, augment: Augmentation | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        found: SiteSet,
+        ids: Sequence[str],
+        *,
+        crop: int,
+        length: int = 0,
+        balance: float = 0.0,
+        channels: int = 3,
+        augment: Augmentation | None = None,
+    ) -> None:
         self.sites = found.part(ids)
         self.spots = [found.spots[site.id] for site in self.sites]
         self.crop, self.balance, self.channels, self.augment = crop, balance, channels, augment

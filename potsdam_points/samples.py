@@ -40,17 +40,34 @@ class Augmentation:
     """Strength of brightness, contrast, saturation and hue changes, 0...1."""
 
 
+@dataclass(frozen=True)
+class CropPlan:
+    """Which crops are drawn."""
+
+    crop: int
+    """Side of the crops in pixels of the image; a multiple of ``shrink``."""
+    shrink: int
+    """The network reads images at 1 / shrink."""
+    length: int = 0
+    """Samples per epoch; 0 = one per image."""
+    most_points: int = 0
+    """Use at most so many of an image's points in one crop, drawn anew each time (0 = all): where they lie dense,
+    neighbors say the same, and the loss costs what its points cost."""
+    balance: float = 0.0
+    """Share of samples that are centered on a point of a class drawn evenly, instead of anywhere."""
+
+    def __post_init__(self) -> None:
+        """Validate fields against each other."""
+        if self.crop % self.shrink:
+            raise ValueError(f"--crop-size {self.crop} must be a multiple of {self.shrink}, at which images are shrunk")
+
+
 class PointCrops:
     """Training samples: crops with their points.
 
     Args:
         patches: images and their (sparse) classes.
-        crop: side of the crops in pixels of the image; a multiple of ``shrink``.
-        shrink: the network reads images at 1 / shrink.
-        length: samples per epoch; 0 = one per image.
-        most_points: use at most so many of an image's points in one crop, drawn anew each time (0 = all): where they
-            lie dense, neighbors say the same, and the loss costs what its points cost.
-        balance: share of samples that are centered on a point of a class drawn evenly, instead of anywhere.
+        plan: which crops are drawn.
         augment: off (None) = upright crops without changes.
         teacher: also give ``weak``: the same crop without color changes, for a teacher network.
     """
@@ -58,20 +75,19 @@ class PointCrops:
     def __init__(
         self,
         patches: Sequence[LoadedPatch],
+        plan: CropPlan,
         *,
-        crop: int,
-        shrink: int,
-        length: int = 0,
-        most_points: int = 0,
-        balance: float = 0.0,
         augment: Augmentation | None = None,
         teacher: bool = False,
     ) -> None:
-        if crop % shrink:
-            raise ValueError(f"--crop-size {crop} must be a multiple of {shrink}, at which images are shrunk")
-        self.patches, self.crop, self.shrink, self.length = patches, crop, shrink, length or len(patches)
-        self.most_points = most_points
-        self.balance, self.augment, self.teacher = balance, augment, teacher
+        self.patches, self.length, self.augment, self.teacher = (
+            patches,
+            plan.length or len(patches),
+            augment,
+            teacher,
+        )
+        self.crop, self.shrink = plan.crop, plan.shrink
+        self.most_points, self.balance = plan.most_points, plan.balance
         self.images: list[NDArray[Any]] = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
         self.points = [np.argwhere(patch.classes != IGNORE) for patch in patches]
         self.by_class = _images_by_class(patches)

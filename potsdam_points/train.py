@@ -34,7 +34,7 @@ from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, Coding, class_counts
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
-from potsdam_points.samples import MEAN, STD, Augmentation, PointCrops, WholePatches
+from potsdam_points.samples import MEAN, STD, Augmentation, CropPlan, PointCrops, WholePatches
 from potsdam_points.task import TASK
 
 DEMO = Path("data/demo/potsdam_points")
@@ -184,11 +184,13 @@ def build(config: Config, data: Data) -> Experiment:
     )
     crops = PointCrops(
         data.sparse,
-        crop=config.crop_size,
-        shrink=config.shrink,
-        length=config.samples_per_epoch,
-        balance=config.balance,
-        most_points=config.points_per_step,
+        CropPlan(
+            crop=config.crop_size,
+            shrink=config.shrink,
+            length=config.samples_per_epoch,
+            balance=config.balance,
+            most_points=config.points_per_step,
+        ),
         teacher=config.pseudo > 0,
         augment=Augmentation(config.zoom, config.rotate, config.color) if config.augment else None,
     )

@@ -17,7 +17,7 @@ from potsdam_points.data import (
     split_patches,
 )
 from potsdam_points.labels import decode
-from potsdam_points.samples import MEAN, STD, Augmentation, PointCrops, WholePatches, change_colors
+from potsdam_points.samples import MEAN, STD, Augmentation, CropPlan, PointCrops, WholePatches, change_colors
 
 
 def test_patches_are_joined_by_id_in_natural_order(scene):
@@ -143,14 +143,14 @@ def patch(side=64, seed=0):
 
 
 def test_an_unchanged_crop_is_the_image_and_its_points():
-    sample = PointCrops([patch()], crop=64, shrink=1)[(0, 5)]
+    sample = PointCrops([patch()], CropPlan(crop=64, shrink=1))[(0, 5)]
     image = sample["image"] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     assert torch.allclose(image * 255, torch.from_numpy(patch().image).float(), atol=1e-3)
     assert (sample["target"].numpy() == patch().classes).all()
 
 
 def test_shrinking_takes_block_means():
-    sample, whole = PointCrops([patch()], crop=64, shrink=2)[(0, 5)], WholePatches([patch()], shrink=2)[0]
+    sample, whole = PointCrops([patch()], CropPlan(crop=64, shrink=2))[(0, 5)], WholePatches([patch()], shrink=2)[0]
     assert sample["image"].shape == (3, 32, 32)
     assert torch.allclose(sample["image"], whole["image"], atol=1e-2)
     assert (sample["target"] == whole["target"]).all()
@@ -161,7 +161,7 @@ def test_points_move_with_the_image():
     rng = np.random.default_rng(0)
     classes = np.kron(rng.integers(0, 6, (8, 8)), np.ones((12, 12))).astype(np.uint8)
     painted = LoadedPatch("a", np.stack([classes * 40] * 3), classes)
-    data = PointCrops([painted], crop=64, shrink=1, augment=Augmentation(zoom=0.4, rotate=True))
+    data = PointCrops([painted], CropPlan(crop=64, shrink=1), augment=Augmentation(zoom=0.4, rotate=True))
     for seed in range(5):
         sample = data[(0, seed)]
         shown = (sample["image"][0] * STD[0] + MEAN[0]) * 255 / 40
@@ -173,7 +173,9 @@ def test_points_move_with_the_image():
 
 def test_a_sample_depends_on_its_key_alone():
     data = PointCrops(
-        [patch(seed=i) for i in range(3)], crop=32, shrink=2, balance=0.5, augment=Augmentation(0.3, True, 1.0)
+        [patch(seed=i) for i in range(3)],
+        CropPlan(crop=32, shrink=2, balance=0.5),
+        augment=Augmentation(0.3, True, 1.0),
     )
     first, other = data[(1, 7)], data[(1, 8)]
     assert torch.equal(first["image"], data[(1, 7)]["image"])
@@ -184,14 +186,14 @@ def test_balance_centers_on_rare_classes():
     classes = np.zeros((256, 256), np.uint8)
     classes[200, 40] = 4
     rare = LoadedPatch("a", np.zeros((3, 256, 256), np.uint8), classes)
-    data = PointCrops([rare], crop=64, shrink=2, balance=1.0)
+    data = PointCrops([rare], CropPlan(crop=64, shrink=2, balance=1.0))
     hits = sum(bool((data[(0, seed)]["target"] == 4).any()) for seed in range(40))
     assert 10 <= hits <= 30  # half of the draws are of the rare class
 
 
 def test_some_points_of_many_are_drawn_anew_for_each_crop():
-    every = PointCrops([patch()], crop=64, shrink=2)[(0, 3)]["target"]
-    data = PointCrops([patch()], crop=64, shrink=2, most_points=25)
+    every = PointCrops([patch()], CropPlan(crop=64, shrink=2))[(0, 3)]["target"]
+    data = PointCrops([patch()], CropPlan(crop=64, shrink=2, most_points=25))
     some, others = data[(0, 3)]["target"], data[(0, 4)]["target"]
     kept = some != 255
     assert torch.equal(some[kept], every[kept])
@@ -200,8 +202,8 @@ def test_some_points_of_many_are_drawn_anew_for_each_crop():
 
 
 def test_the_teacher_sees_the_crop_without_color_changes():
-    data = PointCrops([patch()], crop=64, shrink=2, augment=Augmentation(color=1.0), teacher=True)
-    plain = PointCrops([patch()], crop=64, shrink=2, augment=Augmentation())
+    data = PointCrops([patch()], CropPlan(crop=64, shrink=2), augment=Augmentation(color=1.0), teacher=True)
+    plain = PointCrops([patch()], CropPlan(crop=64, shrink=2), augment=Augmentation())
     assert torch.equal(data[(0, 3)]["weak"], plain[(0, 3)]["image"])
     assert not torch.equal(data[(0, 3)]["weak"], data[(0, 3)]["image"])
 
