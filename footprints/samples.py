@@ -11,33 +11,26 @@ import cv2
 import numpy as np
 import torch
 
-from common.data.augmentation import Matrix, Pixels, Place, affine_map, blur_and_noise, color_map, cut, middle, near
+from common.data.augmentation import (
+    Matrix,
+    Pixels,
+    Place,
+    affine_map,
+    blur_and_noise,
+    color_map,
+    cut,
+    middle,
+    near,
+    to_tensor,
+)
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from footprints.data import SceneSet, Tile, read_tile
 
-MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
-"""Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """How images in 0...1 become network input: ``(image - mean) / std`` per band."""
-
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def card(self) -> dict[str, list[float]]:
-        """What a checkpoint says about it."""
-        return {"mean": list(self.mean), "std": list(self.std)}
-
-    def __call__(self, image: Pixels) -> torch.Tensor:
-        """(H, W, 3) in 0...1 -> (3, H, W) tensor."""
-        normalized = (image - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(normalized, -1, 0), dtype=np.float32))
-
-
-NORMALIZATIONS = {"source": Normalization(), "aerial": Normalization(MEAN, STD)}
+NORMALIZATIONS = {
+    "source": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+    "aerial": {"mean": [0.45, 0.45, 0.43], "std": [0.22, 0.20, 0.20]},
+}
 """The source's images / 255, and zero mean with unit spread for aerial photographs."""
 
 
@@ -62,7 +55,6 @@ class FootprintCrops:
         crop: side of the crops, pixels.
         length: samples per epoch; 0 = as many as crops are needed to cover every scene once.
         balance: share of samples placed around a building pixel instead of anywhere.
-        normalization: of the images.
         augment: off (None) = upright crops without changes.
     """
 
@@ -74,12 +66,11 @@ class FootprintCrops:
         crop: int,
         length: int = 0,
         balance: float = 0.0,
-        normalization: Normalization = NORMALIZATIONS["source"],
         augment: Augmentation | None = None,
     ) -> None:
         self.scenes = found.part(ids)
         self.spots = [found.spots[scene.id] for scene in self.scenes]
-        self.crop, self.balance, self.normalization, self.augment = crop, balance, normalization, augment
+        self.crop, self.balance, self.augment = crop, balance, augment
         cells = [max(1, round(scene.frame.pixels / crop**2)) for scene in self.scenes]
         self._ends = np.cumsum(cells)
         self.length = length or int(self._ends[-1])
@@ -102,7 +93,7 @@ class FootprintCrops:
         if self.augment is not None and self.augment.color > 0:
             image = change_colors(image, self.augment.color, rng)
         return {
-            "image": self.normalization(image),
+            "image": to_tensor(image),
             "target": torch.from_numpy(classes.astype(np.int64)),
             "id": scene.id,
         }
@@ -139,8 +130,8 @@ def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> P
 class FootprintTiles:
     """Validation samples: whole chips, and tiles of larger scenes whose context is ignored."""
 
-    def __init__(self, tiles: Sequence[Tile], normalization: Normalization) -> None:
-        self.tiles, self.normalization = tiles, normalization
+    def __init__(self, tiles: Sequence[Tile]) -> None:
+        self.tiles = tiles
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -151,7 +142,7 @@ class FootprintTiles:
         tile = self.tiles[index]
         image, classes = read_tile(tile)
         return {
-            "image": self.normalization(np.moveaxis(to_unit(image), 0, -1)),
+            "image": torch.from_numpy(to_unit(image)),
             "target": torch.from_numpy(classes.astype(np.int64)),
             "id": tile.id,
         }

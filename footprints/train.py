@@ -131,8 +131,7 @@ def build(config: Config, data: Data) -> Experiment:
         arch_args = {"widths": list(config.widths), "stem": config.stem}
     model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)
-    normalization = NORMALIZATIONS[config.normalization]
-    values = normalization.card() | data.found.ranges.card()
+    values = NORMALIZATIONS[config.normalization] | data.found.ranges.card()
     loss, root = LossRecipe.of_config(vars(config)), str(data.root.resolve())
     card = TASK.card(config.arch, arch_args, normalization=values, loss=loss, split=data.split, data_root=root)
     crops = FootprintCrops(
@@ -141,10 +140,9 @@ def build(config: Config, data: Data) -> Experiment:
         crop=config.crop_size,
         length=config.samples_per_epoch,
         balance=config.balance,
-        normalization=normalization,
         augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
     )
-    return Experiment(model, card, crops, FootprintTiles(data.tiles["val"], normalization), len(data.tiles["test"]))
+    return Experiment(model, card, crops, FootprintTiles(data.tiles["val"]), len(data.tiles["test"]))
 
 
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:

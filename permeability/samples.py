@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from common.data.augmentation import Classes, Place, affine_map, blur_and_noise, color_map, cut, middle, near
 from common.data.sampling import Key
@@ -24,39 +23,15 @@ from common.labels import IGNORE
 from permeability.data import SiteSet, Tile
 from permeability.site import Site
 
-SOURCE_MEAN, SOURCE_STD = (0.4312, 0.4267, 0.3845), (0.2263, 0.2065, 0.1923)
+NORMALIZATION = {"mean": [0.4312, 0.4267, 0.3845], "std": [0.2263, 0.2065, 0.1923]}
 """Of PNOA orthophotos, in 0...1."""
 LEAST_SPREAD = 0.02
 """Standard deviations below this (a band without content) are not divided by."""
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """How images become network input: ``(image - mean) / std`` per band, of values in 0...1."""
-
-    mean: tuple[float, ...] = SOURCE_MEAN
-    std: tuple[float, ...] = SOURCE_STD
-
-    def card(self) -> dict[str, list[float]]:
-        """What a checkpoint says about it."""
-        return {"mean": list(self.mean), "std": list(self.std)}
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8, or float32 in 0...1 -> the network's input, float32."""
-        full = 255.0 if images.dtype == torch.uint8 else 1.0
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (self.mean, self.std))
-        result = images.to(torch.float32, copy=True, memory_format=torch.channels_last)
-        return result.sub_(full * mean).mul_(1 / (full * std))
-
-    def attach(self, model: nn.Module) -> None:
-        """Let a network take images as they are, and normalize them itself, whole batches on its own device.
-
-        Data workers then hand over bytes, a quarter of the traffic. Nothing of it is in the network's state.
-        """
-        model.register_forward_pre_hook(lambda module, inputs: (self(inputs[0]),))
-
-
-def measure(found: SiteSet, ids: Sequence[str], *, crop: int, channels: int, count: int, seed: int) -> Normalization:
+def measure(
+    found: SiteSet, ids: Sequence[str], *, crop: int, channels: int, count: int, seed: int
+) -> dict[str, list[float]]:
     """Mean and standard deviation per band over random windows, pixels without meaning left out.
 
     Args:
@@ -75,11 +50,11 @@ def measure(found: SiteSet, ids: Sequence[str], *, crop: int, channels: int, cou
         values = known / 255 if image.dtype == np.uint8 else known
         total, squares, pixels = total + values.sum(axis=1), squares + (values**2).sum(axis=1), pixels + values.shape[1]
     if not pixels:
-        return Normalization((0.5,) * channels, (0.25,) * channels)
+        return {"mean": [0.5] * channels, "std": [0.25] * channels}
     mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
     spread = np.maximum(std, LEAST_SPREAD)
-    return Normalization(tuple(round(v, 5) for v in mean.tolist()), tuple(round(v, 5) for v in spread.tolist()))
+    return {name: [round(v, 5) for v in values.tolist()] for name, values in (("mean", mean), ("std", spread))}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from common.networks.task import Task
 from common.networks.unet_small import UNetSmall
 from permeability.labels import CLASSES, PALETTE
 from permeability.model import ARCHITECTURES, recognize
-from permeability.samples import Normalization
+from permeability.samples import NORMALIZATION
 from permeability.weights import load_weights, published_state
 
 
@@ -28,7 +28,7 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
         raise ValueError(
             f"it reads {arch_args['channels']} bands and does not say how they are normalized; 3 are known"
         )
-    return TASK.card(arch, arch_args, normalization=dict(Normalization().card())), state
+    return TASK.card(arch, arch_args, normalization=dict(NORMALIZATION)), state
 
 
 TASK = Task(

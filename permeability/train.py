@@ -41,7 +41,7 @@ from permeability.data import (
 )
 from permeability.evaluate import read_samples
 from permeability.labels import CLASSES
-from permeability.samples import Augmentation, Normalization, TrainingWindows, ValidationTiles, measure
+from permeability.samples import NORMALIZATION, Augmentation, TrainingWindows, ValidationTiles, measure
 from permeability.task import TASK
 
 Architecture = Literal[
@@ -154,11 +154,10 @@ def build(config: Config, data: Data) -> Experiment:
     arch_args = network_args(config)
     model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)
-    normalization.attach(model)
     card = TASK.card(
         config.arch,
         arch_args,
-        normalization=normalization.card() | data.ranges.card(),
+        normalization=normalization | data.ranges.card(),
         scale=data.found.pixel,
         loss=LossRecipe.of_config(vars(config)),
         split=data.split,
@@ -177,13 +176,13 @@ def build(config: Config, data: Data) -> Experiment:
     return Experiment(model, card, windows, tiles, len(data.tiles["test"]))
 
 
-def choose_normalization(config: Config, data: Data) -> Normalization:
+def choose_normalization(config: Config, data: Data) -> dict[str, list[float]]:
     """The source's mean and spread, or those of random training windows."""
     if config.normalization == "source":
-        return Normalization()
+        return dict(NORMALIZATION)
     crop, ids = min(config.crop_size, 256), data.split["train"]
     measured = measure(data.found, ids, crop=crop, channels=config.channels, count=MEASURED, seed=config.seed)
-    say(f"{'measured:':24}mean {numbers(measured.mean)}, spread {numbers(measured.std)}")
+    say(f"{'measured:':24}mean {numbers(measured['mean'])}, spread {numbers(measured['std'])}")
     return measured
 
 

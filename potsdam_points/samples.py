@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from common.data.augmentation import Matrix, Pixels, Place, affine_map, middle, near, warp
+from common.data.augmentation import Matrix, Pixels, Place, affine_map, middle, near, to_tensor, warp
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from common.labels import IGNORE
 from potsdam_points.data import LoadedPatch
 from potsdam_points.labels import CLASSES
 
-MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
+NORMALIZATION = {"mean": [0.45, 0.45, 0.43], "std": [0.22, 0.20, 0.20]}
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
 
 
@@ -109,10 +109,10 @@ class PointCrops:
             image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         sample = {"target": torch.from_numpy(self._target(number, matrix, rng)), "id": patch.id}
         if self.teacher:
-            sample["weak"] = to_input(image)
+            sample["weak"] = to_tensor(image)
         if self.augment is not None and self.augment.color > 0:
             image = change_colors(image, self.augment.color, rng)
-        return {"image": to_input(image), **sample}
+        return {"image": to_tensor(image), **sample}
 
     def _place(self, index: int, rng: np.random.Generator) -> tuple[int, Place]:
         """An image and the crop's center (row, column) in it."""
@@ -178,12 +178,6 @@ def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> P
     return np.clip(image.astype(np.float32) + noise, 0, 1)
 
 
-def to_input(image: Pixels) -> torch.Tensor:
-    """(H, W, 3) in 0...1 -> normalized (3, H, W) tensor."""
-    normalized = (image - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(normalized, -1, 0), dtype=np.float32))
-
-
 class WholePatches:
     """Validation samples: whole images at 1 / ``shrink``, truth at full size; what pads odd sides is ignored."""
 
@@ -202,7 +196,7 @@ class WholePatches:
         target = np.pad(patch.classes, missing, constant_values=IGNORE)
         small = F.avg_pool2d(torch.from_numpy(image), self.shrink)
         return {
-            "image": to_input(small.permute(1, 2, 0).numpy()),
+            "image": small,
             "target": torch.from_numpy(target.astype(np.int64)),
             "id": patch.id,
         }

@@ -34,7 +34,7 @@ from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, Coding, class_counts
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
-from potsdam_points.samples import MEAN, STD, Augmentation, CropPlan, PointCrops, WholePatches
+from potsdam_points.samples import NORMALIZATION, Augmentation, CropPlan, PointCrops, WholePatches
 from potsdam_points.task import TASK
 
 DEMO = Path("data/demo/potsdam_points")
@@ -176,7 +176,7 @@ def build(config: Config, data: Data) -> Experiment:
     card = TASK.card(
         config.arch,
         arch_args,
-        normalization={"mean": list(MEAN), "std": list(STD)} | data.ranges.card(),
+        normalization=NORMALIZATION | data.ranges.card(),
         scale=1 / config.shrink,
         loss=loss,
         split={name: [patch.id for patch in patches] for name, patches in data.part.items()},

@@ -15,15 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
-from common.data.augmentation import Classes, Matrix, Pixels, affine_map, cut, jitter_colors, paste
+from common.data.augmentation import Classes, Matrix, Pixels, affine_map, cut, jitter_colors, paste, to_tensor
 from common.data.sampling import Key
 from common.images.ranges import to_unit
-from common.inference.predictor import normalize, rescale
+from common.inference.predictor import rescale
 from common.labels import IGNORE
 from rooftops.data import Pictures
-from rooftops.model import NORMALIZATION
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Windows:
             other = self._window(self.ids[rng.integers(len(self.ids))], rng)
             image, classes = paste(image, classes, *other, rng)
         return {
-            "image": to_input(torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))),
+            "image": to_tensor(image),
             "target": torch.from_numpy(classes.astype(np.int64)),
             "id": name,
         }
@@ -120,11 +118,6 @@ class Windows:
         return affine_map((row, col), self.side, turn, zoom, (float(rng.choice([-1.0, 1.0])), 1.0))
 
 
-def to_input(image: Tensor) -> Tensor:
-    """(3, H, W) in 0...1 -> normalized."""
-    return normalize(image[None], NORMALIZATION)[0].contiguous()
-
-
 class WholePictures:
     """Validation samples: whole pictures at ``scale``, with the truth at the label's own size."""
 
@@ -141,7 +134,7 @@ class WholePictures:
         size = [max(1, round(side * self.scale)) for side in picture.classes.shape]
         small = rescale(torch.from_numpy(picture.unit())[None], size)[0]
         return {
-            "image": to_input(small),
+            "image": small,
             "target": torch.from_numpy(picture.classes.astype(np.int64)),
             "id": picture.id,
         }

@@ -12,7 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.images.windows import Window, clip
 
@@ -185,6 +187,11 @@ def _color_step(kind: int, strength: float, level: Vector, rng: np.random.Genera
     if kind == 2:
         return factor * np.eye(3) + (1 - factor) * grey, np.zeros(3)
     return cv2.Rodrigues(np.full(3, 2 * math.pi * (factor - 1) / math.sqrt(3)))[0], np.zeros(3)
+
+
+def to_tensor(image: Pixels) -> Tensor:
+    """(H, W, C) -> (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0), np.float32))
 
 
 # Mixing

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from common.images.ranges import Range, ValueRanges
 from common.inference.tiling import Read, Tiling, predict_array, predict_rows
 from common.networks.checkpoint import ModelCard
+from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.networks.probabilities import class_probabilities, foreground_probability
 from common.networks.task import Task
@@ -239,15 +240,6 @@ def confidence_of(probability: NDArray[np.float32], mask: NDArray[np.uint8]) -> 
     if len(probability) == 1:
         return np.asarray(np.where(mask == 1, probability[0], 1 - probability[0]))
     return np.asarray(probability.max(axis=0))
-
-
-def normalize(images: Tensor, normalization: Mapping[str, object]) -> Tensor:
-    """(N, 3, H, W) in 0...1 -> minus ``mean``, divided by ``std``, where a card names them."""
-    if "mean" not in normalization:
-        return images
-    mean = torch.tensor(normalization["mean"], dtype=images.dtype, device=images.device)
-    std = torch.tensor(normalization["std"], dtype=images.dtype, device=images.device)
-    return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def rescale(images: Tensor, size: Sequence[int]) -> Tensor:

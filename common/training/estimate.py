@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.command.cli import say
 from common.command.config import TrainConfig
+from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.training.experiment import Experiment, to_device
 from common.training.state import TrainState
@@ -46,7 +47,8 @@ def time_forward(model: nn.Module, image: Tensor, precision: Precision) -> float
 def estimate(experiment: Experiment, samples: int, precision: Precision) -> Estimate:
     """Estimate epochs of so many training samples; a training step is taken as three forward passes."""
     image = torch.as_tensor(experiment.val_data[0]["image"])
-    seconds = time_forward(experiment.model, image, precision)
+    seen = normalize(image[None], experiment.card.normalization)[0]
+    seconds = time_forward(experiment.model, seen, precision)
     ratio = torch.as_tensor(experiment.train_data[(0, 0)]["image"]).numel() / image.numel()
     validation = seconds * len(experiment.val_data)
     return Estimate(validation, validation + 3 * seconds * ratio * samples)

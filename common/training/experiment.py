@@ -1,14 +1,15 @@
 """What the training loop works on: samples, an experiment of network and data, and how its batches are computed.
 
-A dataset sample is a dictionary with ``image`` (C, H, W) float32, ``target`` (H, W) int64 (255 = ignored), ``id`` (its
-files, for messages) and whatever tensors or names the task's criterion reads besides. A training dataset is indexed by
-``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by plain integers.
+A dataset sample is a dictionary with ``image`` (C, H, W) uint8 or float32 in 0...1, ``target`` (H, W) int64 (255 =
+ignored), ``id`` (its files, for messages) and whatever tensors or names the task's criterion reads besides. A training
+dataset is indexed by ``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by plain
+integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 
 from common.command.cli import StopRequest
 from common.networks.checkpoint import ModelCard
+from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.networks.probabilities import Probabilities, probabilities_of
 from common.training.state import TrainState
 
 Batch = dict[str, Any]
+IMAGES = ("image", "weak")
+"""What a batch has for the network, or for a teacher."""
 Criterion = Callable[[Tensor, Batch, TrainState | None], Tensor]
 """Logits and their batch -> scalar loss; in training the state too, for terms that need the average or the progress."""
 
@@ -74,21 +78,30 @@ class Engine:
     probabilities: Probabilities
     precision: Precision
     stop: StopRequest | None = None
+    normalization: Mapping[str, object] = field(default_factory=dict)
+    """The card's."""
 
     @classmethod
     def of(cls, experiment: Experiment, precision: Precision, stop: StopRequest | None = None) -> Engine:
         """That of an experiment: its own criterion, or the loss that its card names."""
         loss = experiment.card.loss.build()
         criterion = experiment.criterion or (lambda logits, batch, state: loss(logits, batch["target"]))
-        return cls(criterion, probabilities_of(experiment.card), precision, stop)
+        card = experiment.card
+        return cls(criterion, probabilities_of(card), precision, stop, card.normalization)
 
     @property
     def interrupted(self) -> bool:
         """Whether a signal asked to stop."""
         return self.stop is not None and self.stop.signum is not None
 
+    def receive(self, batch: Batch) -> Batch:
+        """A batch on the device, its images normalized."""
+        moved = to_device(batch, self.precision.device)
+        images = {name: normalize(moved[name], self.normalization) for name in IMAGES if name in moved}
+        return {**moved, **images}
+
     def logits(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The network's outputs for a batch that lies on the device."""
+        """The network's outputs for a batch that was received."""
         with self.precision.autocast():
             logits: Tensor = network(batch["image"])
         return logits.float()

@@ -29,7 +29,7 @@ from common.networks.checkpoint import ModelCard, save_checkpoint
 from common.networks.norm import steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
 from common.training.estimate import advise, estimate, print_plan
-from common.training.experiment import Batch, Engine, Experiment, SegmentationData, to_device
+from common.training.experiment import Batch, Engine, Experiment, SegmentationData
 from common.training.pictures import draw_epoch
 from common.training.runs import RunFolder
 from common.training.schedule import Clock, Schedule
@@ -74,7 +74,7 @@ def train_one_epoch(
         for options in state.optimizer.param_groups:
             options["lr"] = config.lr * state.schedule.value(state.step, state.progress)
         for batch in group:
-            batch = to_device(batch, engine.precision.device)
+            batch = engine.receive(batch)
             loss = engine.criterion(engine.logits(forward, batch), batch, state)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -132,7 +132,7 @@ def evaluate(
     """
     model.eval()
     for batch in tqdm(_loader(data, workers, batch_size=1), desc="evaluate", leave=False, disable=None):
-        batch = to_device(batch, engine.precision.device)
+        batch = engine.receive(batch)
         logits = _at_size(engine.logits(model, batch), batch["target"].shape[-2:])
         name, loss = str(batch["id"][0]), float(engine.criterion(logits, batch, None))
         if not math.isfinite(loss):

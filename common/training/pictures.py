@@ -16,7 +16,7 @@ from common.images.display import Palette, Pixels, colorize, overlay, stretch, s
 from common.labels import IGNORE
 from common.report.examples import panels
 from common.report.plots import grid
-from common.training.experiment import Engine, Experiment, SegmentationData, to_device
+from common.training.experiment import Engine, Experiment, SegmentationData
 from common.training.runs import RunFolder
 from common.training.state import TrainState
 
@@ -70,7 +70,7 @@ def draw_epoch(state: TrainState, experiment: Experiment, engine: Engine, run: R
     data: SegmentationData = experiment.val_data
     for number, index in enumerate(spread(len(data), WATCHED)):
         sample = data[index]
-        batch = to_device({"image": torch.as_tensor(sample["image"])[None]}, engine.precision.device)
+        batch = engine.receive({"image": torch.as_tensor(sample["image"])[None]})
         target = _numpy(sample["target"]).astype(np.uint8)
         logits = F.interpolate(engine.logits(network, batch), size=target.shape, mode="bilinear")
         probability = engine.probabilities(logits)[0].cpu()

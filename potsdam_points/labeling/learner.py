@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.inference.predictor import normalize
 from common.labels import IGNORE
 from common.losses import partial_cross_entropy
 from common.networks.checkpoint import ModelCard, save_checkpoint
+from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from potsdam_points.labeling.store import PointStore
 from potsdam_points.labeling.tiles import TILE, TileSource

@@ -8,7 +8,7 @@ import rasterio
 
 import footprints
 from common.networks.checkpoint import load_checkpoint
-from footprints.samples import NORMALIZATIONS, Augmentation
+from footprints.samples import Augmentation
 from tests.commands import check_resume
 from tests.footprints.towns import roofs, write_raster
 
@@ -139,7 +139,7 @@ def test_flags_of_training_reach_the_crops(call, scene, small, monkeypatch):
     )  # fmt: skip
     call("train", *flags).mistake("enough")
     assert (seen["crop"], seen["length"], seen["balance"]) == (64, 7, 0.3)
-    assert seen["normalization"] == NORMALIZATIONS["aerial"] and seen["augment"] == Augmentation(90, 0.1, 0.4)
+    assert seen["augment"] == Augmentation(90, 0.1, 0.4)
     assert seen["ids"] == sorted(f"train/{path.stem}" for path in (scene / "train" / "images").iterdir())
     call("train", *flags, "--no-augment").mistake("enough")
     assert seen["augment"] is None

@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,7 @@ from common.data.sampling import EpochBatches
 from common.images.windows import Window
 from permeability.data import Join, Mask, find_files, inspect_sites, join_sites, plan_tiles
 from permeability.samples import (
-    SOURCE_MEAN,
-    SOURCE_STD,
     Augmentation,
-    Normalization,
     TrainingWindows,
     ValidationTiles,
     around,
@@ -33,27 +28,6 @@ def windows(found, **options):
     return TrainingWindows(found, [site.id for site in found.sites], crop=32, length=40, **options)
 
 
-def test_normalization_is_mean_and_spread_of_values_in_0_to_1():
-    image = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 7)).astype(np.uint8)
-    mean, std = (np.array(v)[:, None, None] for v in (SOURCE_MEAN, SOURCE_STD))
-    expected = (image / 255 - mean) / std
-    unit = torch.from_numpy((image / 255).astype(np.float32))
-    kept = unit.clone()
-    for given in (torch.from_numpy(image), unit):
-        assert np.allclose(Normalization()(given).numpy(), expected, atol=1e-5)
-    assert torch.equal(unit, kept)
-
-
-def test_a_network_normalizes_by_itself_and_its_state_does_not_show():
-    network = torch.nn.Conv2d(3, 1, 1)
-    keys, image = list(network.state_dict()), torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
-    expected = network(Normalization()(image))
-    Normalization().attach(network)
-    copied = copy.deepcopy(network)  # as the moving average is
-    assert torch.equal(network(image), expected) and torch.equal(copied(image), expected)
-    assert list(network.state_dict()) == keys
-
-
 def test_measured_normalization_is_that_of_labeled_pixels(tmp_path):
     image, mask = patches(64, 64)
     mask[:20] = 255
@@ -63,8 +37,8 @@ def test_measured_normalization_is_that_of_labeled_pixels(tmp_path):
     found, _ = inspect_sites(sites)
     measured = measure(found, [site.id for site in sites], crop=64, channels=3, count=2, seed=0)
     known = image[:, 20:].reshape(3, -1) / 255
-    assert np.allclose(measured.mean, known.mean(axis=1), atol=1e-4)
-    assert np.allclose(measured.std, known.std(axis=1), atol=1e-4)
+    assert np.allclose(measured["mean"], known.mean(axis=1), atol=1e-4)
+    assert np.allclose(measured["std"], known.std(axis=1), atol=1e-4)
 
 
 def test_a_sample_depends_on_its_seed_alone(found):

@@ -1,0 +1,32 @@
+"""From pixels to what a network reads: the one place where training and inference normalize images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def normalize(images: Tensor, normalization: Mapping[str, object]) -> Tensor:
+    """Minus ``mean``, divided by ``std``, where a card names them.
+
+    Bytes travel to the device as they are, a quarter of the traffic.
+
+    Args:
+        images: (N, C, H, W) uint8, or float in 0...1.
+        normalization: the card's: ``mean`` and ``std`` of values in 0...1 by band.
+
+    Returns:
+        (N, C, H, W) float.
+    """
+    full = 255.0 if images.dtype == torch.uint8 else 1.0
+    if images.dtype == torch.uint8:
+        images = images.to(torch.float32, memory_format=torch.channels_last)
+    if "mean" not in normalization:
+        return images / full if full > 1 else images
+    mean, std = (
+        torch.tensor(normalization[name], dtype=images.dtype, device=images.device)[:, None, None]
+        for name in ("mean", "std")
+    )
+    return (images - full * mean).mul_(1 / (full * std)) if full > 1 else (images - mean) / std
