@@ -161,8 +161,8 @@ class HeldOut:
 
 
 def sample(image: Pixels, classes: Pixels, name: str) -> dict[str, Any]:
-    """A sample: normalized image (3, H, W) float32, target (H, W) int64."""
-    values = (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    """A sample: image (3, H, W) float32 in 0...1, target (H, W) int64."""
+    values = image.astype(np.float32) / 255
     return {
         "image": torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0))),
         "target": torch.from_numpy(classes.astype(np.int64)),
