@@ -92,7 +92,7 @@ def test_whole_rasters_are_scored_by_tiles_with_the_same_result(trained, town, c
     whole = json.loads(call("evaluate", *flags).out.splitlines()[-1])
     monkeypatch.setattr("footprints.evaluate.TILE_SIDE", 128)
     monkeypatch.setattr("footprints.data.MEMORY", 0)
-    monkeypatch.setattr("footprints.data.load_scenes.__defaults__", (0,))
+    monkeypatch.setattr("footprints.data.load_scenes.__defaults__", (0, None))
     tiles = json.loads(call("evaluate", *flags).out.splitlines()[-1])
     assert whole["n_images"] == tiles["n_images"] == 1
     assert whole["n_pixels"] == tiles["n_pixels"] == 300 * 420
@@ -178,7 +178,7 @@ def test_every_shipped_recipe_trains(call, recipe, scene, tmp_path):
 
 def test_data_workers_read_rasters_for_themselves(call, town, small, tmp_path, monkeypatch):
     assert call("crop", town, tmp_path / "crops", "--size", 96).code == 0
-    monkeypatch.setattr("footprints.data.load_scenes.__defaults__", (0,))
+    monkeypatch.setattr("footprints.data.load_scenes.__defaults__", (0, None))
     result = call(
         "train", "--data-root", tmp_path / "crops", *small, "--epochs", 1, "--samples-per-epoch", 16, "--workers", 1,
         "--output-dir", tmp_path / "run",
