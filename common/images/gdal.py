@@ -36,6 +36,8 @@ IN_PARTS = ("GTiff", "JP2OpenJPEG", "VRT")
 """Formats made for rasters of any size."""
 LARGEST_PICTURE = 1 << 30
 """Pixels of a file in another format."""
+MOST_BANDS = 1024
+"""Bands of a file; the widest sensors have some hundred, and a header of a few bytes can claim 65 535."""
 COMPRESSION = 1 << 17
 """No raster with content takes fewer bytes than its pixels' divided by this."""
 BMP_COMPRESSION = 1 << 15
@@ -126,6 +128,8 @@ def open_raster(path: Path, *, pages: bool = False) -> Iterator[DatasetReader]:
 def _check_claim(path: Path, dataset: DatasetReader, size: int) -> None:
     """Compare the pixels that the header claims with the bytes of the file."""
     pixels, driver = dataset.width * dataset.height, dataset.driver
+    if dataset.count > MOST_BANDS:
+        raise ValueError(f"{path}: claims {dataset.count} bands, at most {MOST_BANDS} are read; the file is damaged")
     claimed = pixels * sum(np.dtype(kind.removeprefix("complex_")).itemsize for kind in dataset.dtypes)
     most = size * (BMP_COMPRESSION if driver == "BMP" else COMPRESSION)
     shape = f"{dataset.width} x {dataset.height} pixels"

@@ -147,10 +147,10 @@ def test_a_pipe_is_no_image(tmp_path):
 # Claims
 
 
-def lying_tiff(path, side=2**31 - 1):
+def lying_tiff(path, side=2**31 - 1, bands=1):
     """A TIFF of some bytes whose header claims an enormous size."""
     entries = [(256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
-               (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 8)]  # fmt: skip
+               (277, 3, 1, bands), (278, 4, 1, 1), (279, 4, 1, 8)]  # fmt: skip
     body = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     path.write_bytes(struct.pack("<2sHI", b"II", 42, 16) + bytes(8) + struct.pack("<H", 9) + body + bytes(4))
     return path
@@ -176,6 +176,8 @@ def test_a_header_that_claims_more_than_the_file_can_hold_is_damage(tmp_path):
         read_raster(lying_tiff(tmp_path / "lie.tif"))
     with pytest.raises(ValueError, match=r"lie\.tif: claims 200000 x 200000 pixels in \d+ bytes"):
         open_dataset(lying_tiff(tmp_path / "lie.tif", 200_000))
+    with pytest.raises(ValueError, match=r"lie\.tif: claims 60000 bands"):
+        open_dataset(lying_tiff(tmp_path / "lie.tif", 10, bands=60_000))
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tif"])
