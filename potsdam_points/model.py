@@ -8,6 +8,7 @@ times the input's: the source reads 300 x 300 patches at 150 x 150 and compares 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from common.networks.backbones import torchvision_network
 from common.networks.task import Backbone
-from common.networks.unet_small import UNetSmall, conv_bn_relu
+from common.networks.unet_small import Residual, UNetSmall, conv_bn_relu
 
 Decoder = Literal["plain", "skip"]
 PLAIN_WIDTHS = (256, 128, 64, 32)
@@ -116,7 +117,50 @@ class ResNet18Segmentation(nn.Module):
         return enlarge(logits, x, image, self.upsample)
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"resnet18": ResNet18Segmentation, "unet_small": UNetSmall}
+class SmallUNet(nn.Module):
+    """The small U-Net of earlier checkpoints, which can still be loaded; new trainings take ``unet_small``.
+
+    Args:
+        outputs: logit channels.
+        widths: feature channels at 1/2, 1/4, 1/8, 1/16 and 1/32.
+        upsample: logits are given at this multiple of the input's size.
+
+    Shape:
+        (N, 3, H, W) -> (N, outputs, upsample * H, upsample * W) for any H, W.
+    """
+
+    def __init__(self, outputs: int = 6, widths: Sequence[int] = (32, 64, 128, 192, 256), upsample: int = 2) -> None:
+        super().__init__()
+        self.stem = conv_bn_relu(3, widths[0], 4, 2)
+        self.stem2 = conv_bn_relu(widths[0], widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(True), Residual(b)
+            )
+            for a, b in pairwise(widths)
+        )
+        self.up = nn.ModuleList(conv_bn_relu(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.head = nn.Conv2d(widths[0], outputs, 1)
+        self.upsample = upsample
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits at ``upsample`` times the image's size."""
+        padded = pad_to_stride(image)
+        maps = [self.stem2(self.stem(padded))]
+        for stage in self.down:
+            maps.append(stage(maps[-1]))
+        x = maps.pop()
+        for stage in self.up:
+            skip = maps.pop()
+            x = stage(torch.cat([resize(x, skip.shape[2:]), skip], dim=1))
+        return enlarge(self.head(x), padded, image, self.upsample)
+
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "resnet18": ResNet18Segmentation,
+    "unet_small": UNetSmall,
+    "small_unet": SmallUNet,
+}
 
 
 def recognize(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

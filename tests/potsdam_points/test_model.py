@@ -15,6 +15,7 @@ from potsdam_points.task import TASK
 NETWORKS = [
     ("resnet18", {"decoder": "plain"}), ("resnet18", {"decoder": "skip"}),
     ("unet_small", {"widths": [8, 8, 16, 16, 16], "stem": 2, "upsample": 2}),
+    ("small_unet", {"widths": [8, 8, 16, 16, 16]}),
 ]  # fmt: skip
 
 
