@@ -38,6 +38,8 @@ LOSS_TERMS = ("bce", "dice", "jaccard", "focal")
 class Config(TrainConfig):
     """Train building footprints. Without --data-root (or --images and --labels) the demo scenes are used."""
 
+    loss: str = "bce+dice"
+    """Terms with weights: bce, dice, jaccard, focal, such as 0.5*bce+dice."""
     arch: Literal["refinenet", "unet_small"] = "refinenet"
     """Network; unet_small is for laptops."""
     encoder: Literal["resnet34", "resnet50"] = "resnet50"

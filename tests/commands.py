@@ -113,6 +113,7 @@ def check_resume(call, monkeypatch, folder, *flags):
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "log_epoch", stop)
         assert call("train", *flags, "--output-dir", folder / "parts").code == 130
-    assert call("train", *flags, "--output-dir", folder / "parts", "--resume", "auto").code == 0
+    resumed = call("train", *flags, "--output-dir", folder / "parts", "--resume", "auto")
+    assert resumed.code == 0, resumed.err
     one, two = (load_checkpoint(folder / name / "last.pt")[1] for name in ("whole", "parts"))
     assert all(torch.equal(one[key], two[key]) for key in one)
