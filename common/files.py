@@ -115,7 +115,7 @@ class OutputFolder:
                 inside = [target] if os.path.lexists(target) else []
             for path in inside:
                 wrote = self._known.get((path.relative_to(self.path).as_posix(), origin))
-                if not wrote or path.is_symlink() or not path.is_file() or file_hash(path) not in wrote:
+                if not wrote or not path.is_file() or file_hash(path) not in wrote:
                     raise FileExistsError(
                         f"{path} is in the way: no earlier run wrote it from {_first(source)}, or it was changed "
                         "since; move it, or choose another place for the outputs"
