@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -135,14 +135,12 @@ class Predictor:
         device, amp = self.precision.device, self.precision.amp_dtype
         return Tiling(self.tile, self.overlap, self.tta, self.batch, stride, device, amp)
 
-    def __call__(
-        self, image: NDArray[np.float32], progress: Callable[[int, int], None] | None = None
-    ) -> NDArray[np.float32]:
+    def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes.
 
         The further maps of the networks' cards, in 0...1, follow them.
         """
-        return predict_array(image, self.probabilities, self.outputs, self.tiling, progress)
+        return predict_array(image, self.probabilities, self.outputs, self.tiling)
 
     def rows(
         self, read: Read, size: tuple[int, int], *, first_row: int = 0

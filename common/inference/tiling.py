@@ -26,7 +26,6 @@ from common.networks.padding import pad_to_multiple
 
 Predictor = Callable[[Tensor], Tensor]
 Read = Callable[[Window], Tensor | None]
-Progress = Callable[[int, int], None]
 
 CPU = torch.device("cpu")
 NOT_FINITE = "the network gave NaN or infinite outputs; try --amp off, or check the checkpoint"
@@ -222,7 +221,6 @@ def predict_rows(
     tiling: Tiling,
     *,
     first_row: int = 0,
-    progress: Progress | None = None,
     ahead: int = 0,
 ) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
     """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
@@ -239,7 +237,6 @@ def predict_rows(
         tiling: How the image is cut.
         first_row: Where to begin: the row after a band handed out before. The bands from there on are the same, bit for
             bit, as those of a run from the top.
-        progress: Called after every window with the number of windows done and their total.
         ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
@@ -258,7 +255,6 @@ def predict_rows(
     wanted = [window for window in windows if window.row + window.height > first_row]
     bands = [band for band in pairwise(edges) if band[0] >= (wanted[0].row if wanted else height)]
     predictions = predict_windows(read, wanted, predict, tiling, ahead=ahead)
-    order = {window: number for number, window in enumerate(windows, start=1)}
     with closing(predictions):
         for window, output in predictions:
             if output.shape[0] != num_outputs:
@@ -266,8 +262,6 @@ def predict_rows(
             while bands[0][1] <= window.row:
                 yield from _finished(ring, bands.pop(0), first_row)
             ring.add(window, output, weights(window, output.device))
-            if progress is not None:
-                progress(order[window], len(windows))
     for band in bands:
         yield from _finished(ring, band, first_row)
 
@@ -284,7 +278,6 @@ def predict_array(
     predict: Predictor,
     num_outputs: int,
     tiling: Tiling,
-    progress: Progress | None = None,
 ) -> npt.NDArray[np.float32]:
     """Predict an image in memory tile by tile and blend the tiles.
 
@@ -295,7 +288,6 @@ def predict_array(
         predict: See `predict_rows`.
         num_outputs: Channels of the prediction.
         tiling: How the image is cut.
-        progress: See `predict_rows`.
 
     Returns:
         (num_outputs, H, W) float32.
@@ -315,7 +307,7 @@ def predict_array(
         return part if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
 
     result = np.empty((num_outputs, height, width), np.float32)
-    for row, band in predict_rows(read, (height, width), predict, num_outputs, tiling, progress=progress):
+    for row, band in predict_rows(read, (height, width), predict, num_outputs, tiling):
         result[:, row : row + band.shape[1]] = band
     _check_finite(result, image)
     return result

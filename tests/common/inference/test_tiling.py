@@ -25,8 +25,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def predict_array(image, predict, *, num_outputs, progress=None, **options):
-    return tiling.predict_array(image, predict, num_outputs, Tiling(**options), progress)
+def predict_array(image, predict, *, num_outputs, **options):
+    return tiling.predict_array(image, predict, num_outputs, Tiling(**options))
 
 
 sides = st.integers(1, 90)
@@ -432,20 +432,6 @@ def test_amp_runs_the_network_in_low_precision_and_returns_float32():
 
     result = predict_array(random_image(1, 32, 32), network, num_outputs=1, tile=32, amp_dtype=torch.bfloat16)
     assert seen == [torch.bfloat16] and result.dtype == np.float32
-
-
-def test_progress_counts_windows_up_to_the_total():
-    calls = []
-    predict_array(
-        random_image(1, 64, 96),
-        lambda x: x,
-        num_outputs=1,
-        tile=32,
-        overlap=0.0,
-        batch=4,
-        progress=lambda *args: calls.append(args),
-    )
-    assert calls == [(done, 6) for done in range(1, 7)]
 
 
 # Memory and bad input
