@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -58,9 +59,12 @@ def fingerprint(path: bytes, size: int) -> str:
 def opens(path: Path) -> str:
     """Why a product does not open as what its name says; empty if it does."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as plain:
             warnings.simplefilter("ignore")
-            reader(path)(path)
+            for part in path.parent.iterdir():  # a shapefile is several files
+                if part.stem == path.stem:  # under a plain name: libraries read a meaning into others
+                    (Path(plain) / f"product{part.suffix}").symlink_to(part.resolve())
+            reader(path)(Path(plain) / f"product{path.suffix}")
     except Exception as error:  # whatever its decoder raises is the answer
         return f"{type(error).__name__}: {error}"
     return ""
@@ -173,7 +177,7 @@ def file_faults(folder: Path, before: Snapshot, *, killed: bool = False) -> list
             faults.append(f"{'changed' if path in after else 'removed'}: {os.fsdecode(path)!r}")
     for path in after.keys() - before.keys():
         full = folder / os.fsdecode(path)
-        hidden = any(part.startswith(b".") and not part.startswith(b".hidden_") for part in path.split(b"/"))
+        hidden = any(part.startswith(b".") and not part.startswith(b".hidden") for part in path.split(b"/"))
         if hidden and not killed:
             faults.append(f"left over: {os.fsdecode(path)!r}")
         elif not hidden and full.is_file() and (reason := opens(full)):
