@@ -115,7 +115,7 @@ def check_packages() -> None:
 def trace(network: nn.Module, channels: int) -> onnx.ModelProto:
     """The network as an ONNX graph with free batch, height and width."""
     axes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    example = torch.zeros(2, channels, 112, 144)
+    example = torch.zeros(2, channels, 117, 150)  # no multiple of a stride: networks that pad then do so in the graph
     with quiet():
         program = torch.onnx.export(
             network.eval().float(), (example,), dynamo=True, input_names=["image"], output_names=["logits"],

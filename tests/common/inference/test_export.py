@@ -18,6 +18,7 @@ NETWORKS = [
     ("hela_nuclei", "unet_resnet18", {"outputs": 1, "channels": 1}),
     ("footprints", "unet_small", {"widths": [8, 16, 16]}),
     ("footprints", "refinenet", {"encoder": "resnet34"}),
+    ("permeability", "deeplabv3plus", {"encoder": "resnet18", "outputs": 2}),
     ("potsdam_points", "resnet18", {"decoder": "skip"}),
 ]
 
