@@ -38,7 +38,8 @@ def stretch(image: NDArray[Any]) -> Pixels:
         raise ValueError(f"an image to display has shape (C, H, W) or (H, W), this one has {image.shape}")
     channels = image[None] if image.ndim == 2 else image[:3] if image.shape[0] >= 3 else image[:1]
     if channels.dtype != np.uint8:
-        channels = _to_bytes(channels.astype(np.float32))
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and are shown as the extremes
+            channels = _to_bytes(channels.astype(np.float32))
     return np.ascontiguousarray(np.broadcast_to(channels, (3, *channels.shape[1:])).transpose(1, 2, 0))
 
 

@@ -127,7 +127,7 @@ def read_graph(path: Path) -> None:
 
 def names(line: str, name: str) -> bool:
     """Whether a message names a file; of an unprintable name its longest printable piece must do."""
-    piece = max(re.findall(r"[0-9A-Za-z_.!;$()\[\] -]+", name) or [""], key=len)[:60]
+    piece = name[:60] if name.isprintable() else max(re.findall(r"[0-9A-Za-z_.!;$()\[\] -]+", name), key=len)[:60]
     if name.startswith(piece):  # another file's name may end like this one
         return re.search(rf"(?<![\w.-]){re.escape(piece)}", line) is not None
     return piece in line
