@@ -9,6 +9,7 @@ import tifffile
 import yaml
 
 from common.networks.checkpoint import load_checkpoint
+from common.training.runs import MARKER
 
 FILES = {"config.yaml", "best_iou.pt", "best_loss.pt", "last.pt", "metrics.csv", "curves.png", "predictions.png",
          "test_metrics.json", "report.html"}  # fmt: skip
@@ -20,7 +21,7 @@ def test_a_run_leaves_everything_behind(training):
     assert result.out == ""
     assert "Warning" not in result.err
     for words in ("frames with a mask:     10", "96 x 128 (10)", "uint16", "instance ids", "share of pixels", "0.483 M",
-                  "split: train 8, val 1, test 1", "min"):  # fmt: skip
+                  "train 8, val 1, test 1", "min"):  # fmt: skip
         assert words in result.err
     names = {path.name for path in folder.iterdir()}
     assert names >= FILES
@@ -144,7 +145,7 @@ def test_sigterm_saves_and_resume_goes_on(started, command, scene, tmp_path):
     assert process.returncode == 143, err
     assert "--resume" in err
     assert "Traceback" not in err
-    assert not list((tmp_path / "run").glob(".*"))
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [MARKER]
     done = load_checkpoint(tmp_path / "run" / "last.pt")[2]["epoch"]
     result = command("train", *flags, "--epochs", done + 2, "--resume", "auto", cwd=tmp_path)
     assert result.code == 0, result.err
