@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.command.cli import STARTED, NonFiniteLoss, exit_code
-from common.losses import build_loss
+from common.losses import LossRecipe, build_loss
 from common.networks.checkpoint import load_checkpoint
 from common.training.loop import FINISH_SECONDS
 from common.training.runs import RunFolder, own_folder
@@ -110,8 +110,8 @@ class FakeTraining:
     def __init__(self, courses):
         self.courses, self.seen = courses, []
 
-    def __call__(self, wanted, data, run, precision, loss):
-        self.seen.append((wanted, data, precision, loss))
+    def __call__(self, experiment, wanted, run, precision):
+        self.seen.append((wanted, experiment, precision))
         course = self.courses[len(self.seen) - 1]
         if isinstance(course, Exception):
             raise course
@@ -133,7 +133,8 @@ def search(tmp_path, monkeypatch):
         courses, *more, engine="hyperopt", text="arch: [fpn]\nlr: {low: 1e-4, high: 1e-2}\nepochs: 4\n", count=None
     ):
         fake = FakeTraining(courses)
-        monkeypatch.setattr(tune.train, "train", fake)
+        monkeypatch.setattr(tune, "fit", fake)
+        monkeypatch.setattr(tune.train, "build", lambda config, data: ("built from", config, data))
         monkeypatch.setattr(tune.train, "load_data", lambda config: ("data of", config))
         monkeypatch.setattr(tune, "log_hparams", lambda folder, trial: None)
         monkeypatch.chdir(tmp_path)
@@ -224,7 +225,8 @@ def test_trainings_are_told_what_the_search_was(search, tmp_path):
         "--minutes-per-trial", 3,
     )  # fmt: skip
     assert code == 0
-    for number, (wanted, data, precision, loss) in enumerate(seen):
+    for number, (wanted, (_, built, data), precision) in enumerate(seen):
+        assert built is wanted
         assert 1e-4 <= wanted.lr <= 1e-2 and (wanted.epochs, wanted.label_smoothing) == (4, 0.25)
         assert (wanted.seed, wanted.workers, wanted.device, wanted.amp) == (5, 1, "cpu", "off")
         assert wanted.skip_bad and str(wanted.output_dir) == f"out/trial_{number:03d}"
@@ -233,6 +235,7 @@ def test_trainings_are_told_what_the_search_was(search, tmp_path):
         assert spent + 2 < wanted.max_minutes < spent + 3.1
         assert str(precision.device) == "cpu"
         logits, target = torch.randn(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)
+        loss = LossRecipe.of_config(vars(wanted)).build()
         assert torch.isclose(loss(logits, target), build_loss("ce+dice", label_smoothing=0.25)(logits, target))
     assert [trial["params"]["lr"] for trial in stored(tmp_path, "s")] == [wanted.lr for wanted, *_ in seen]
     assert len({wanted.lr for wanted, *_ in seen}) == 2
