@@ -29,7 +29,7 @@ def test_a_run_leaves_what_is_promised_and_learns(trained):
 def test_the_checkpoint_carries_what_inference_needs(trained):
     card, _, _ = load_checkpoint(trained[0] / "best_iou.pt", "potsdam_points")
     assert (card.scale, card.split["val"], len(card.split["train"])) == (0.5, ["7", "8", "9"], 7)
-    assert card.arch_args == {"outputs": 6, "upsample": 2, "widths": [12, 16, 24, 32, 32]}
+    assert card.arch_args == {"outputs": 6, "upsample": 2, "widths": [12, 16, 24, 32, 32], "stem": 2}
     assert set(card.normalization) == {"mean", "std"}
 
 
