@@ -10,7 +10,9 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
@@ -54,7 +56,26 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, session: Session, port: int = 0) -> None:
         self.token = secrets.token_urlsafe(24)
         self.session = session
+        self.answering, self._idle = 0, threading.Condition()
         super().__init__(("127.0.0.1", port), partial(Handler, session))
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Count an answer until it is given."""
+        with self._idle:
+            self.answering += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self.answering -= 1
+                self._idle.notify_all()
+
+    def server_close(self) -> None:
+        """Close after the answers that are under way: Python aborts when it ends while a network runs in a thread."""
+        super().server_close()
+        with self._idle:
+            self._idle.wait_for(lambda: self.answering == 0)
 
     @property
     def url(self) -> str:
@@ -85,11 +106,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Pages, tiles, state."""
-        self._answer(self._get)
+        with self.server.under_way():
+            self._answer(self._get)
 
     def do_POST(self) -> None:
         """Clicks and commands."""
-        self._answer(self._post)
+        with self.server.under_way():
+            self._answer(self._post)
 
     def _answer(self, work: Callable[[str, dict[str, str]], tuple[bytes, str]]) -> None:
         parts = urlsplit(self.path)

@@ -108,6 +108,8 @@ def test_clicks_survive_a_kill_and_the_map_learns(page, tmp_path):
         page.keys("12"[i % 2])
         page.click(*((10, 10 * i) if i % 2 else (-240 + 5 * i, -240)))
         wait_for(lambda count=i + 1: len(page.table()) == count, "a click")
+    shown = "return [...document.querySelectorAll('.count')].map(one => one.textContent)"
+    wait_for(lambda: page.browser.execute_script(shown)[:2] == ["4", "4"], "the last answer")
     before = page.table()
     assert [line.split(",")[3] for line in before] == ["dark", "bright"] * 4
     assert all(abs(int(line.split(",")[1]) - 300) < 60 for line in before[1::2])  # beside the middle of the picture

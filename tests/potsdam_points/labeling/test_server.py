@@ -175,3 +175,14 @@ def test_learning_and_suggestions_over_the_wire(server, ask):
     assert len(json.loads(ask("/suggest?image=disc&row=0&col=0&height=300&width=300")[1])) > 1
     for seconds in (b"0", b"-1", b"1e9", b'"x"', b"null"):
         assert ask("/learn", b'{"seconds": %s}' % seconds)[0] == 400
+
+
+def test_closing_waits_for_the_answers_under_way():
+    server = PageServer(None)
+    closing = threading.Thread(target=server.server_close)
+    with server.under_way():
+        closing.start()
+        closing.join(0.1)
+        assert closing.is_alive()
+    closing.join(10)
+    assert not closing.is_alive()
