@@ -12,7 +12,7 @@ from common.networks.checkpoint import load_checkpoint
 from common.training.runs import MARKER
 
 FILES = {"config.yaml", "best_iou.pt", "best_loss.pt", "last.pt", "metrics.csv", "curves.png", "predictions.png",
-         "test_metrics.json", "report.html"}  # fmt: skip
+         "test_metrics.json", "report.html", MARKER}  # fmt: skip
 TINY = ("--crop-size", 32, "--samples-per-epoch", 4, "--batch-size", 2, "--border", 5, "--device", "cpu")
 
 
