@@ -223,7 +223,7 @@ SQUARE = [shapely.box(440_002, 4_469_980, 440_010, 4_469_990)]
     ("make", "options", "words"),
     [
         (lambda path: None, {}, ("no such file",)),
-        (lambda path: path.write_text("PK"), {}, ("cannot be used",)),
+        (lambda path: path.write_text("PK"), {}, ("is no GeoPackage",)),
         (lambda path: write_vector(path, SQUARE, [1]), {"field": "cover"}, ("no field 'cover'", "COVER")),
         (lambda path: write_vector(path, SQUARE), {"field": "COVER"}, ("no field 'COVER'", "none")),
         (lambda path: write_vector(path, SQUARE, layer="a"), {"layer": "b"}, ("no layer 'b'", "are a")),
