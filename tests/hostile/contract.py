@@ -177,7 +177,8 @@ def file_faults(folder: Path, before: Snapshot, *, killed: bool = False) -> list
             faults.append(f"{'changed' if path in after else 'removed'}: {os.fsdecode(path)!r}")
     for path in after.keys() - before.keys():
         full = folder / os.fsdecode(path)
-        hidden = any(part.startswith(b".") and not part.startswith(b".hidden") for part in path.split(b"/"))
+        parts = path.split(b"/")
+        hidden = any(part.startswith(b".") and part != b".run" and not part.startswith(b".hidden") for part in parts)
         if hidden and not killed:
             faults.append(f"left over: {os.fsdecode(path)!r}")
         elif not hidden and full.is_file() and (reason := opens(full)):

@@ -153,7 +153,11 @@ async function click(content) {
   showClasses();
   return done;
 }
-async function add(x, y) {
+// Changes are done one after the other: an undo waits for what it undoes.
+let last = Promise.resolve();
+const inTurn = (work) => (...given) => { last = last.then(() => work(...given)); return last; };
+
+const add = inTurn(async (x, y) => {
   [x, y] = [Math.floor(x), Math.floor(y)];
   if (x < 0 || y < 0 || x >= image.width || y >= image.height) return;
   const point = { image: image.id, x, y, label: chosen };
@@ -165,21 +169,21 @@ async function add(x, y) {
   note(`${state.classes[chosen].name} at ${x}, ${y}: saved`);
   redraw();
   if (element("auto").checked) learn(2);
-}
-async function remove(number) {
+});
+const remove = inTurn(async (number) => {
   const point = points.get(number);
   if (!point || !(await click({ do: "remove", number }))) return;
   points.delete(number);
   undo.push({ do: "add", ...point });
   note("deleted");
   redraw();
-}
-async function undoLast() {
-  const last = undo.pop();
-  if (!last) { note("nothing to undo"); return; }
-  const done = await click(last);
+});
+const undoLast = inTurn(async () => {
+  const change = undo.pop();
+  if (!change) { note("nothing to undo"); return; }
+  const done = await click(change);
   if (done) { note("undone"); await loadPoints(); }
-}
+});
 async function loadPoints() {
   const found = await attempt(() => get(`points?image=${encodeURIComponent(image.id)}`));
   if (found) points = new Map(Object.entries(found).map(([number, point]) => [Number(number), point]));
@@ -273,17 +277,20 @@ canvas.addEventListener("pointermove", (event) => {
     [drag.x, drag.y] = [event.offsetX, event.offsetY];
   }
 });
-canvas.addEventListener("pointerup", async (event) => {
+canvas.addEventListener("pointerup", (event) => {
   const ended = drag;
   drag = null;
   if (!ended) return;
   if (!ended.moved) { if (ended.number === null) add(...toPicture(event.offsetX, event.offsetY)); return; }
   if (ended.number === null) return;
-  const { x, y } = points.get(ended.number);
-  if (await click({ do: "move", number: ended.number, x, y })) {
-    undo.push({ do: "move", number: ended.number, x: ended.from.x, y: ended.from.y });
+  moved(ended.number, ended.from);
+});
+const moved = inTurn(async (number, from) => {
+  const { x, y } = points.get(number);
+  if (await click({ do: "move", number, x, y })) {
+    undo.push({ do: "move", number, x: from.x, y: from.y });
     note("moved");
-  } else points.set(ended.number, ended.from);
+  } else points.set(number, from);
   redraw();
 });
 canvas.addEventListener("wheel", (event) => {
