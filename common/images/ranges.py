@@ -53,9 +53,10 @@ def scale_to_unit(
     whole = data.dtype.kind in "ui"
     wide = data.dtype.itemsize > 4 or (whole and data.dtype.itemsize > 2)
     scaled: npt.NDArray[np.floating[Any]] = data.astype(np.float64 if wide else np.float32)
-    if low != 0.0:
-        scaled -= low
-    scaled /= high - low
+    with np.errstate(over="ignore", invalid="ignore"):  # what is valid and not finite is refused
+        if low != 0.0:
+            scaled -= low
+        scaled /= high - low
     if data.dtype.kind != "u" or (low, high) != dtype_range(data.dtype):
         np.clip(scaled, 0.0, 1.0, out=scaled)
     if not valid.all():

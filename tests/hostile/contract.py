@@ -73,7 +73,7 @@ def opens(path: Path) -> str:
 def reader(path: Path) -> Callable[[Path], object]:
     """What opens a file of this name from its first to its last byte."""
     suffix = path.suffix.lower()
-    if path.name.startswith("events.out.tfevents") or suffix in SIDE_FILES:
+    if path.name.startswith("events.out.tfevents") or path.name == ".run" or suffix in SIDE_FILES:
         return Path.read_bytes
     return {
         ".png": read_picture, ".tif": read_raster, ".gpkg": pyogrio.raw.read, ".shp": pyogrio.raw.read,
