@@ -135,6 +135,7 @@ def test_the_keyboard_is_enough(page):
     assert int(x) < 300 and int(y) < 300 and name == "dark"
     page.keys("u")
     wait_for(lambda: page.table() == ["disc,300,300,bright"], "undo")
+    wait_for(lambda: page.text("note") == "undone", "its acknowledgement")
     page.keys("0", Keys.DELETE)
     wait_for(lambda: page.table() == [], "deletion of the point under the cross")
     page.keys("u")
@@ -150,6 +151,7 @@ def test_a_point_is_moved_by_dragging(page):
     page.keys("1")
     page.click(0, 0)
     wait_for(lambda: len(page.table()) == 1, "a click")
+    wait_for(lambda: "saved" in page.text("note"), "its acknowledgement")
     before = page.table()
     canvas = page.browser.find_element("id", "view")
     page.chain().move_to_element(canvas).click_and_hold().move_by_offset(60, 30).move_by_offset(
