@@ -155,7 +155,9 @@ def ratio(hits: NDArray[np.bool_], base: NDArray[np.bool_], points: Points, stra
     variance = float(weight**2 @ _by_stratum(residual, points, strata)[1])
     seen = int(base.sum())
     middle = (value * seen + PSEUDO) / (seen + 2 * PSEUDO)
-    spread = max(variance, middle * (1 - middle) / (seen + 2 * PSEUDO) if value in (0.0, 1.0) else variance)
+    spread = variance
+    if value in (0.0, 1.0):  # nothing varied in the sample, which does not make it certain
+        spread = max(spread, middle * (1 - middle) / (seen + 2 * PSEUDO))
     low, high = logit_interval(middle, spread, seen - 1)
     return Share(value, float(np.sqrt(variance)), min(low, value), max(high, value))
 

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,7 +56,7 @@ class PageServer(ThreadingHTTPServer):
         self.token = secrets.token_urlsafe(24)
         self.session = session
         self.answering, self._idle = 0, threading.Condition()
-        super().__init__(("127.0.0.1", port), partial(Handler, session))
+        super().__init__(("127.0.0.1", port), Handler)
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
@@ -96,10 +95,6 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: PageServer
-
-    def __init__(self, session: Session, *args: Any) -> None:  # noqa: ANN401 - those of the base class
-        self.session = session
-        super().__init__(*args)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: ANN401
         """Stay silent: the terminal is for people."""
@@ -159,17 +154,18 @@ class Handler(BaseHTTPRequestHandler):
             text = (PAGE / name).read_text(encoding="utf-8").replace("{{token}}", self.server.token)
             return text.encode(), kind
         if path == "/state":
-            return _json(self.session.state())
+            return _json(self.server.session.state())
         if path == "/points":
-            return _json({number: asdict(one) for number, one in self.session.store.of(query["image"]).items()})
+            return _json({number: asdict(one) for number, one in self.server.session.store.of(query["image"]).items()})
         if path == "/tile":
-            tile = self.session.tile(query["layer"], query["image"], *(int(query[name]) for name in ("z", "x", "y")))
+            place = (int(query[name]) for name in ("z", "x", "y"))
+            tile = self.server.session.tile(query["layer"], query["image"], *place)
             if tile is None:
                 raise Refused(HTTPStatus.NOT_FOUND, "no such tile (yet)")
             return encode(tile)
         if path == "/suggest":
             box = [int(query[name]) for name in ("row", "col", "height", "width")]
-            return _json(self.session.suggest(query["image"], (box[0], box[1], box[2], box[3])))
+            return _json(self.server.session.suggest(query["image"], (box[0], box[1], box[2], box[3])))
         raise Refused(HTTPStatus.NOT_FOUND, "nothing here")
 
     def _post(self, path: str, query: dict[str, str]) -> tuple[bytes, str]:
@@ -180,9 +176,9 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(content, dict):
             raise ValueError("the request is no JSON object")
         if path == "/click":
-            return _json(self.session.click(content))
+            return _json(self.server.session.click(content))
         if path == "/learn":
-            return _json(self.session.learn(float(content.get("seconds", 20))))
+            return _json(self.server.session.learn(float(content.get("seconds", 20))))
         raise Refused(HTTPStatus.NOT_FOUND, "nothing here")
 
 
