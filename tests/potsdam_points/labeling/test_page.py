@@ -60,6 +60,7 @@ class Page:
         self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, text=True, env=environment)
         address = self.process.stdout.readline().split()[1]
         self.browser.get(address)
+        self.address = address.split("/?")[0]
         wait_for(lambda: self.browser.execute_script("return document.body.dataset.ready") == "yes", "the page")
 
     def kill(self, signum):
@@ -91,7 +92,9 @@ class Page:
         self.chain().move_to_element_with_offset(canvas, right, down).click().perform()
 
     def errors(self):
-        return [entry for entry in self.browser.get_log("browser") if "favicon" not in entry["message"]]
+        """What the browser complains of, but for what an earlier page asks of its server that is gone."""
+        found = self.browser.get_log("browser")
+        return [entry for entry in found if self.address in entry["message"] and "favicon" not in entry["message"]]
 
 
 @pytest.fixture
