@@ -28,7 +28,7 @@ from common.command.config import parse_flags
 from common.files import OutputFolder
 from common.images.gdal import open_raster
 from common.labels import NODATA
-from common.vectors.burn import PolygonLayer, as_text
+from common.vectors.burn import PolygonLayer, as_text, reading
 from permeability.area import Floats, Points, allocate, points_needed
 from permeability.area_report import Survey, page, table, write_zones
 from permeability.area_sample import (
@@ -135,9 +135,10 @@ def zone_outlines(config: Config) -> tuple[dict[str, Any], CRS]:
     """The outline of each zone by name, and their coordinate system."""
     layer = PolygonLayer(config.zones or Path(), field=config.zone_field)
     columns = [config.zone_field] if config.zone_field else []
-    _, _, encoded, fields = pyogrio.raw.read(layer.path, layer=layer.layer, columns=columns)
+    with reading(layer.path):
+        _, _, encoded, fields = pyogrio.raw.read(layer.path, layer=layer.layer, columns=columns)
+        outlines = shapely.from_wkb(encoded, on_invalid="fix")
     names = np.array([as_text(value) for value in fields[0]] if fields else [""] * len(encoded), object)
-    outlines = shapely.from_wkb(encoded, on_invalid="fix")
     return {name: shapely.union_all(outlines[names == name]) for name in set(names.tolist())}, layer.crs
 
 

@@ -23,7 +23,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 import torch
 
-from common.command.cli import STARTED, NonFiniteLoss, run_command, say
+from common.command.cli import STARTED, NonFiniteLoss, is_out_of_memory, run_command, say
 from common.command.config import parse_config, parse_flags, read_yaml
 from common.files import atomic_path, write_text
 from common.networks.checkpoint import RUNS
@@ -227,7 +227,9 @@ def run_trial(
         fit(train.build(wanted, data), wanted, run, choose_precision(config.device, config.amp))
     except Pruned:
         trial.state = "pruned"
-    except (ValueError, NonFiniteLoss, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not (isinstance(error, (ValueError, NonFiniteLoss)) or is_out_of_memory(error)):
+            raise
         trial.state, trial.note = "failed", " ".join(str(error).split())[:300]
     trial.seconds, trial.course = round(time.monotonic() - started, 1), run.course
     if trial.state != "failed" and run.course:

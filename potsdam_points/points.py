@@ -134,7 +134,11 @@ def read_points(path: Path) -> dict[str, Points]:
         missing = [name for name in HEADER if name not in (reader.fieldnames or [])]
         if missing:
             raise ValueError(f"column {', '.join(missing)} is missing; the first line must be id,x,y,class")
+        if len(set(reader.fieldnames or [])) < len(reader.fieldnames or []):
+            raise ValueError("a column is given twice; the first line must be id,x,y,class")
         for row in reader:
+            if None in row:
+                raise ValueError(f"there are more values than the {len(reader.fieldnames or [])} columns")
             table[row["id"]].append((*_point(row, codes), reader.line_num))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"--points-file {path}, line {max(reader.line_num, 1)}: {error}") from error

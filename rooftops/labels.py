@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command.yaml_file import load_yaml
+from common.images.gdal import quiet
 from common.images.pictures import open_picture
 from common.images.rasters import read_label
 from common.labels import IGNORE
@@ -123,7 +124,7 @@ def is_palette_picture(path: Path) -> bool:
     if path.suffix.lower() in (".tif", ".tiff") or not path.is_file():
         return False
     try:
-        with open_picture(path) as picture:
+        with quiet(), open_picture(path) as picture:
             return picture.mode in ("P", "PA")
     except Exception:  # no picture: reading it says so
         return False

@@ -25,6 +25,7 @@ VERSION = "0.1.0"
 PARTIAL, UNUSABLE, NON_FINITE = 1, 2, 3
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a file cannot grow."""
+OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
 
 WORDING = (
     (r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: ", r"\1 needs a whole number, not "),
@@ -117,18 +118,26 @@ def exit_code(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's: not imported here, where flags are read
-            raise
-        remedy = "lower --batch-size (raise --grad-accum to compensate) or the crop size, or use --device cpu"
-        say(f"error: out of device memory; {remedy}")
-        return PARTIAL
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             say(f"error: the disk is full: {one_line(error)}; free some space and start the command again")
             return PARTIAL
         say(f"error: {one_line(error)}")
         return UNUSABLE
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "lower --batch-size (raise --grad-accum to compensate), the crop size or the network's widths"
+        say(f"error: out of memory; {remedy}")
+        return PARTIAL
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; of CUDA and Python by class, of others by text."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    native = isinstance(error, RuntimeError) or type(error).__module__.startswith("cv2")
+    return native and any(sign in str(error).lower() for sign in OUT_OF_MEMORY_SIGNS)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ SIGNED = ("input_range",)
 """Flags that may be below 0."""
 LARGEST = 2**31 - 1
 """Whole numbers above this are mistakes: no size, count or seed needs them."""
+MOST = {"crop_size": 8192, "image_size": 8192, "size": 8192, "tile_size": 8192, "widths": 8192, "workers": 1024}
+"""Larger ones than these could only run out of memory, or of processes."""
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = (None, "", "null", "~", "None")
 """How a YAML file says that a field has no value."""
@@ -200,8 +202,9 @@ def check_numbers(config: object) -> None:
                 raise ValueError(f"{flag} must be a finite number")
             if number < 0 and field.name not in SIGNED:
                 raise ValueError(f"{flag} must not be negative")
-            if isinstance(number, int) and number > LARGEST:
-                raise ValueError(f"{flag} must not be larger than {LARGEST}")
+            most = MOST.get(field.name, LARGEST)
+            if isinstance(number, int) and number > most:
+                raise ValueError(f"{flag} must not be larger than {most}")
 
 
 def _print_help(config_type: type[C], defaults: C, source: str) -> NoReturn:

@@ -22,6 +22,8 @@ from common.images.mosaics import MOSAIC
 from common.images.pictures import PaletteReading, read_picture, read_tiff_pages
 
 TIFF_EXTENSIONS = (".tif", ".tiff")
+LARGEST_CLASS = 2**31
+"""No class or object of a label has a larger number."""
 WORLD_FILES = (".jgw", ".pgw", ".bpw", ".wld")
 
 Array = npt.NDArray[Any]
@@ -128,7 +130,7 @@ def read_label(path: Path, *, colors: bool = True) -> Array:
     if len(data) not in (1, 3):
         raise ValueError(f"{path}: a label has 1 band (classes) or 3 (colors), this file has {len(data)}")
     if data.dtype.kind == "f":
-        if not np.isfinite(data).all() or (data != np.rint(data)).any():
+        if not np.isfinite(data).all() or (data != np.rint(data)).any() or np.abs(data).max(initial=0) > LARGEST_CLASS:
             raise ValueError(f"{path}: label values are not whole numbers; save classes as integers")
         data = data.astype(np.int64)
     return data[0] if len(data) == 1 else np.ascontiguousarray(np.moveaxis(data, 0, -1))

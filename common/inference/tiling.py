@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from common.command.cli import is_out_of_memory
 from common.images.windows import Window
 from common.inference.read_ahead import read_ahead
 from common.inference.windows import BlendWeights, plan_windows
@@ -29,7 +30,6 @@ Read = Callable[[Window], Tensor | None]
 
 CPU = torch.device("cpu")
 NOT_FINITE = "the network gave NaN or infinite outputs; try --amp off, or check the checkpoint"
-OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,6 @@ def _predict_batch(images: Tensor, predict: Predictor, tiling: Tiling) -> Tensor
             "upsample them to the input's size inside `predict`"
         )
     return output[..., :height, :width]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out; CUDA has a class for it, the CPU and MPS only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY_SIGNS)
 
 
 def predict_windows(

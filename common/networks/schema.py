@@ -6,6 +6,7 @@ A table names each field's check; `RULES` are what fields must fulfil together.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,9 @@ CARD = {
     "normalization": Check("mean and std of one length, std above 0, and a range (low, high)", _is_normalization),
     "scale": Check("a number in 0.001...100", lambda v: _is_number(v, 1e-3, 100)),
     "threshold": SHARE,
-    "split": Check("lists of ids by part", lambda v: isinstance(v, dict) and all(map(_are_names, v.values()))),
+    "split": Check(
+        "lists of ids by part", lambda v: isinstance(v, dict) and _are_names([*v]) and all(map(_are_names, v.values()))
+    ),
     "loss": Check("the recipe of a loss", _is_loss),
     "maps": Check("names of further outputs", lambda v: isinstance(v, (list, tuple)) and _are_names(list(v))),
     "gsd": Check("the finest and coarsest metres per pixel", lambda v: _are_numbers(v, 0) and len(v) == 2),
@@ -233,7 +236,8 @@ def check_fit(build: Callable[[], nn.Module], state: Mapping[str, Tensor], arch:
         ValueError: there is no such network, or its tensors have other names or shapes.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # made-up arguments are refused, not commented
             own = {name: tuple(value.shape) for name, value in build().state_dict().items()}
     except Exception as error:  # made-up arguments can fail anywhere in a constructor
         reason = " ".join(str(error).split())[:200] or type(error).__name__

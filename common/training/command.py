@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from common.command.config import TrainConfig
+from common.command.config import TrainConfig, flag_name
 from common.networks.precision import Precision, choose_precision
 from common.networks.task import Task
 from common.report.plots import History
@@ -15,6 +16,8 @@ from common.training.loop import fit, seed_everything
 from common.training.pictures import preview
 from common.training.runs import RunFolder, load_train_config, open_run
 
+LEAST_BYTES = 100
+"""Of memory that training takes for every pixel of a batch, whatever the network: its input and first features."""
 Config = TypeVar("Config", bound=TrainConfig)
 Data = TypeVar("Data")
 
@@ -46,8 +49,30 @@ def run_training(
     seed_everything(config.seed)
     data = load_data(config)
     experiment = build(config, data)
+    check_memory(config, len(experiment.train_data))
     if config.preview:
         return preview(experiment, run, config.seed)
     state = fit(experiment, config, run, precision)
     finish(run, config, data, state.history, precision)
     return 0
+
+
+def check_memory(config: TrainConfig, samples: int) -> None:
+    """Refuse batches that the machine's memory cannot hold, before the system ends the process without a word.
+
+    Args:
+        config: the resolved configuration; its ``crop_size`` or ``image_size`` is the side of a sample.
+        samples: in the training set; a batch is never larger.
+
+    Raises:
+        ValueError: they need more memory than there is; names the flags.
+    """
+    name = "crop_size" if hasattr(config, "crop_size") else "image_size"
+    side, batch = getattr(config, name), min(config.batch_size, samples)
+    needed = LEAST_BYTES * batch * side * side
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > memory:
+        raise ValueError(
+            f"a batch of {batch} samples of {side} x {side} pixels needs at least {needed / 1e9:.0f} GB, there are "
+            f"{memory / 1e9:.0f}; lower --batch-size (raise --grad-accum to compensate) or {flag_name(name)}"
+        )

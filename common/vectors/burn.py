@@ -25,7 +25,7 @@ from rasterio.warp import transform_bounds
 from common.images.grids import Bounds, Grid, apply, convert, describe
 from common.images.ground import Ground
 from common.images.windows import Window
-from common.vectors.formats import require_shapes
+from common.vectors.formats import offline, require_shapes
 
 POLYGONAL = (3, 6)
 """shapely's type ids of polygon and multipolygon."""
@@ -85,7 +85,7 @@ class PolygonLayer:
         self.path, self.field = path, field
         import pyogrio
 
-        with _named(path):
+        with reading(path):
             self.layer = _choose(path, layer)
             info = pyogrio.read_info(path, layer=self.layer, force_total_bounds=True, force_feature_count=True)
             self.crs = CRS.from_user_input(info["crs"]) if info["crs"] else CRS()
@@ -161,7 +161,7 @@ class PolygonLayer:
         columns, box = [] if self.field is None else [self.field], (left + shift, bottom, right + shift, top)
         import pyogrio
 
-        with _named(self.path):
+        with reading(self.path):
             _, numbers, encoded, fields = pyogrio.raw.read(
                 self.path, layer=self.layer, columns=columns, bbox=box, return_fids=True
             )
@@ -191,12 +191,16 @@ def _full_turn(crs: CRS) -> float:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Errors of reading a file, in one line that names it."""
+def reading(path: Path) -> Iterator[None]:
+    """Errors of reading a vector file, in one line that names it; the network is out of reach meanwhile.
+
+    Corners that are no numbers give no warning: they are refused with their place.
+    """
     from pyogrio.errors import DataLayerError, DataSourceError
 
     try:
-        yield
+        with offline(), np.errstate(invalid="ignore"):
+            yield
     except (DataSourceError, DataLayerError, shapely.errors.ShapelyError, CRSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be used: {' '.join(str(error).split())}") from error
 

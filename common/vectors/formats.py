@@ -6,13 +6,36 @@ follow them.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 FORMATS = "GeoPackage, shapefile, GeoJSON or FlatGeobuf"
 GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 PIPELINE = b"gdal_streamed_alg"
 """A JSON that is a list of commands to GDAL."""
+LINKED = re.compile(rb'"crs"\s*:\s*\{\s*"type"\s*:\s*"link"')
+"""A coordinate system that a GeoJSON names by an address in the network."""
+OVERLAP = 100
 BLOCK = 1 << 20
+NOWHERE: dict[str, str | None] = {"GDAL_HTTP_PROXY": "127.0.0.1:0", "GDAL_HTTPS_PROXY": "127.0.0.1:0"}
+"""A proxy that cannot be: port 0."""
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Keep OGR from asking the network for what a file only names."""
+    import pyogrio
+
+    exempt = {name: os.environ.pop(name) for name in ("no_proxy", "NO_PROXY") if name in os.environ}
+    pyogrio.set_gdal_config_options(NOWHERE)
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options(dict.fromkeys(NOWHERE))
+        os.environ.update(exempt)
 
 
 def require_shapes(path: Path) -> None:
@@ -45,5 +68,9 @@ def _is_known(path: Path) -> bool:
         while block := file.read(BLOCK):
             if PIPELINE in tail + block:
                 return False
-            tail = block[-len(PIPELINE) :]
+            if LINKED.search(tail + block):
+                raise ValueError(
+                    f"{path}: names its coordinate system by a link, which is not followed; convert it with ogr2ogr"
+                )
+            tail = block[-OVERLAP:]
         return PIPELINE not in tail

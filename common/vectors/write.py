@@ -155,6 +155,8 @@ def _write(
         options["layer_metadata"] = tags or None
     if kind == "geojson":
         options["layer_options"] = {"DESCRIPTION": "; ".join(f"{key}={value}" for key, value in tags.items())}
+        if crs is not None and not (crs.is_geographic or crs.is_projected):
+            raise ValueError("GeoJSON is in WGS 84, to which there is no way from a local system; use --vector gpkg")
         if crs is not None:  # seven decimals, its default, are a centimetre
             options["layer_options"] |= {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
     with warnings.catch_warnings():

@@ -147,19 +147,19 @@ def stream_faults(outcome: Outcome) -> list[str]:
     if TRACE.search(outcome.err + outcome.out) and outcome.code >= 0:
         faults.append(f"traceback: {outcome.err.strip().splitlines()[-1][:200]}")
     faults += [f"noise: {line[:160]}" for line in outcome.err.split("\n") if NOISE.match(line)]
-    errors, failures = outcome.lines("error:"), outcome.lines("failed:")
+    errors, failures = outcome.lines("error:"), outcome.lines("failed:") + outcome.lines("skipped:")
     if outcome.code == 2 and len(errors) != 1:
         faults.append(f"exit code 2 with {len(errors)} lines of error")
     if outcome.code == 1 and not failures + errors:
         faults.append("exit code 1 without a line that says what failed")
-    if outcome.code == 0 and failures + errors:
+    if outcome.code == 0 and outcome.lines("failed:") + errors:
         faults.append(f"exit code 0 with: {(failures + errors)[0][:160]}")
     return faults
 
 
 def naming_faults(outcome: Outcome, files: Iterable[str]) -> list[str]:
     """Faults of naming what failed: each file once."""
-    lines = outcome.lines("failed:") + outcome.lines("error:")
+    lines = [line for start in ("failed:", "skipped:", "error:") for line in outcome.lines(start)]
     faults = []
     for name in files:
         count = sum(names(line, name) for line in lines)

@@ -40,7 +40,7 @@ def main() -> int:
     refused = 0
     for path in map(Path, sys.argv[1:]):
         try:
-            READERS[path.suffix](path)
+            READERS.get(path.suffix, read_polygons)(path)
         except (ValueError, OSError) as error:
             say(f"failed: {path.name if path.name not in str(error) else ''} {' '.join(str(error).split())}")
             refused += 1

@@ -159,7 +159,8 @@ def of_card(path: Path) -> Iterator[Specimen]:
 def of_payload(path: Path) -> Iterator[Specimen]:
     """What is wrong around the card."""
     for key in ("card", "model", "format"):
-        yield Specimen(f"without_{key}.pt", changed(path, without(key)), BAD)
+        bare = ANY if key == "card" else BAD  # weights without a card are known by their names
+        yield Specimen(f"without_{key}.pt", changed(path, without(key)), bare)
         for number, value in enumerate((None, [], "text", 7, {1: 2})):
             yield Specimen(f"{key}_{number}.pt", changed(path, lambda p, k=key, v=value: p.__setitem__(k, v)), BAD)
     yield Specimen("format_bool.pt", changed(path, lambda p: p.__setitem__("format", True)), ANY)

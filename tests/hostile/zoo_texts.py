@@ -71,7 +71,7 @@ YAML = {
     "nul": 'data_root: "a\\0b"\n',
 }
 """Configurations that must be refused: one line, exit 2."""
-HARMLESS = ("alias_plain", "twice", "tag_int", "empty_value", "tabs", "null", "config_in", "boolean", "root")
+HARMLESS = ("alias_plain", "twice", "tag_int", "empty_value", "tabs", "null", "config_in", "boolean", "root", "nul")
 
 
 def configurations() -> Iterator[Specimen]:
@@ -82,7 +82,7 @@ def configurations() -> Iterator[Specimen]:
     yield Specimen("utf16.yaml", raw("epochs: 1\n".encode("utf-16")), ANY)
     yield Specimen("null_bytes.yaml", raw(bytes(1000)), BAD)
     yield Specimen("folder.yaml", lambda path: path.mkdir(), BAD)
-    yield Specimen("device.yaml", lambda path: path.symlink_to("/dev/zero"), BAD)
+    yield Specimen("zero_device.yaml", lambda path: path.symlink_to("/dev/zero"), BAD)
 
 
 def class_lists() -> Iterator[Specimen]:

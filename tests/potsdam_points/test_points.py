@@ -91,6 +91,8 @@ def test_hand_made_tables_may_use_names_or_numbers(tmp_path):
         ("id,x,y,class\n1,2,3,car\n1,2,3,boat\n", "line 3: 1, 2, 3, boat"),
         ("id,x,y,class\n1,2.5,3,car\n", "line 2"),
         ("id,x,y,class\n1,2\n", "line 2"),
+        ("id,x,y,class\n1,2,3,car,4\n", "line 2: there are more values than the 4 columns"),
+        ("id,x,x,y,class\n1,2,2,3,car\n", "line 1: a column is given twice"),
         ("id,x,y,class\n1,99999999999999999999,3,car\n", "line 2: 1, 99999999999999999999, 3, car is no point"),
         ("id,x,y,class\n1,2,3,car\n\xff", "line 3: 'utf-8' codec"),
     ],

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import cv2
 import pytest
 import torch
 
@@ -18,6 +19,9 @@ from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, exit_cod
         (PermissionError(13, "Permission denied", "x"), 2, "error: [Errno 13] Permission denied: 'x'"),
         (FileExistsError(17, "File exists", "x"), 2, "error: [Errno 17] File exists: 'x'"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "--batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "--batch-size"),
+        (cv2.error("(-4:Insufficient memory) Failed to allocate 9 bytes"), 1, "out of memory"),
+        (MemoryError(), 1, "out of memory"),
         (NonFiniteLoss("the loss became nan"), 3, "error: the loss became nan"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (Interrupted(signal.SIGINT, "saved"), 130, "saved"),
@@ -41,11 +45,13 @@ def test_the_result_of_main_is_the_exit_code(code):
 
 
 def test_a_bug_keeps_its_traceback():
-    def main():
-        return {}["no such key"]
+    for error in (KeyError("no such key"), RuntimeError("shapes do not fit"), cv2.error("bad argument")):
 
-    with pytest.raises(KeyError):
-        exit_code(main)
+        def main(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            exit_code(main)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 
 import numpy as np
 import pyogrio
@@ -68,3 +69,24 @@ def test_a_pipe_is_no_vector_file(tmp_path):
         require_shapes(tmp_path / "a.gpkg")
     with pytest.raises(FileNotFoundError, match="no such file"):
         require_shapes(tmp_path / "b.gpkg")
+
+
+@pytest.mark.parametrize("key", ["crs", "c\\u0072s"])
+def test_a_coordinate_system_behind_a_link_is_not_fetched(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("NO_PROXY", "*")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        href = f"http://127.0.0.1:{server.getsockname()[1]}/a"
+        linked = json.dumps({"type": "link", "properties": {"href": href}})
+        corners = "[[[0,0],[1,0],[0,1],[0,0]]]"
+        feature = f'{{"type":"Feature","properties":{{}},"geometry":{{"type":"Polygon","coordinates":{corners}}}}}'
+        path = tmp_path / "a.geojson"
+        path.write_text(f'{{"type":"FeatureCollection", "{key}" : {linked}, "features":[{feature}]}}')
+        if key == "crs":
+            with pytest.raises(ValueError, match=r"a\.geojson: names its coordinate system by a link"):
+                PolygonLayer(path)
+        else:
+            PolygonLayer(path)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert os.environ["NO_PROXY"] == "*" and pyogrio.get_gdal_config_option("GDAL_HTTP_PROXY") is None

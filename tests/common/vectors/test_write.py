@@ -337,3 +337,11 @@ def test_whatever_the_name_the_file_has_it_and_holds_the_polygons(tmp_path, kind
         for file in path.parent.iterdir():
             shutil.copy(file, plain.with_suffix(file.suffix))
         assert len(read(plain.with_suffix(f".{kind}"))[1]) == 2
+
+
+def test_geojson_of_a_local_system_is_refused(tmp_path):
+    polygons = Polygons(np.array([shapely.box(0, 0, 1, 1)]), np.array([1]), np.array([0.5]))
+    local = CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]')
+    with pytest.raises(ValueError, match="no way from a local system; use --vector gpkg"):
+        write_polygons(tmp_path / "a.geojson", polygons, ["a", "b"], local)
+    assert list(tmp_path.iterdir()) == []
