@@ -20,7 +20,7 @@ from common.data.pairs import Pair, join, list_images, same_stem
 from common.data.splits import PARTS, split_ids
 from common.images import pictures, windows
 from common.images.grids import bounds
-from common.images.ranges import ValueRanges
+from common.images.ranges import ValueRanges, to_unit
 from common.images.rasters import TIFF_EXTENSIONS
 from common.images.windows import Window, WindowFile, only_core
 from footprints.scene import STRIP, Frame, RasterScene, Scene, is_vector, label_values, load_scene
@@ -306,6 +306,11 @@ class Tile:
         """The scene's id, with row and column where the scene has several tiles."""
         whole = self.core == self.scene.frame.window
         return self.scene.id if whole else f"{self.scene.id}_{self.core.row}_{self.core.col}"
+
+    def labeled(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image (3, H, W) in 0...1 and classes (H, W) of the window; outside of the core the classes are 255."""
+        image, classes = read_tile(self)
+        return to_unit(image), classes
 
 
 def plan_tiles(scenes: Sequence[Scene], side: int, context: int) -> Iterator[Tile]:

@@ -13,7 +13,6 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import require_usable, value_rows
-from common.images.ranges import to_unit
 from common.inference.resolution import fitted
 from common.inference.score import (
     CONTEXT,
@@ -25,7 +24,7 @@ from common.inference.score import (
     score_samples,
 )
 from common.metrics.split_scores import print_scores
-from footprints.data import Tile, find_pairs, load_scenes, plan_tiles, read_tile
+from footprints.data import Tile, find_pairs, load_scenes, plan_tiles
 from footprints.task import TASK
 
 
@@ -55,8 +54,7 @@ def main() -> int:
 def read_samples(tiles: Iterable[Tile]) -> Iterator[Sample]:
     """Read tiles one by one; every pixel counts once."""
     for tile in tiles:
-        image, classes = read_tile(tile)
-        yield tile.id, to_unit(image), classes
+        yield tile.id, *tile.labeled()
 
 
 if __name__ == "__main__":

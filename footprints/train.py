@@ -25,6 +25,7 @@ from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.runs import RunFolder, demo_data
+from common.training.suspects import Labeled, without_suspects
 from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
 from footprints.evaluate import read_samples
 from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, FootprintTiles
@@ -115,6 +116,7 @@ def load_data(config: Config) -> Data:
     found, problems = load_scenes(pairs, ranges=ValueRanges(config.input_range))
     require_usable(len(found.scenes), problems, skip_bad=config.skip_bad)
     split, how = split_scenes(found.scenes, config.val_fraction, config.test_fraction, config.seed)
+    split = without_suspects(split, config.skip_suspects)
     facts = [
         *audit(found),
         *value_rows(found.ranges),
@@ -151,7 +153,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.split["test"] else "val"
-    tiles = {tile.id: tile for tile in data.tiles[part]}
+    tiles = {tile.id: tile for some in data.tiles.values() for tile in some}
     scores = score_samples(predictor, read_samples(data.tiles[part]))
 
     def example(tile_id: str) -> Example:
@@ -159,7 +161,11 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
         return Example(image, classes, predictor.classify(predictor(to_unit(image))))
 
     result = {**scores.result(), "n_images": len(data.split[part])}
-    finish_run(run, config, data.facts, history, precision, Outcome(part, predictor.card, result, scores, example))
+    samples = {
+        name: [Labeled(tile.id, tile.scene.id, tile.labeled) for tile in some] for name, some in data.tiles.items()
+    }
+    outcome = Outcome(part, predictor.card, result, scores, example, samples, predictor)
+    finish_run(run, config, data.facts, history, precision, outcome)
     curve = scores.curve.roc()
     if curve is not None:
         roc(list(zip(*curve, strict=True)), run.path / "roc.png", result["auc"])

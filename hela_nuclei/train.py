@@ -27,6 +27,7 @@ from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config
+from common.training.suspects import Labeled, without_suspects
 from hela_nuclei.data import (
     SMALLEST_SIDE,
     FrameCrops,
@@ -102,6 +103,7 @@ def load_data(config: Config) -> Data:
     """Read and split the frames, and print what they are."""
     loaded, facts, root = read_data(config)
     split = split_ids([item.frame.id for item in loaded], config.val_fraction, config.test_fraction, config.seed)
+    split = without_suspects(split, config.skip_suspects)
     part = {name: [item for item in loaded if item.frame.id in set(ids)] for name, ids in split.items()}
     facts.append(("split", count_parts(split)))
     say_facts(facts[-1:])
@@ -159,7 +161,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     shared = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     predictor = NucleiPredictor(shared)
     part = "test" if data.part["test"] else "val"
-    by_id = {item.frame.id: item for item in data.part[part]}
+    by_id = {item.frame.id: item for items in data.part.values() for item in items}
     scores = score_frames(predictor, data.part[part], config.border)
 
     def example(frame_id: str) -> Example:
@@ -167,8 +169,14 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
         mask = predictor(item.unit()).mask.astype("uint8")
         return Example(item.image[None], semantic_target(item.labels, config.border), mask)
 
-    result = scores.result()
-    finish_run(run, config, data.facts, history, precision, Outcome(part, shared.card, result, scores.pixels, example))
+    def labeled(item: LoadedFrame) -> Labeled:
+        name = item.frame.id
+        return Labeled(name, name, lambda: (item.unit()[None], semantic_target(item.labels, config.border)))
+
+    samples = {name: [labeled(item) for item in items] for name, items in data.part.items()}
+    nuclei = lambda image: shared(image)[:1]  # noqa: E731
+    outcome = Outcome(part, shared.card, scores.result(), scores.pixels, example, samples, nuclei)
+    finish_run(run, config, data.facts, history, precision, outcome)
 
 
 def demo_scenes() -> Path:

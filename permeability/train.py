@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.runs import RunFolder, demo_data
+from common.training.suspects import LOOKED_AT, Labeled, without_suspects
 from permeability.data import (
     Join,
     SiteSet,
@@ -135,6 +137,7 @@ def load_data(config: Config) -> Data:
     found, bad = inspect_sites(sites, config.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=config.skip_bad)
     split, how = split_sites(found.sites, config.val_fraction, config.test_fraction, config.seed)
+    split = without_suspects(split, config.skip_suspects)
     facts = [
         *audit(found),
         *value_rows(join.ranges),
@@ -201,21 +204,30 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.tiles["test"] else "val"
-    tiles = {tile.id: tile for tile in tiles_at_own_size(config, data, part)}
-    scores = score_samples(predictor, read_samples(tiles.values(), config.channels))
+    parts = {name: tiles_at_own_size(config, data, name) for name in data.split}
+    tiles = {tile.id: tile for some in parts.values() for tile in some}
+    scores = score_samples(predictor, read_samples(parts[part], config.channels))
 
     def example(tile_id: str) -> Example:
         image, classes = tiles[tile_id].read(config.channels)
         return Example(image, classes, predictor.classify(predictor(to_unit(image))))
 
-    result = {**scores.result(), "n_images": len({tile.site.id for tile in tiles.values()})}
-    finish_run(run, config, data.facts, history, precision, Outcome(part, predictor.card, result, scores, example))
+    def labeled(tile: Tile) -> Labeled:
+        return Labeled(tile.id, tile.site.id, lambda: next(read_samples([tile], config.channels))[1:])
+
+    result = {**scores.result(), "n_images": len({tile.site.id for tile in parts[part]})}
+    samples = {name: [labeled(tile) for tile in some] for name, some in parts.items()}
+    outcome = Outcome(part, predictor.card, result, scores, example, samples, predictor)
+    finish_run(run, config, data.facts, history, precision, outcome)
 
 
 def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:
     """The tiles of a part in the files' own pixels, also where training reads them at another resolution."""
-    if not config.resolution:
+    if not config.resolution and part in data.tiles:
         return data.tiles[part]
+    if not config.resolution:
+        every = plan_tiles(data.found.part(data.split[part]), TILE_SIDE, CONTEXT)
+        return list(islice(every, LOOKED_AT))
     files = find_files(data.root, config.images, config.labels)
     sites, _, _ = join_sites(*files, Join(config.reproject, ranges=data.ranges))
     wanted = {site.id for site in data.found.part(data.split[part])}

@@ -30,6 +30,7 @@ from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.pictures import thicken
 from common.training.runs import RunFolder, demo_data
+from common.training.suspects import Labeled, without_suspects
 from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, Coding, class_counts
@@ -145,6 +146,7 @@ def load_data(config: Config) -> Data:
     require_usable(len(loaded), problems, skip_bad=config.skip_bad)
     ids, shares = [patch.id for patch in loaded], (config.val_fraction, config.test_fraction)
     split = split_patches(ids, config.val_last, *shares, config.seed, val_ids=config.val_ids)
+    split = without_suspects(split, config.skip_suspects)
     part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
     sparse = [with_points(patch, config) for patch in part["train"]]
     counts = class_counts([patch.classes for patch in sparse])
@@ -212,17 +214,20 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.part["test"] else "val"
-    by_id = {patch.id: patch for patch in data.part[part]}
-    scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in by_id.values()))
+    by_id = {patch.id: patch for patches in data.part.values() for patch in patches}
+    scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in data.part[part]))
 
     def example(patch_id: str) -> Example:
         patch = by_id[patch_id]
         points = thicken(with_points(patch, config).classes)
         return Example(patch.image, patch.classes, predictor.classify(predictor(patch.unit())), points)
 
-    finish_run(
-        run, config, data.facts, history, precision, Outcome(part, predictor.card, scores.result(), scores, example)
-    )
+    def labeled(patch: LoadedPatch) -> Labeled:
+        return Labeled(patch.id, patch.id, lambda: (patch.unit(), patch.classes))
+
+    samples = {name: [labeled(patch) for patch in patches] for name, patches in data.part.items()}
+    outcome = Outcome(part, predictor.card, scores.result(), scores, example, samples, predictor)
+    finish_run(run, config, data.facts, history, precision, outcome)
 
 
 def demo_scenes() -> Path:

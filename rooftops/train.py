@@ -26,6 +26,7 @@ from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
 from common.training.runs import RunFolder, demo_data
+from common.training.suspects import Labeled, without_suspects
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.evaluate import read_samples
 from rooftops.labels import read_coding
@@ -115,6 +116,7 @@ def load_data(config: Config) -> Data:
     split = split_pictures(
         list(pictures.pairs), config.val_fraction, config.test_fraction, config.seed, config.split_by
     )
+    split = without_suspects(split, config.skip_suspects)
     median = median_side([one.size for one in pictures.facts.values()])
     scale = config.image_size / (config.coverage * median)
     facts = [
@@ -173,9 +175,12 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
         picture = data.pictures[picture_id]
         return Example(picture.image, picture.classes, predictor.classify(predictor(picture.unit())))
 
-    finish_run(
-        run, config, data.facts, history, precision, Outcome(part, predictor.card, scores.result(), scores, example)
-    )
+    def labeled(name: str) -> Labeled:
+        return Labeled(name, name, lambda: (data.pictures[name].unit(), data.pictures[name].classes))
+
+    samples = {part: [labeled(name) for name in ids] for part, ids in data.split.items()}
+    outcome = Outcome(part, predictor.card, scores.result(), scores, example, samples, predictor)
+    finish_run(run, config, data.facts, history, precision, outcome)
 
 
 def demo_scenes() -> Path:

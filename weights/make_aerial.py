@@ -33,11 +33,11 @@ from weights.shipping import ship
 TASK = "aerial"
 MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1."""
-GSD = (0.3, 0.6)
+GSD = (0.3, 0.45)
 """Finest and coarsest ground resolution of the scenes, metres per pixel."""
 SIDE = 256
 """Height and width of the generated scenes, pixels."""
-CLASS_WEIGHTS = (1.0, 2.5, 1.0, 1.0, 2.0, 1.5, 1.5, 1.0)
+CLASS_WEIGHTS = (1.0, 1.3, 1.0, 1.0, 2.0, 1.5, 1.5, 1.0)
 """Of the cross-entropy: buildings are told from sealed ground by shape and shadow alone, and learned late."""
 PALETTE = {
     0: (255, 255, 255), 1: (0, 0, 255), 2: (0, 255, 255), 3: (0, 255, 0), 4: (255, 255, 0), 5: (255, 0, 0),
@@ -54,7 +54,7 @@ OUT = Path(__file__).with_name("aerial.pt")
 class Config(TrainConfig):
     """Train the aerial network that ships, on generated towns."""
 
-    epochs: int = 100
+    epochs: int = 120
     batch_size: int = 8
     lr: float = 3e-3
     weight_decay: float = 1e-3
@@ -65,9 +65,9 @@ class Config(TrainConfig):
     ema: float = 0.998
     widths: tuple[int, ...] = tuple(SMALL["widths"])
     """Feature channels per resolution, from half the image's on."""
-    scenes: int = 800
+    scenes: int = 2400
     """Generated scenes, each a town of its own; rendered when they are first needed."""
-    samples_per_epoch: int = 400
+    samples_per_epoch: int = 1600
     """Crops per epoch."""
     crop_size: int = 128
     """Side of the crops, pixels."""

@@ -114,6 +114,8 @@ class TrainConfig:
     """Only write preview.png into the run folder: samples and labels as the training would see them."""
     skip_bad: bool = False
     """Go on without files that are damaged or do not fit, instead of stopping."""
+    skip_suspects: Path | None = None
+    """Leave out the images of this list: the suspects.csv of an earlier training, after you have looked at it."""
     config: Path | None = None
     """YAML file with values for these flags, in place of the recipe's."""
     recipe: str | None = None

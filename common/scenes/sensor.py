@@ -23,7 +23,7 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
     Returns:
         (H, W, 3) uint8; another array.
     """
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         return image.copy()
     light = _tone(image.astype(np.float32) / np.float32(255), rng)
     blur = rng.uniform(0.3, 1.2) if rng.random() < 0.4 else 0.0
@@ -47,8 +47,8 @@ def _tone(light: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
     saturation = 0.0 if rng.random() < 0.04 else np.exp(rng.normal(0, 0.3))
     light = np.maximum(gray + (light - gray) * np.float32(saturation), 0)
     light = light ** np.float32(np.exp(rng.normal(-0.1, 0.2)))
-    gains = np.exp(rng.normal(0, 0.06, 3)) * np.exp(rng.normal(0.1, 0.18))
-    contrast, level = np.exp(rng.normal(0.05, 0.15)), light.mean()
+    gains = np.exp(rng.normal(0, 0.06, 3)) * np.exp(rng.normal(0.0, 0.25))
+    contrast, level = np.exp(rng.normal(0.15, 0.2)), light.mean()
     light = (light - level) * (gains * contrast).astype(np.float32) + level * gains.astype(np.float32)
     if rng.random() < 0.25:
         haze, color = rng.uniform(0.05, 0.25), rng.uniform(0.6, 0.9) * np.exp(rng.normal(0, 0.05, 3))

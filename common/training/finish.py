@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.command.cli import VERSION, say
+from common.command.cli import STARTED, VERSION, say
 from common.command.config import TrainConfig, config_values
 from common.data.pairs import Facts
 from common.files import write_text
@@ -25,11 +26,15 @@ from common.report.examples import choose, error_legend, panels
 from common.report.page import Report, write_report
 from common.report.plots import curves, grid, grid_figure
 from common.training.runs import RunFolder
+from common.training.suspects import FILE as SUSPECTS
+from common.training.suspects import Labeled, Suspect, find_suspects, write_suspects
 
 SHOWN = 4
 """Ordinary, best and worst samples in the report, each."""
 DRAWN = 2
 """Of those in predictions.png."""
+LATER = 20.0
+"""Seconds after --max-minutes until which label errors are looked for."""
 UNSEEN = {
     "test": "of the test part: unseen in training and in the choice of epoch and threshold",
     "val": "of the validation part: not trained on, but epoch and threshold were chosen with it",
@@ -41,6 +46,7 @@ FILES = {
     "metrics.csv": "one row per epoch",
     "curves.png": "the same as curves",
     "predictions.png": "input, truth, prediction and errors of ordinary, best and worst samples",
+    SUSPECTS: "suspected label errors, worst first; --skip-suspects takes the list",
     "test_metrics.json": "scores on the test part, if there is one",
     "config.yaml": "the resolved configuration, readable with --config",
 }
@@ -70,7 +76,11 @@ class Outcome:
     detail: SplitScores
     """What was accumulated behind ``scores``: calibration, ROC, single images."""
     example: Callable[[str], Example]
-    """Sample id -> pictures."""
+    """Sample id -> pictures; of any part."""
+    labeled: Mapping[str, Sequence[Labeled]]
+    """The samples of each part, among which label errors are looked for."""
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    """Image (C, H, W) in 0...1 -> probabilities (1 or K, H, W)."""
 
 
 def finish_run(
@@ -100,6 +110,9 @@ def finish_run(
             json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
         )
     examples, legend = _examples(run, outcome, len(history))
+    until = STARTED + 60 * config.max_minutes + LATER if config.max_minutes else math.inf
+    suspects = find_suspects(outcome.labeled, outcome.predict, until)
+    write_suspects(run.path / SUSPECTS, suspects, card.classes)
     run.close()
     bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
     calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
@@ -123,7 +136,7 @@ def finish_run(
         scores=scores,
         calibration=calibration,
         roc=list(zip(*roc, strict=True)) if roc else (),
-        examples=examples,
+        examples={**examples, "suspected label errors": [_disputed(one, outcome) for one in suspects[:SHOWN]]},
         examples_note=f"Samples {UNSEEN[part]}. Left to right: {', '.join(legend.columns)}; numbers are mean IoU.",
         legend=legend.colors,
         palette=card.palette,
@@ -174,6 +187,15 @@ def _examples(
         grid(rows, run.path / "predictions.png", colors)
         run.writer.add_figure("predictions", grid_figure(rows, colors), epochs)
     return strips, Legend(columns, colors)
+
+
+def _disputed(suspect: Suspect, outcome: Outcome) -> tuple[str, None, Pixels]:
+    """A suspected label error as a picture strip, and what is disputed."""
+    card, (sample, part, why) = outcome.card, suspect
+    palette = {index: card.palette[index] for index in range(len(card.classes))}
+    names = f"{card.classes[why.label]}, or {card.classes[why.prediction]}?"
+    panels = _panels(outcome.example(sample.id), palette)
+    return f"{sample.id} ({part}): {names} {why.share:.0%}", None, strip([picture for _, picture in panels])
 
 
 def _panels(example: Example, palette: Palette) -> list[tuple[str, Pixels]]:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from common.training.experiment import Engine, Experiment
 from common.training.finish import Example, Outcome, finish_run, versions
 from common.training.pictures import draw_epoch, preview, spread, thicken
 from common.training.runs import RunFolder
+from common.training.suspects import Labeled
 
 CLASSES, PALETTE = ["ground", "house"], {0: (200, 200, 200), 1: (170, 30, 30)}
 CARD = ModelCard("towns", "net", {}, CLASSES, PALETTE, split={"test": []}, data_root="/data/towns")
@@ -59,7 +61,19 @@ def outcome():
             sample["target"].numpy().astype(np.uint8),
             guess.numpy().astype(np.uint8),
         )
-    return Outcome("test", CARD, scores.result(), scores, shown.__getitem__)
+
+    def labeled(name, forgotten=False):
+        truth = shown[name].truth
+        return Labeled(
+            name, name, lambda: (shown[name].image / 255, np.where(truth == 1, 0, truth) if forgotten else truth)
+        )
+
+    samples = {"train": [labeled("town_7", forgotten=True)], "test": [labeled(name) for name in shown]}
+    wide = np.ones((15, 15)) / 225
+    return Outcome(
+        "test", CARD, scores.result(), scores, shown.__getitem__, samples,
+        lambda image: cv2.filter2D((image.mean(0) > 0.5).astype(np.float32), -1, wide)[None],
+    )  # fmt: skip
 
 
 def size(path):
@@ -93,6 +107,13 @@ def test_examples_are_informative_named_and_explained(tmp_path, outcome):
     assert size(tmp_path / "run" / "predictions.png")[0] > 1200
     page = finish(tmp_path / "val", replace(outcome, part="val"))
     assert "epoch and threshold were chosen with it" in page and not (tmp_path / "val" / "test_metrics.json").exists()
+
+
+def test_suspected_label_errors_are_listed_and_shown(tmp_path, outcome):
+    page = finish(tmp_path / "run", outcome)
+    assert "<h3>suspected label errors</h3>" in page and "town_7 (train): ground, or house?" in page
+    listed = (tmp_path / "run" / "suspects.csv").read_text().splitlines()
+    assert len(listed) == 2 and listed[1].startswith("town_7,train,0.")
 
 
 def test_labeled_points_are_a_panel_of_their_own(tmp_path, outcome):
