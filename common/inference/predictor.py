@@ -84,6 +84,7 @@ class Predictor:
         self.precision, self.tile, self.overlap, self.tta = precision, tile, overlap, tta
         self.batch = BATCHES.get(precision.device.type, 1)
         self.fixed = scale is not None
+        self.notes: set[str] = set()  # what was said of how images are read
         self._networks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
 
     def _prepare(self, network: nn.Module) -> nn.Module:

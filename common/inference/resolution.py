@@ -37,14 +37,15 @@ def fitted(predictor: Predictor, path: Path, gsd: float = 0.0) -> Predictor:
     """
     if predictor.fixed or not predictor.card.gsd[1]:
         return predictor
-    found = ground_resolution(path) or gsd
+    found, (low, high) = ground_resolution(path) or gsd, predictor.card.gsd
+    seen = f"trained at {low:g} to {high:g} m per pixel"
     if not found:
-        return predictor
-    here, scale = predictor.at(found), predictor.card.scale_at(found)
-    low, high = predictor.card.gsd
-    if scale != 1:
-        say(
-            f"{path.name}: {found:.3g} m per pixel, read at {found / scale:.3g} m (trained at {low:g} to {high:g} m; "
-            "--scale overrides)"
-        )
+        scale, here = predictor.card.scale, predictor
+        note = f"of unknown ground resolution, read at {scale:g} of its size ({seen}; --gsd METRES tells)"
+    else:
+        scale, here = predictor.card.scale_at(found), predictor.at(found)
+        note = f"{found:.3g} m per pixel, read at {found / scale:.3g} m ({seen}; --scale overrides)"
+    if scale != 1 and note not in predictor.notes:
+        predictor.notes.add(note)
+        say(f"{path.name} and all alike: {note}")
     return here

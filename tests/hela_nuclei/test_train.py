@@ -26,7 +26,7 @@ def test_a_run_leaves_everything_behind(training):
     names = {path.name for path in folder.iterdir()}
     assert names >= FILES
     others = {name.split(".")[0] for name in names - FILES}
-    assert "events" in others and others <= {"events", "suspects", "provenance"}  # the last: what other commands wrote there
+    assert "events" in others and others <= {"events", "suspects", "provenance"}  # provenance: of other commands
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]

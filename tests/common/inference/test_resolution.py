@@ -53,11 +53,13 @@ def test_degrees_are_metres_on_the_ground(tmp_path):
     assert ground_resolution(path) == pytest.approx(0.5, rel=0.01)
 
 
-def test_pictures_need_the_flag_and_scale_overrides(tmp_path):
+def test_pictures_need_the_flag_and_scale_overrides(tmp_path, capsys):
     path = tmp_path / "picture.png"
     Image.fromarray(np.zeros((64, 200, 3), np.uint8)).save(path)
     assert ground_resolution(path) is None
-    assert width_seen(fitted(predictor(), path)) == 100  # the card's scale
+    one = predictor()
+    assert width_seen(fitted(one, path)) == width_seen(fitted(one, path)) == 100  # the card's scale
+    assert capsys.readouterr().err.count("unknown ground resolution, read at 0.5 of its size") == 1, "said once"
     assert width_seen(fitted(predictor(), path, gsd=0.15)) == 100
     assert width_seen(fitted(predictor(), path, gsd=0.1)) == 67
     assert width_seen(fitted(predictor(scale=1.0), path, gsd=0.1)) == 200
