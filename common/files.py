@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -60,6 +61,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """What a JSON file of ours holds, which a crash may have cut or a hand changed.
+
+    Raises:
+        ValueError: it is no regular file, or no JSON; the file is not named.
+    """
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def file_hash(path: Path) -> str:
@@ -234,6 +249,8 @@ class OutputFolder:
         record = self.path / RECORD
         if not os.path.lexists(record):
             return
+        if not record.is_file():
+            raise FileExistsError(f"{record} is no record of outputs; move it, or choose another place")
         with record.open("rb") as file:
             head = file.read(len(_MARK)).strip()
             if not head.startswith(_MARK.strip()[: len(head)]):
@@ -243,7 +260,7 @@ class OutputFolder:
         for line in lines:
             if line.endswith(b"\n"):
                 self._read += len(line)
-                with contextlib.suppress(ValueError, TypeError, KeyError):  # torn by a power cut or a full disk
+                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # torn or damaged
                     entry = json.loads(line)
                     self._known.setdefault((entry["file"], entry["source"]), set()).add(entry["sha256"])
 
@@ -334,7 +351,7 @@ class Workplace:
     def owner(self) -> str:
         """Who works here, for messages."""
         try:
-            found = json.loads((self.path / self.OWNER).read_text())
+            found = read_json(self.path / self.OWNER)
             return f"process {found['pid']} on {found['host']}, since {found['since']}"
         except (OSError, ValueError, TypeError, KeyError):
             return "another process"

@@ -21,6 +21,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
+from common.files import read_json
 from common.images.gdal import open_raster
 from common.images.grids import Grid, apply
 from common.labels import NODATA
@@ -70,9 +71,14 @@ class Design:
                 "it nothing is known of the points' chances, so no interval would be honest"
             )
         try:
-            design = cls(**json.loads(path.read_text(encoding="utf-8")))
+            design = cls(**read_json(path))
             if design.format != FORMAT or len(design.drawn) != len(design.zones) * len(design.classes):
                 raise ValueError("of another version")
+            whole = [design.seed, *design.drawn]
+            if not all(isinstance(number, int) and number >= 0 for number in whole) or not any(design.drawn):
+                raise ValueError("its seed and its numbers of points are no whole numbers")
+            if any(n > sum(column) for n, column in zip(design.drawn, zip(*design.counts, strict=True), strict=True)):
+                raise ValueError("it has more points than pixels")
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no design of a sample ({error}); draw the sample anew") from error
         return design

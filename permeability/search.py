@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from common.command.yaml_file import load_yaml
-from common.files import write_text
+from common.files import read_json, write_text
 
 State = Literal["complete", "pruned", "failed"]
 Params = dict[str, str | float | int]
@@ -123,6 +123,17 @@ class Trial:
     note: str = ""
     """Why it failed."""
 
+    def is_sound(self, number: int, names: list[str]) -> bool:
+        """Whether a file that a hand may have changed holds what a trial of this number has.
+
+        Raises:
+            TypeError: a field is of another kind.
+        """
+        scores = [self.seconds, *self.course, *([] if self.value is None else [self.value])]
+        plain = all(isinstance(value, (str, int, float)) for value in dict(self.params).values())
+        known = self.number == number and self.state in get_args(State) and list(self.params) == names
+        return known and plain and all(math.isfinite(score) for score in scores)
+
 
 @dataclass
 class Storage:
@@ -145,9 +156,11 @@ class Storage:
         if not self.path.exists():
             return
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            self.trials = [Trial(**trial) for trial in found["trials"]]
-            settings = found["settings"]
+            found = read_json(self.path)
+            self.trials, settings = [Trial(**trial) for trial in found["trials"]], dict(found["settings"])
+            names = list(self.trials[0].params) if self.trials else []
+            if wrong := [number for number, trial in enumerate(self.trials) if not trial.is_sound(number, names)]:
+                raise ValueError(f"trial {wrong[0]} is damaged")
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(
                 f"--storage {self.path} is no storage of a search ({error}); choose another file"

@@ -93,6 +93,14 @@ def say(message: str) -> None:
 def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command's ``main`` and leave the process with the right exit code and at most one line of complaint."""
     signal.signal(signal.SIGTERM, _terminate)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # torch's libraries end the process there
+        say("error: the working directory was removed; change to one that exists")
+        sys.exit(UNUSABLE)
     sys.exit(exit_code(main))
 
 
@@ -105,7 +113,9 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 def exit_code(main: Callable[[], int]) -> int:
     """Call ``main`` and turn what it raises into an exit code."""
     try:
-        return main()
+        code = main()
+        sys.stdout.flush()
+        return code
     except NonFiniteLoss as error:
         say(f"error: {error}")
         return NON_FINITE
@@ -118,6 +128,11 @@ def exit_code(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        say("error: nobody reads the output any more, so the rest of it is lost")
+        with open(os.devnull, "w") as nowhere, contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # the interpreter writes what is left at its end
+        return PARTIAL
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             say(f"error: the disk is full: {one_line(error)}; free some space and start the command again")

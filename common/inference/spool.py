@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command.cli import say
-from common.files import Workplace, remove
+from common.files import Workplace, read_json, remove
 
 FULL = 65535
 """A confidence of 1 as it is kept: half the disk of a float, and a mean over pixels needs no more."""
@@ -64,7 +64,7 @@ class Spool:
             self._clear()
             return 0
         try:
-            state = json.loads(self._state.read_text(encoding="utf-8"))
+            state = read_json(self._state)
             rows = state["rows"]
             if state["key"] == self.key:
                 if type(rows) is not int or not 0 <= rows <= self.size[0] or (edges is not None and rows not in edges):

@@ -124,10 +124,17 @@ def test_a_torn_record_is_read_and_a_foreign_one_refused(tmp_path, source):
     deliver(out, source, a_txt="two", b_txt="two")
     deliver(out, source, a_txt="three", b_txt="three")
     assert texts(out) == {"a.txt": "three", "b.txt": "three"}
+    with (out / RECORD).open("a") as record:
+        record.write('{"file": ' + "[" * 100_000 + "\n")
+    deliver(out, source, a_txt="four")
     (out / RECORD).write_text("my notes\n")
     with pytest.raises(FileExistsError, match="no record"):
         deliver(out, source, c_txt="new")
     assert (out / RECORD).read_text() == "my notes\n" and "c.txt" not in texts(out)
+    (out / RECORD).unlink()
+    os.mkfifo(out / RECORD)
+    with pytest.raises(FileExistsError, match="no record"):
+        deliver(out, source, c_txt="new")
 
 
 def test_names_of_any_bytes_and_runs_side_by_side(tmp_path):

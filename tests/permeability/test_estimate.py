@@ -160,8 +160,11 @@ def test_another_map_and_a_missing_design_are_refused(call, tmp_path, ground, ma
     other[:3] = 1
     write_raster(map_file, other, nodata=255)
     call("estimate", map_file, "--sample", drawn).mistake("design.json", "the maps' pixels differ")
-    drawn.with_name("design.json").write_text("{}")
-    call("estimate", map_file, "--sample", drawn).mistake("design.json", "draw the sample anew")
+    design = json.loads(drawn.with_name("design.json").read_text())
+    changes = ({"drawn": ["a", "b"]}, {"drawn": [10**12, 0]}, {"seed": -1}, {"seed": "x"}, {"counts": 3})
+    for text in ("{}", "[" * 100_000, *(json.dumps(design | change) for change in changes)):
+        drawn.with_name("design.json").write_text(text)
+        call("estimate", map_file, "--sample", drawn).mistake("design.json", "draw the sample anew")
     drawn.with_name("design.json").unlink()
     call("estimate", map_file, "--sample", drawn).mistake("design.json does not exist")
 

@@ -1,5 +1,7 @@
 import itertools
 import json
+import math
+import os
 
 import numpy as np
 import pytest
@@ -84,6 +86,36 @@ def test_the_storage_is_read_back_and_belongs_to_one_search(tmp_path):
         pass
     with storage.locked():
         pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"number": 5}, {"state": "odd"}, {"params": None}, {"params": {"other": 1}}, {"value": "a"}, {"value": math.nan},
+     {"course": "abc"}, {"course": 3}, {"seconds": None}, {"unknown": 1}],
+)  # fmt: skip
+def test_a_storage_that_a_hand_changed_is_refused_in_a_line(tmp_path, change):
+    path = tmp_path / "s.json"
+    storage = Storage(path, {})
+    for trial in run("optuna", [], 2):
+        storage.add(trial)
+    content = json.loads(path.read_text())
+    content["trials"][1] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"s\.json is no storage of a search .*; choose another file"):
+        Storage(path, {})
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "3", '{"trials": 3, "settings": {}}', '{"trials": []}'])
+def test_another_file_is_no_storage(tmp_path, text):
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(ValueError, match="no storage of a search"):
+        Storage(tmp_path / "s.json", {})
+
+
+def test_a_pipe_is_no_storage(tmp_path):
+    os.mkfifo(tmp_path / "s.json")
+    with pytest.raises(ValueError, match="no regular file"):
+        Storage(tmp_path / "s.json", {})
 
 
 @pytest.mark.parametrize("engine", ENGINES)

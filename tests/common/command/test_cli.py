@@ -2,12 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import pytest
 import torch
 
 from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, exit_code, run_command
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,50 @@ def test_the_result_of_main_is_the_exit_code(code):
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: code)
     assert stop.value.code == code
+
+
+def test_a_working_directory_that_was_removed_is_said(tmp_path, capsys):
+    before = os.getcwd()
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_command(lambda: 0)
+    finally:
+        os.chdir(before)
+    assert stop.value.code == 2 and "working directory was removed" in capsys.readouterr().err
+
+
+STREAMS = """
+from common.command.cli import run_command, say
+def main():
+    print("x" * 100)
+    say("done")
+    return 0
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "text"),
+    [(">&-", 0, "done\n"), ("2>&-", 0, ""), ("<&- >&- 2>&-", 0, ""), ("> /dev/full", 1, "the disk is full")],
+)
+def test_closed_and_full_streams(redirection, code, text):
+    line = ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, STREAMS]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == code and text in done.stderr and "Exception" not in done.stderr
+
+
+def test_a_reader_that_went_away():
+    read, write = os.pipe()
+    os.close(read)
+    for buffering in ("", "1"):
+        line, environment = [sys.executable, "-c", STREAMS], {**os.environ, "PYTHONUNBUFFERED": buffering}
+        done = subprocess.run(line, stdout=write, stderr=-1, text=True, cwd=ROOT, env=environment, check=False)
+        said = "error: nobody reads the output any more, so the rest of it is lost\n"
+        assert done.returncode == 1 and done.stderr == ("" if buffering else "done\n") + said
+    os.close(write)
 
 
 def test_a_bug_keeps_its_traceback():

@@ -536,7 +536,7 @@ def test_rows_that_never_reached_the_disk_are_predicted_again(tmp_path, capsys):
     "state",
     ["", "{", "[]", "3", "null", '{"rows": -3, "key": "k"}', '{"rows": 7, "key": "k"}', '{"rows": 2, "key": "k"}',
      '{"rows": "3", "key": "k"}', '{"rows": true, "key": "k"}', '{"key": "k"}', '{"rows": 3, "key": "other"}', "\udcff",
-     "folder", "raw folder"],
+     "[" * 100_000, "folder", "pipe", "raw folder"],
 )  # fmt: skip
 def test_a_damaged_state_begins_the_input_again_and_says_so(tmp_path, state, capsys):
     file = half_done(tmp_path / "s")
@@ -545,6 +545,9 @@ def test_a_damaged_state_begins_the_input_again_and_says_so(tmp_path, state, cap
         file.unlink()
         file.mkdir()
         (file / "x").touch()
+    elif state == "pipe":
+        file.unlink()
+        os.mkfifo(file)
     else:
         file.write_text(state, errors="surrogateescape")
     spool = Spool(tmp_path / "s", (6, 4), LAYERS, "k", edges=[0, 3, 6])
