@@ -2,7 +2,7 @@
 
 Every loss takes logits ``(N, C, H, W)`` and a target ``(N, H, W)`` of class indices, and returns one scalar. ``C == 1``
 is a binary network: the channel is the logit of class 1 and the target holds 0 and 1. ``C > 1`` is a softmax over
-classes. Pixels of ``ignore_index`` take no part.
+classes. Pixels of 255 (`IGNORE`) take no part.
 
 What they all promise, through the one function `labeled_pixels`:
 
@@ -45,17 +45,16 @@ class LabeledPixels(NamedTuple):
 
 
 @contextmanager
-def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterator[LabeledPixels]:
+def labeled_pixels(logits: Tensor, target: Tensor) -> Iterator[LabeledPixels]:
     """Leave autocast and yield full-precision logits, a target safe to index with, and the mask of scored pixels.
 
     Args:
         logits: ``(N, C, H, W)`` of any floating dtype.
         target: ``(N, H, W)`` of any integer dtype.
-        ignore_index: label of the pixels that are masked out.
 
     Raises:
         ValueError: when the shapes do not fit, the target holds floats or, on the CPU, a label is neither a class nor
-            ``ignore_index`` (on an accelerator that check would stall the queue; indexing asserts there).
+            255 (on an accelerator that check would stall the queue; indexing asserts there).
     """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(
@@ -64,7 +63,7 @@ def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterato
     if target.is_floating_point():
         raise ValueError(f"target holds {target.dtype}; class indices of an integer dtype expected")
     with torch.autocast(logits.device.type, enabled=False):
-        valid = target != ignore_index
+        valid = target != IGNORE
         full = logits if logits.dtype == torch.float64 else logits.float()
         full = full.masked_fill(~valid[:, None], 0.0)  # 0 * NaN is NaN, in sums and in gradients
         pixels = LabeledPixels(full, target.long().masked_fill(~valid, 0), valid)
@@ -73,7 +72,7 @@ def labeled_pixels(logits: Tensor, target: Tensor, ignore_index: int) -> Iterato
             if low < 0 or high >= pixels.classes:
                 raise ValueError(
                     f"target holds label {low if low < 0 else high}; with {logits.shape[1]} logit channel(s) only "
-                    f"0 to {pixels.classes - 1} and {ignore_index} (ignored) are known: map labels when reading them"
+                    f"0 to {pixels.classes - 1} and {IGNORE} (ignored) are known: map labels when reading them"
                 )
         yield pixels
 
@@ -107,7 +106,6 @@ def cross_entropy(
     *,
     weight: Tensor | Sequence[float] | None = None,
     label_smoothing: float = 0.0,
-    ignore_index: int = IGNORE,
 ) -> Tensor:
     """Cross-entropy, normalized as torch does: the weighted sum over labeled pixels over the sum of their weights.
 
@@ -119,9 +117,8 @@ def cross_entropy(
         target: ``(N, H, W)`` class indices.
         weight: one weight per class (two for a single channel).
         label_smoothing: share of the target spread evenly over all classes, in ``[0, 1)``.
-        ignore_index: label of pixels that take no part.
     """
-    with labeled_pixels(logits, target, ignore_index) as pixels:
+    with labeled_pixels(logits, target) as pixels:
         scores = pixels.logits
         if scores.shape[1] == 1:
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
@@ -130,7 +127,7 @@ def cross_entropy(
         return _mean(loss, pixels.valid, None if weights is None else weights[pixels.target])
 
 
-def bce(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+def bce(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of one logit channel ``(N, 1, H, W)``, averaged over labeled pixels.
 
     Raises:
@@ -138,7 +135,7 @@ def bce(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor
     """
     if logits.shape[1] != 1:
         raise ValueError(f"bce needs one logit channel, got {logits.shape[1]}; use ce")
-    with labeled_pixels(logits, target, ignore_index) as pixels:
+    with labeled_pixels(logits, target) as pixels:
         return _mean(_surprise(pixels.logits, pixels.target), pixels.valid)
 
 
@@ -158,7 +155,6 @@ def focal(
     *,
     gamma: float = 2.0,
     weight: Tensor | Sequence[float] | None = None,
-    ignore_index: int = IGNORE,
 ) -> Tensor:
     """Focal loss ``-w (1 - p)^gamma log p``, ``p`` the probability of the true class, averaged over labeled pixels.
 
@@ -166,7 +162,7 @@ def focal(
     the number of pixels, not the sum of weights. Arguments and shapes as in `cross_entropy`; ``gamma >= 0``, and 0 is
     cross-entropy.
     """
-    with labeled_pixels(logits, target, ignore_index) as pixels:
+    with labeled_pixels(logits, target) as pixels:
         weights = None if weight is None else _class_weight(weight, pixels)
         return _mean(_focal_terms(pixels.logits, pixels.target, gamma, weights), pixels.valid)
 
@@ -177,31 +173,28 @@ def partial_cross_entropy(
     *,
     gamma: float = 2.0,
     weight: Tensor | Sequence[float] | None = None,
-    ignore_index: int = IGNORE,
 ) -> Tensor:
     """Focal cross-entropy for point labels: the mean over labeled pixels alone.
 
     The value of `focal`, but labeled pixels are picked before the softmax, so time and memory follow the number of
     points and not the size of the image (three times faster at one labeled pixel in fifty). Unlabeled pixels hold
-    ``ignore_index``.
+    255.
     """
-    with labeled_pixels(logits, target, ignore_index) as pixels:
+    with labeled_pixels(logits, target) as pixels:
         weights = None if weight is None else _class_weight(weight, pixels)
         points = pixels.logits.movedim(1, -1)[pixels.valid]
         loss = _focal_terms(points, pixels.target[pixels.valid], gamma, weights)
         return loss.sum() / max(len(points), 1)
 
 
-def _overlap(
-    logits: Tensor, target: Tensor, ignore_index: int, score: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Tensor:
+def _overlap(logits: Tensor, target: Tensor, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """Return ``1 - score(intersection, predicted, truth)`` of the batch's soft counts, averaged over classes present.
 
     One logit channel: the foreground is the only class. Without a foreground pixel the overlap is undefined and the
     loss is the mean foreground probability instead: 0 for predicting nothing, 1 for predicting it everywhere, with a
     slope that does not vanish between.
     """
-    with labeled_pixels(logits, target, ignore_index) as pixels:
+    with labeled_pixels(logits, target) as pixels:
         binary = logits.shape[1] == 1
         probability = pixels.logits.sigmoid() if binary else pixels.logits.softmax(dim=1)
         # A plane at a time: no one-hot target, and unbind has a backward without a zero tensor per class.
@@ -217,21 +210,24 @@ def _overlap(
         return loss.sum() / present.sum().clamp_min(1)
 
 
-def dice(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+def dice(logits: Tensor, target: Tensor) -> Tensor:
     """Soft Dice loss ``1 - 2 |P T| / (|P| + |T|)``, sums over the batch, mean over the classes that have a truth pixel.
 
     Milletari et al., V-Net, 2016, with plain (not squared) sums. One channel scores the foreground only; if the target
     has none, the loss is the mean foreground probability. Shapes as in `cross_entropy`.
     """
-    return _overlap(logits, target, ignore_index, lambda both, predicted, truth: 2 * both / (predicted + truth))
+    return _overlap(logits, target, lambda both, predicted, truth: 2 * both / (predicted + truth))
 
 
-def jaccard(logits: Tensor, target: Tensor, *, ignore_index: int = IGNORE) -> Tensor:
+def jaccard(logits: Tensor, target: Tensor) -> Tensor:
     """Soft Jaccard (IoU) loss ``1 - |P T| / (|P| + |T| - |P T|)``; classes, absence and shapes as in `dice`."""
-    return _overlap(logits, target, ignore_index, lambda both, predicted, truth: both / (predicted + truth - both))
+    return _overlap(logits, target, lambda both, predicted, truth: both / (predicted + truth - both))
 
 
-TERMS = ("ce", "focal", "dice", "jaccard", "bce", "partial_ce")
+ONE_LOGIT = ("bce", "dice", "jaccard", "focal")
+SEVERAL_LOGITS = ("ce", "focal", "dice", "jaccard", "partial_ce")
+"""Names of losses for networks with one logit channel, and with a channel for each class."""
+TERMS = (*SEVERAL_LOGITS, "bce")
 
 
 class SegmentationLoss(nn.Module):
@@ -252,10 +248,6 @@ class SegmentationLoss(nn.Module):
         self.gamma = gamma
         self.register_buffer("weight", weight, persistent=False)
 
-    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return each term by name, without its factor (to name the culprit when the sum is not finite)."""
-        return {name: self._term(name, logits, target) for name in self.factors}
-
     def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
         match name:
             case "ce":
@@ -273,14 +265,7 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits ``(N, C, H, W)`` against a target ``(N, H, W)`` as a scalar."""
-        terms = self.terms(logits, target)
-        return torch.stack([factor * terms[name] for name, factor in self.factors.items()]).sum()
-
-    def extra_repr(self) -> str:
-        """Show the formula and its settings."""
-        formula = " + ".join(f"{factor:g}*{name}" for name, factor in self.factors.items())
-        settings = f"label_smoothing={self.label_smoothing:g}, gamma={self.gamma:g}"
-        return f"{formula}, weighted={self.weight is not None}, {settings}"
+        return torch.stack([factor * self._term(name, logits, target) for name, factor in self.factors.items()]).sum()
 
 
 def _parse(spec: str) -> dict[str, float]:
@@ -348,6 +333,20 @@ class LossRecipe:
             ValueError: see `build_loss`.
         """
         return build_loss(self.terms, weight=self.class_weights, label_smoothing=self.label_smoothing, gamma=self.gamma)
+
+    def check(self, terms: Sequence[str]) -> None:
+        """Refuse what no loss, or no loss of a kind of network, can be built from.
+
+        Args:
+            terms: names that suit the network, `ONE_LOGIT` or `SEVERAL_LOGITS`.
+
+        Raises:
+            ValueError: see `build_loss`; or a term is for the other kind.
+        """
+        for name in self.build().factors:
+            if name not in terms:
+                other = "one logit" if name == "bce" else "several logits"
+                raise ValueError(f"--loss {self.terms}: {name} is for {other}; use {', '.join(terms)}")
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> LossRecipe:

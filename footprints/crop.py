@@ -20,6 +20,9 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import numpy as np
 import rasterio
@@ -30,7 +33,7 @@ from tqdm import tqdm
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
-from common.data.pairs import Pair, require_usable
+from common.data.pairs import Pair, require_usable, say_notes
 from common.data.splits import PARTS
 from common.files import OutputFolder
 from common.images.grids import window_grid
@@ -51,7 +54,12 @@ SCORED = ("val", "test")
 
 @dataclass(frozen=True)
 class Config:
-    """Cut rasters and their labels into crops."""
+    """Cut rasters and their labels into crops.
+
+    Examples:
+        python footprints/crop.py rasters crops --labels outlines.gpkg
+        python footprints/crop.py rasters crops --size 512 --overlap 64 --skip-empty
+    """
 
     src: tyro.conf.Positional[Path]
     """Folder with images/ and labels/ (or with train/images and so on; then its parts are kept)."""
@@ -82,8 +90,7 @@ def main() -> int:
     """Find rasters, plan crops, write them."""
     config = parse_flags(Config)
     pairs, notes = find_sources(config.src, config.labels)
-    for note in notes:
-        say(f"note: {note}")
+    say_notes(notes)
     sources, problems = [], []
     for pair in pairs:
         try:

@@ -16,7 +16,8 @@ import shapely
 from numpy.typing import NDArray
 
 from common.data.inputs import natural_key
-from common.data.pairs import Pair, join, list_images, same_stem
+from common.data.labeled import require_two_classes, size_row, tally, try_each
+from common.data.pairs import Facts, Pair, join, list_images, same_stem
 from common.data.splits import PARTS, split_ids
 from common.images import pictures, windows
 from common.images.grids import bounds
@@ -135,21 +136,21 @@ def load_scenes(
     Returns:
         The scenes, and a line for each pair that cannot be used.
     """
-    found, problems, used = SceneSet(ranges=ranges or ValueRanges()), [], 0
-    for pair in pairs:
-        try:
-            scene: Scene
-            size = _size_in_memory(pair)
-            if size > min(memory - used, BYTES_PER_PIXEL * pictures.LARGEST):
-                scene = RasterScene(pair, found.ranges)
-            else:
-                scene, used = load_scene(pair, found.ranges), used + size
-            values = label_values(pair.label)
-            found.counts[scene.id], found.spots[scene.id] = survey(scene)
-            found.values += values
-            found.scenes.append(scene)
-        except (ValueError, FileNotFoundError) as error:
-            problems.append(str(error))
+    found, used = SceneSet(ranges=ranges or ValueRanges()), 0
+
+    def load(pair: Pair) -> None:
+        nonlocal used
+        size = _size_in_memory(pair)
+        if size > min(memory - used, BYTES_PER_PIXEL * pictures.LARGEST):
+            scene: Scene = RasterScene(pair, found.ranges)
+        else:
+            scene, used = load_scene(pair, found.ranges), used + size
+        values = label_values(pair.label)
+        found.counts[scene.id], found.spots[scene.id] = survey(scene)
+        found.values += values
+        found.scenes.append(scene)
+
+    problems = try_each(pairs, load)
     return found, problems
 
 
@@ -175,35 +176,28 @@ def survey(scene: Scene) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     return counts, every[rng.permutation(len(every))[:KNOWN_SPOTS]]
 
 
-def audit(found: SceneSet) -> list[tuple[str, str]]:
+def audit(found: SceneSet) -> Facts:
     """What was found, as (name, value) rows.
 
     Raises:
         ValueError: there is no building pixel, or nothing else.
     """
-    sizes = Counter(f"{scene.frame.height} x {scene.frame.width}" for scene in found.scenes)
+    scenes = found.scenes
     background, building, ignored = (int(n) for n in sum(found.counts.values(), np.zeros(3, np.int64)))
+    hint = "building is what is above 0, ignored what is declared nodata or transparent"
+    require_two_classes(TASK.classes, (background, building), f"the labels of all {len(scenes)} images", hint)
     total = background + building + ignored
-    shares = [
-        f"{name} {n} ({n / max(total, 1):.2%})" for name, n in zip(TASK.classes, (background, building), strict=True)
-    ]
-    if building == 0 or background == 0:
-        only = "ignored pixels" if building == background else TASK.classes[0 if building == 0 else 1]
-        raise ValueError(
-            f"the labels of all {len(found.scenes)} images hold nothing but {only}: there is nothing to learn; "
-            "building is what is above 0, ignored what is declared nodata or transparent"
-        )
-    systems = Counter(str(scene.frame.crs or "none") for scene in found.scenes)
-    by_windows = sum(isinstance(scene, RasterScene) for scene in found.scenes)
+    shares = [f"{name} {n} ({n / total:.2%})" for name, n in zip(TASK.classes, (background, building), strict=True)]
+    by_windows = sum(isinstance(scene, RasterScene) for scene in scenes)
     without = sum(int(counts[1]) == 0 for counts in found.counts.values())
     return [
-        ("pairs", f"{len(found.scenes)}" + (f", {by_windows} of them read by windows" if by_windows else "")),
-        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
+        ("pairs", f"{len(scenes)}" + (f", {by_windows} of them read by windows" if by_windows else "")),
+        size_row((scene.frame.height, scene.frame.width) for scene in scenes),
         ("label values", describe_values(found.values)),
         ("label pixels", ", ".join(shares)),
         ("ignored", f"{ignored} ({ignored / total:.2%}): nodata or transparent"),
         ("without any building", f"{without} images"),
-        ("coordinate systems", ", ".join(f"{name} ({n})" for name, n in systems.most_common(3))),
+        ("coordinate systems", tally((scene.frame.crs or "none" for scene in scenes), 3)),
     ]
 
 

@@ -5,50 +5,48 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
 
-from common.command.cli import PARTIAL, run_command, say
+    help_first(__file__)
+
+from common.command.cli import run_command
 from common.command.config import parse_flags
-from common.data.pairs import require_usable, value_rows
-from common.inference.resolution import fitted
-from common.inference.score import (
-    CONTEXT,
-    TILE_SIDE,
-    AerialEvaluateConfig,
-    Sample,
-    ids_of_split,
-    load_predictor,
-    score_samples,
-)
-from common.metrics.split_scores import print_scores
+from common.data.pairs import say_notes
+from common.inference.predictor import Predictor
+from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, Sample, evaluate_command
 from footprints.data import Tile, find_pairs, load_scenes, plan_tiles
 from footprints.task import TASK
 
 
 @dataclass(frozen=True)
 class Config(AerialEvaluateConfig):
-    """Score a network against labels. The last line of stdout is one JSON object."""
+    """Score a network against labels. The last line of stdout is one JSON object.
+
+    Examples:
+        python footprints/evaluate.py --checkpoint runs/footprints/RUN/best_iou.pt --data-root crops
+        python footprints/evaluate.py --checkpoint shipped --images pictures --labels outlines.gpkg --split all
+    """
 
 
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, TASK)
-    wanted = ids_of_split(predictor.card, config)
+    return evaluate_command(config, TASK, partial(load, config))
+
+
+def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
+    """Open the scenes of these ids."""
     pairs, unpaired = find_pairs(config.data_root, images=config.images, labels=config.labels)
-    for note in unpaired:
-        say(f"note: {note}")
+    say_notes(unpaired)
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     found, problems = load_scenes(chosen, ranges=predictor.ranges(config.input_range))
-    require_usable(len(found.scenes), problems, skip_bad=True)
-    value_rows(found.ranges)
-    predictor = fitted(predictor, chosen[0].image, config.gsd)
-    scores = score_samples(predictor, read_samples(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)))
-    print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.scenes)})
-    return PARTIAL if problems else 0
+    samples = read_samples(plan_tiles(found.scenes, TILE_SIDE, CONTEXT))
+    return LabeledData(samples, len(found.scenes), problems, found.ranges, chosen[0].image if chosen else None)
 
 
 def read_samples(tiles: Iterable[Tile]) -> Iterator[Sample]:

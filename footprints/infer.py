@@ -8,19 +8,29 @@ from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.inputs import find_images
-from common.inference.files import InferConfig, infer_inputs, load_predictor
+from common.inference.files import infer_inputs
+from common.inference.flags import InferConfig, load_predictor
 from footprints.regularize import regularize_all
 from footprints.task import TASK
 
 
 @dataclass(frozen=True)
 class Config(InferConfig):
-    """Find buildings in images and rasters of any size."""
+    """Find buildings in images and rasters of any size.
 
+    Examples:
+        python footprints/infer.py raster.tif folder/ --vector gpkg --regularize
+        python footprints/infer.py picture.jpg --gsd 0.3 --checkpoint runs/footprints/RUN/best_iou.pt
+    """
+
+    # Output
     regularize: bool = False
     """Give polygons right angles, each only where it still covers the same ground (IoU of at least 0.8)."""
 

@@ -27,6 +27,10 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
 
 
 TASK = Task(
-    "footprints", ["background", "building"], {0: (0, 0, 0), 1: (230, 60, 40)}, ARCHITECTURES, adopt,
+    "footprints",
+    ["background", "building"],
+    {0: (0, 0, 0), 1: (230, 60, 40)},
+    ARCHITECTURES,
+    adopt,
     shipped=Shipped("aerial.pt", "unet_small", BUILDINGS),
-)  # fmt: skip
+)

@@ -9,15 +9,18 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
 
-from common.command.cli import run_command, say
+    help_first(__file__)
+
+from common.command.cli import run_command
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts, value_rows
+from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges, to_unit
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
-from common.losses import LossRecipe, build_loss
+from common.losses import ONE_LOGIT, LossRecipe
 from common.networks.precision import Precision
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
@@ -32,15 +35,18 @@ from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, Foo
 from footprints.task import TASK
 
 DEMO = Path("data/demo/footprints")
-LOSS_TERMS = ("bce", "dice", "jaccard", "focal")
 
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Train building footprints. Without --data-root (or --images and --labels) the demo scenes are used."""
+    """Train building footprints. Without --data-root (or --images and --labels) the demo scenes are used.
 
-    loss: str = "bce+dice"
-    """Terms with weights: bce, dice, jaccard, focal, such as 0.5*bce+dice."""
+    Examples:
+        python footprints/train.py
+        python footprints/train.py --data-root crops --recipe best --max-minutes 30
+    """
+
+    # Network
     arch: Literal["refinenet", "unet_small"] = "refinenet"
     """Network; unet_small is for laptops."""
     encoder: Literal["resnet34", "resnet50"] = "resnet50"
@@ -51,6 +57,7 @@ class Config(TrainConfig):
     """Stride of unet_small's first convolution; 2 is four times faster and a little coarser."""
     normalization: Literal["source", "aerial"] = "source"
     """source: values / 255; aerial: then minus the mean of aerial photographs, divided by their spread."""
+    # Samples
     crop_size: int = 384
     """Side of the training crops, pixels; smaller images are mirrored at their edges."""
     samples_per_epoch: int = 0
@@ -63,31 +70,15 @@ class Config(TrainConfig):
     """Crops are scaled at random by up to exp(zoom) either way."""
     color: float = 0.0
     """Strength of random color changes, 0...1."""
+    loss: str = "bce+dice"
+    """Weighted sum of bce, dice, jaccard, focal, such as 0.5*bce+dice."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         super().__post_init__()
-        check_loss(self.loss)
+        LossRecipe.of_config(vars(self)).check(ONE_LOGIT)
         if self.crop_size < 64:
             raise ValueError(f"--crop-size {self.crop_size} must be at least 64")
-        if self.samples_per_epoch < 0:
-            raise ValueError(f"--samples-per-epoch {self.samples_per_epoch} must not be negative")
-        if not 0 <= self.rotate <= 180:
-            raise ValueError(f"--rotate {self.rotate} is in degrees and must lie in 0...180")
-        for name, most in (("balance", 1), ("color", 1), ("zoom", 2)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"--{name} {getattr(self, name)} must lie in 0...{most}")
-
-
-def check_loss(spec: str) -> None:
-    """Refuse losses that a network with one logit cannot have.
-
-    Raises:
-        ValueError: a term is unknown, or is for several logits.
-    """
-    strange = sorted(build_loss(spec).factors.keys() - set(LOSS_TERMS))
-    if strange:
-        raise ValueError(f"--loss {spec}: {strange[0]} is for several logits; use {', '.join(LOSS_TERMS)}")
 
 
 @dataclass(frozen=True)
@@ -111,8 +102,7 @@ def load_data(config: Config) -> Data:
     """Open and split the data, and print what they are."""
     root = config.data_root if config.has_data else demo_scenes()
     pairs, unpaired = find_pairs(root, images=config.images, labels=config.labels)
-    for note in unpaired:
-        say(f"note: {note}")
+    say_notes(unpaired)
     found, problems = load_scenes(pairs, ranges=ValueRanges(config.input_range))
     require_usable(len(found.scenes), problems, skip_bad=config.skip_bad)
     split, how = split_scenes(found.scenes, config.val_fraction, config.test_fraction, config.seed)

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from common.data.inputs import OUTPUT_ENDINGS, images_in
-from common.data.pairs import value_rows
-from common.data.sampling import Key
+from common.data.labeled import size_text, try_each
+from common.data.pairs import Facts, value_rows
 from common.images.ranges import Range, ValueRanges
 from common.images.rasters import read_label
-from common.labels import IGNORE
 from hela_nuclei.frames import TIFF_SUFFIXES, frame_range, read_stack, scale_frame
-from hela_nuclei.separate import distance_map
 
 SMALLEST_SIDE = 16
 """Pixels: a smaller frame vanishes in the networks' poolings."""
@@ -166,7 +163,7 @@ def load_frame(frame: Frame, ranges: ValueRanges | None = None) -> LoadedFrame:
     if image is None or labels is None:
         raise ValueError("; ".join(errors))
     if image.shape != labels.shape:
-        sizes = f"{frame.image} is {_size(image)}, its mask {frame.mask.name} {_size(labels)}"
+        sizes = f"{frame.image} is {size_text(image.shape)}, its mask {frame.mask.name} {size_text(labels.shape)}"
         raise ValueError(f"{sizes}; both must be of one size")
     return LoadedFrame(frame, image, labels, binary, ranges.of(image.dtype) if ranges else None)
 
@@ -176,7 +173,9 @@ def _read_image(path: Path) -> NDArray[np.generic]:
     if len(stack.frames) != 1:
         raise ValueError(f"{path}: holds {len(stack.frames)} frames; training takes one frame per file")
     if min(stack.frames[0].shape) < SMALLEST_SIDE:
-        raise ValueError(f"{path} is {_size(stack.frames[0])}; the networks need {SMALLEST_SIDE} x {SMALLEST_SIDE}")
+        raise ValueError(
+            f"{path} is {size_text(stack.frames[0].shape)}; the networks need {SMALLEST_SIDE} x {SMALLEST_SIDE}"
+        )
     image: NDArray[np.generic] = stack.frames[0]
     return image
 
@@ -212,31 +211,23 @@ def read_labels(path: Path) -> tuple[NDArray[np.int32], bool]:
     return labels.astype(np.int32), False
 
 
-def _size(array: NDArray[Any]) -> str:
-    return f"{array.shape[0]} x {array.shape[1]}"
-
-
 def load_frames(frames: Sequence[Frame], ranges: ValueRanges | None = None) -> tuple[list[LoadedFrame], list[str]]:
     """Read all frames; a line for each one that cannot be used."""
-    loaded, problems = [], []
-    for frame in frames:
-        try:
-            loaded.append(load_frame(frame, ranges))
-        except ValueError as error:
-            problems.append(str(error))
+    loaded: list[LoadedFrame] = []
+    problems = try_each(frames, lambda frame: loaded.append(load_frame(frame, ranges)))
     return loaded, problems
 
 
 def of_one_size(loaded: Sequence[LoadedFrame]) -> tuple[list[LoadedFrame], list[str]]:
     """The frames of the most frequent size, which can share a batch as they are, and a line for each other one."""
-    usual = Counter(item.image.shape for item in loaded).most_common(1)
-    kept = [item for item in loaded if item.image.shape == usual[0][0]]
-    others = [item for item in loaded if item.image.shape != usual[0][0]]
-    remedy = "frames of several sizes need crops, such as --crop-size 256"
-    return kept, [f"{o.frame.image} is {_size(o.image)}, most are {_size(kept[0].image)}; {remedy}" for o in others]
+    usual = Counter(item.image.shape for item in loaded).most_common(1)[0][0]
+    kept = [item for item in loaded if item.image.shape == usual]
+    others = {item.frame.image: item.image.shape for item in loaded if item.image.shape != usual}
+    remedy = f"most are {size_text(usual)}; frames of several sizes need crops, such as --crop-size 256"
+    return kept, [f"{path} is {size_text(shape)}, {remedy}" for path, shape in others.items()]
 
 
-def audit(loaded: Sequence[LoadedFrame]) -> list[tuple[str, str]]:
+def audit(loaded: Sequence[LoadedFrame]) -> Facts:
     """What was found, as (name, value) rows: sizes, types, nuclei, area share; frames unlike the others are named."""
     nuclei = [len(np.unique(f.labels)) - int((f.labels == 0).any()) for f in loaded]
     share = sum(int((f.labels > 0).sum()) for f in loaded) / sum(f.labels.size for f in loaded)
@@ -244,7 +235,7 @@ def audit(loaded: Sequence[LoadedFrame]) -> list[tuple[str, str]]:
     values = f"instance ids 0...{max(int(f.labels.max()) for f in loaded)}"
     rows = [
         ("frames with a mask", str(len(loaded))),
-        ("size (rows x columns)", _tally_text(_tally(loaded, lambda f: _size(f.image)))),
+        ("size (rows x columns)", _tally_text(_tally(loaded, lambda f: size_text(f.image.shape)))),
         ("type", _tally_text(_tally(loaded, lambda f: str(f.image.dtype)))),
         ("values", described(loaded)),
         ("label values", values + (f"; {binary} binary masks: each connected part is a nucleus" if binary else "")),
@@ -289,111 +280,3 @@ def _tally_text(groups: Mapping[str, Sequence[str]]) -> str:
     parts = [f"{names[0]} ({len(names[1])})"]
     parts += [f"{value} ({len(ids)}: {', '.join(ids[:5])}{'...' if len(ids) > 5 else ''})" for value, ids in others]
     return ", ".join(parts)
-
-
-def semantic_target(labels: NDArray[np.int32], border: int) -> NDArray[np.uint8]:
-    """Instance ids -> 1 = nucleus, 0 = background, 255 = background within ``border`` px of the edge."""
-    target = (labels > 0).astype(np.uint8)
-    if border > 0:
-        band = np.ones(labels.shape, bool)
-        band[border:-border, border:-border] = False
-        target[band & (labels == 0)] = IGNORE
-    return target
-
-
-@dataclass(frozen=True)
-class _Maps:
-    """What samples are cut from. Eight bytes a pixel fewer than as the network takes them: sequences are long."""
-
-    name: str
-    image: NDArray[np.generic]
-    value_range: Range
-    target: NDArray[np.uint8]
-    distance: NDArray[np.float16]
-
-    @classmethod
-    def of(cls, item: LoadedFrame, border: int) -> _Maps:
-        distance = distance_map(item.labels).astype(np.float16)
-        target = semantic_target(item.labels, border)
-        return cls(item.frame.id, item.image, item.value_range or frame_range(item.image), target, distance)
-
-    def sample(self, image: NDArray[np.float32], target: NDArray[np.uint8], distance: NDArray[Any]) -> dict[str, Any]:
-        return {
-            "image": torch.from_numpy(np.ascontiguousarray(image))[None],
-            "target": torch.from_numpy(target.astype(np.int64)),
-            "distance": torch.from_numpy(distance.astype(np.float32)),
-            "id": self.name,
-        }
-
-
-class FrameCrops:
-    """Training samples: random crops (or whole frames) with flips, quarter turns and changes of brightness and noise.
-
-    Args:
-        loaded: the frames.
-        crop: side of the square crops in pixels; 0 = whole frames, which must then be of one size.
-        length: samples per epoch; 0 = one per frame.
-        border: band in which background is ignored, pixels.
-        augment: off = crops without changes.
-
-    Raises:
-        ValueError: whole frames of several sizes.
-    """
-
-    def __init__(
-        self, loaded: Sequence[LoadedFrame], *, crop: int, length: int = 0, border: int = 25, augment: bool = True
-    ) -> None:
-        if not crop and len({item.image.shape for item in loaded}) > 1:
-            raise ValueError("whole frames of several sizes cannot share a batch; set --crop-size 256")
-        self.crop, self.length, self.augment = crop, length or len(loaded), augment
-        self.frames = [_Maps.of(item, border) for item in loaded]
-
-    def __len__(self) -> int:
-        """Samples per epoch."""
-        return self.length
-
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        """The sample of an index; its own seed decides crop and augmentation."""
-        index, seed = key
-        maps = self.frames[index % len(self.frames)]
-        rows, columns = self._window(maps.target.shape, seed)
-        image = self._fill(scale_frame(maps.image[rows, columns], maps.value_range), 0)
-        target = self._fill(maps.target[rows, columns], IGNORE)
-        distance = self._fill(maps.distance[rows, columns], 0)
-        if self.augment:
-            rng = np.random.default_rng(seed)
-            turns = int(rng.integers(4)) if image.shape[0] == image.shape[1] else 2 * int(rng.integers(2))
-            flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-            image, target, distance = (np.rot90(m, turns)[:, flip] for m in (image, target, distance))
-            gain, offset, noise = np.exp(rng.normal(0, 0.25)), rng.normal(0, 0.01), rng.uniform(0, 0.002)
-            image = image * np.float32(gain) + np.float32(offset)
-            image += np.float32(noise) * rng.standard_normal(image.shape, np.float32)
-        return maps.sample(image, target, distance)
-
-    def _window(self, shape: tuple[int, ...], seed: int) -> tuple[slice, slice]:
-        if not self.crop:
-            return slice(None), slice(None)
-        rng = np.random.default_rng((seed, 1))
-        row, column = (int(rng.integers(max(size - self.crop, 0) + 1)) for size in shape)
-        return slice(row, row + self.crop), slice(column, column + self.crop)
-
-    def _fill(self, part: NDArray[Any], value: int) -> NDArray[Any]:
-        """Fill up the crop where the frame is smaller."""
-        missing = [(0, max(self.crop - size, 0)) for size in part.shape]
-        return np.pad(part, missing, constant_values=value) if any(m for _, m in missing) else part
-
-
-class WholeFrames:
-    """Validation samples: whole frames, unchanged; ``border`` as in training (0 = every pixel counts)."""
-
-    def __init__(self, loaded: Sequence[LoadedFrame], *, border: int = 0) -> None:
-        self.frames = [_Maps.of(item, border) for item in loaded]
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One frame."""
-        maps = self.frames[index]
-        return maps.sample(scale_frame(maps.image, maps.value_range), maps.target, maps.distance)

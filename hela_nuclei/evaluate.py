@@ -9,9 +9,13 @@ from typing import Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
+from common.data.pairs import say_notes
 from common.inference.predictor import AS_SUITS, Predictor
 from common.inference.score import EvaluateConfig, ids_of_split
 from common.metrics.split_scores import print_scores
@@ -24,18 +28,17 @@ from hela_nuclei.task import TASK
 
 @dataclass(frozen=True)
 class Config(EvaluateConfig):
-    """Score a network against masks. The last line of stdout is one JSON object."""
+    """Score a network against masks. The last line of stdout is one JSON object.
 
+    Examples:
+        python hela_nuclei/evaluate.py --checkpoint runs/hela_nuclei/RUN/best_iou.pt --data-root Fluo-N2DL-HeLa
+    """
+
+    # Data
     truth: Literal["ST", "GT"] = "ST"
     """Which masks of the challenge."""
     border: int = 25
     """Width of the band outside the challenge's field of interest, pixels."""
-
-    def __post_init__(self) -> None:
-        """Check what the flags say."""
-        super().__post_init__()
-        if self.border < 0:
-            raise ValueError(f"--border {self.border} must not be negative")
 
 
 def main() -> int:
@@ -46,8 +49,7 @@ def main() -> int:
     predictor = Predictor.load(TASK, checkpoints, precision, tiling, threshold=config.threshold)
     wanted = ids_of_split(predictor.card, config)
     found = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
-    for note in found.notes():
-        say(f"note: {note}")
+    say_notes(found.notes())
     frames = [frame for frame in found.frames if wanted is None or frame.id in wanted]
     if not frames:
         raise ValueError(f"none of the {config.split} part's frames is there any more; use --split all")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import numpy as np
 import tifffile
@@ -24,15 +27,8 @@ from common.files import OutputFolder, atomic_path, relative_source, write_text
 from common.images.display import Pixels
 from common.images.ranges import range_warning
 from common.images.write import Arrays, write_mask, write_picture, write_probability
-from common.inference.files import (
-    PredictConfig,
-    announce,
-    each_input,
-    keep_apart,
-    keep_inputs,
-    load_predictor,
-    working,
-)
+from common.inference.files import announce, each_input, keep_apart, keep_inputs, working
+from common.inference.flags import PredictConfig, load_predictor
 from common.inference.products import SAFE_STEM, give_names
 from common.inference.spool import workplace
 from common.inference.stream import warn_of_range
@@ -52,27 +48,30 @@ SHEET_FRAMES = 9
 
 @dataclass(frozen=True)
 class Config(PredictConfig):
-    """Segment and separate nuclei in frames, stacks and folders; a folder of numbered frames is a sequence."""
+    """Segment and separate nuclei in frames, stacks and folders; a folder of numbered frames is a sequence.
 
+    Examples:
+        python hela_nuclei/infer.py Fluo-N2DL-HeLa/01
+        python hela_nuclei/infer.py stack.tif --axes TYX --tta
+    """
+
+    # Input
     scale: float | None = None
     """Resize frames by this factor before the network, such as 0.5 where nuclei are twice as large as in training."""
     input_range: tuple[float, float] | None = None
     """Intensities that mean black and white; default: the training's, as a rule each frame's own extremes."""
-    min_area: int = MIN_AREA
-    """Smaller objects are dropped, pixels."""
     axes: str | None = None
     """What the dimensions of a TIFF mean, such as TYXC; default: its metadata."""
     channel: int | None = None
     """Channel that shows the nuclei; default: green of three, required for two."""
+    # Output
+    min_area: int = MIN_AREA
+    """Leave out nuclei smaller than this, pixels."""
 
     def __post_init__(self) -> None:
         """Refuse values that no input could make right."""
         super().__post_init__()
         check_axes(self.axes)
-        if self.channel is not None and self.channel < 0:
-            raise ValueError(f"--channel {self.channel} must not be negative")
-        if self.min_area < 0:
-            raise ValueError(f"--min-area {self.min_area} must not be negative")
 
 
 def main() -> int:

@@ -12,6 +12,9 @@ from typing import Literal, cast
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import av
 import numpy as np
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from common.command.cli import PARTIAL, run_command, say
-from common.command.config import parse_flags
+from common.command.config import Amp, Device, check_prediction, parse_flags
 from common.data.inputs import find_images
 from common.files import OutputFolder
 from common.images.display import Pixels, stretch
@@ -41,38 +44,51 @@ ENCODERS = {".avi": ("mpeg4", "XVID", {"qscale": "3"}), ".mp4": ("libx264", "avc
 
 @dataclass(frozen=True)
 class Config:
-    """Make a video: each frame beside its prediction, one video frame per input frame."""
+    """Make a video: each frame beside its prediction, one video frame per input frame.
 
+    Examples:
+        python hela_nuclei/make_video.py
+        python hela_nuclei/make_video.py Fluo-N2DL-HeLa/01 --style contours --out 01.mp4
+    """
+
+    # Input
     input: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Images, stacks or folders. Default: the whole sequence that the newest run was tested (else validated) on."""
-    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Checkpoint(s); several are averaged. Default: the newest run's best."""
-    out: Path | None = None
-    """Video, .mp4 (H.264) or .avi (XVID). Default: predictions.avi in the run folder; outputs/hela_nuclei/INPUT.avi."""
-    fps: float = 2.0
-    """Frames per second."""
-    threshold: float | None = None
-    """Nucleus where P is at least this; default: the checkpoint's."""
-    style: Literal["mask", "contours"] = "mask"
-    """mask: the prediction in viridis colors; contours: the outline of every nucleus on the frame."""
     axes: str | None = None
     """What the dimensions of a TIFF mean, such as TYXC; default: its metadata."""
     channel: int | None = None
     """Channel that shows the nuclei; default: green of three, required for two."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # Network
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Checkpoint(s), or shipped; several are averaged. Default: the newest run's best, else the weights that ship."""
+    threshold: float | None = None
+    """Nucleus where P is at least this; default: the checkpoint's."""
+    # Output
+    out: Path | None = None
+    """Video, .mp4 (H.264) or .avi (XVID). Default: predictions.avi in the run folder; outputs/hela_nuclei/INPUT.avi."""
+    fps: float = 2.0
+    """Frames per second."""
+    style: Literal["mask", "contours"] = "mask"
+    """mask: the prediction in viridis colors; contours: the outline of every nucleus on the frame."""
+    # Machine
+    device: Device = "auto"
     """Where to compute."""
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    amp: Amp = "auto"
     """Mixed precision."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no input could make right."""
+        check_axes(self.axes)
+        check_prediction(self.threshold)
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"--fps {self.fps} must be greater than 0 and at most 1000")
+        if self.out is not None and self.out.suffix.lower() not in ENCODERS:
+            raise ValueError(f"--out {self.out}: the suffix must be .avi or .mp4")
 
 
 def main() -> int:
     """Load networks, predict frame by frame, write the video."""
     config = parse_flags(Config)
-    if not 0 < config.fps <= 1000:
-        raise ValueError(f"--fps {config.fps} must be greater than 0 and at most 1000")
-    check_axes(config.axes)
-    if config.out is not None and config.out.suffix.lower() not in ENCODERS:
-        raise ValueError(f"--out {config.out}: the suffix must be .avi or .mp4")
     checkpoints = TASK.checkpoints(config.checkpoint)
     precision = choose_precision(config.device, config.amp)
     shared = Predictor.load(TASK, checkpoints, precision, threshold=config.threshold)

@@ -19,8 +19,9 @@ from common.metrics.split_scores import SplitScores
 from common.training.experiment import Batch, Criterion
 from common.training.state import TrainState
 from hela_nuclei.ctc import CtcScore, drop_border_objects
-from hela_nuclei.data import LoadedFrame, semantic_target
+from hela_nuclei.data import LoadedFrame
 from hela_nuclei.predict import NucleiPredictor, Prediction
+from hela_nuclei.samples import semantic_target
 from hela_nuclei.separate import distance_map
 from hela_nuclei.task import TASK
 

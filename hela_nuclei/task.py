@@ -52,7 +52,12 @@ class NucleiTask(Task):
 
 
 TASK = NucleiTask(
-    "hela_nuclei", ["background", "nucleus"], {0: (0, 0, 0), 1: (253, 231, 37)}, ARCHITECTURES, adopt, tile=1536,
+    "hela_nuclei",
+    ["background", "nucleus"],
+    {0: (0, 0, 0), 1: (253, 231, 37)},
+    ARCHITECTURES,
+    adopt,
+    tile=1536,
     shipped=Shipped("nuclei.pt", "unet"),
-)  # fmt: skip
+)
 """Its tiles are larger than a HeLa frame, so that one is predicted in one go."""

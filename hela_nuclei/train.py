@@ -9,17 +9,20 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import torch
 from torch import nn
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts
+from common.data.pairs import Facts, require_usable, say_facts, say_notes
 from common.data.splits import count_parts, split_ids
 from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
-from common.losses import LossRecipe
+from common.losses import ONE_LOGIT, LossRecipe
 from common.networks.precision import Precision, choose_precision
 from common.report.plots import History
 from common.training.command import run_training
@@ -28,19 +31,9 @@ from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config
 from common.training.suspects import Labeled, without_suspects
-from hela_nuclei.data import (
-    SMALLEST_SIDE,
-    FrameCrops,
-    LoadedFrame,
-    WholeFrames,
-    audit,
-    find_frames,
-    load_frames,
-    of_one_size,
-    range_card,
-    semantic_target,
-)
+from hela_nuclei.data import SMALLEST_SIDE, LoadedFrame, audit, find_frames, load_frames, of_one_size, range_card
 from hela_nuclei.predict import NucleiPredictor
+from hela_nuclei.samples import FrameCrops, WholeFrames, semantic_target
 from hela_nuclei.scenes.sequences import write_challenge
 from hela_nuclei.scoring import build_criterion, score_frames
 from hela_nuclei.task import TASK
@@ -50,33 +43,45 @@ DEMO = Path("data/demo/hela_nuclei")
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Train a network that segments nuclei. Without --data-root (or --images and --labels): built-in demo scenes."""
+    """Train a network that segments nuclei. Without --data-root (or --images and --labels): built-in demo scenes.
 
+    Examples:
+        python hela_nuclei/train.py
+        python hela_nuclei/train.py --data-root Fluo-N2DL-HeLa --recipe best
+        python hela_nuclei/train.py --data-root Fluo-N2DL-HeLa --arch unet_resnet18 --weights imagenet --epochs 10
+    """
+
+    # Data
+    truth: Literal["ST", "GT"] = "ST"
+    """Which masks of the challenge: silver or gold truth."""
+    border: int = 25
+    """Pixels from the edge within which nuclei are not annotated: background there is ignored."""
+    # Network
     arch: Literal["unet", "unet_resnet18"] = "unet"
     """Network."""
     widths: tuple[int, int, int, int] = (16, 32, 64, 128)
     """Feature channels of the four resolutions of unet."""
     separation: Literal["distance", "none"] = "none"
     """distance: also learn the map that separates touching nuclei; none: the mask's own shape must do."""
-    truth: Literal["ST", "GT"] = "ST"
-    """Which masks of the challenge: silver or gold truth."""
-    border: int = 25
-    """Pixels from the edge within which nuclei are not annotated: background there is ignored."""
+    # Samples
     crop_size: int = 0
     """Side of the training crops in pixels (0 = whole frames)."""
     samples_per_epoch: int = 0
     """Training samples per epoch (0 = as many as frames)."""
+    loss: str = "bce"
+    """Weighted sum of bce, dice, jaccard, focal, such as bce+dice."""
+    # Run
     overfit_one: bool = False
     """Only check that the network can learn one frame by heart: 120 steps, prints the IoU, writes nothing."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         super().__post_init__()
-        LossRecipe.of_config(vars(self)).build()
-        if self.crop_size and self.crop_size < SMALLEST_SIDE:
+        LossRecipe.of_config(vars(self)).check(ONE_LOGIT)
+        if 0 < self.crop_size < SMALLEST_SIDE:
             raise ValueError(f"--crop-size {self.crop_size} must be 0 (whole frames) or at least {SMALLEST_SIDE}")
-        if min(self.border, self.samples_per_epoch, self.crop_size) < 0 or min(self.widths) < 1:
-            raise ValueError("--border, --crop-size and --samples-per-epoch must not be negative, --widths positive")
+        if min(self.widths) < 1:
+            raise ValueError(f"--widths {' '.join(map(str, self.widths))} must be greater than 0")
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,7 @@ def read_data(config: Config) -> tuple[list[LoadedFrame], Facts, Path]:
     """Read the frames and print what they are; also where they lie."""
     root = config.data_root if config.has_data else demo_scenes()
     found = find_frames(root, images=config.images, labels=config.labels, truth=config.truth)
-    for note in found.notes():
-        say(f"note: {note}")
+    say_notes(found.notes())
     loaded, problems = load_frames(found.frames, ValueRanges(config.input_range))
     if loaded and not config.crop_size:
         loaded, others = of_one_size(loaded)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from permeability.decoders import conv_bn_relu, resize
-from permeability.encoders import BatchNorm2d
 
 
 def atrous_conv(inputs: int, outputs: int, rate: int = 1, *, separable: bool) -> nn.Module:
@@ -41,7 +40,7 @@ class AtrousPyramid(nn.Module):
     def __init__(self, inputs: int, width: int, rates: Sequence[int], dropout: float, *, separable: bool) -> None:
         super().__init__()
         atrous = [
-            nn.Sequential(atrous_conv(inputs, width, rate, separable=separable), BatchNorm2d(width), nn.ReLU())
+            nn.Sequential(atrous_conv(inputs, width, rate, separable=separable), nn.BatchNorm2d(width), nn.ReLU())
             for rate in rates
         ]
         self.convs = nn.ModuleList([conv_bn_relu(inputs, width), *atrous, ImagePooling(inputs, width)])
@@ -69,7 +68,7 @@ class DeepLabV3Decoder(nn.Module):
         super().__init__()
         self.aspp = AtrousPyramid(encoder[-1], width, rates, dropout, separable=separable)
         self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.bn = BatchNorm2d(width)
+        self.bn = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -95,11 +94,11 @@ class DeepLabV3PlusDecoder(nn.Module):
         self.aspp = nn.Sequential(
             AtrousPyramid(encoder[-1], width, rates, dropout, separable=separable),
             atrous_conv(width, width, separable=True),
-            BatchNorm2d(width),
+            nn.BatchNorm2d(width),
             nn.ReLU(),
         )
         self.block1 = conv_bn_relu(encoder[1], 48)
-        self.block2 = nn.Sequential(atrous_conv(48 + width, width, separable=True), BatchNorm2d(width), nn.ReLU())
+        self.block2 = nn.Sequential(atrous_conv(48 + width, width, separable=True), nn.BatchNorm2d(width), nn.ReLU())
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps -> (N, width, H/4, W/4)."""
@@ -160,7 +159,7 @@ class ConvBatchNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, size: int = 1, *, relu: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, size, padding=size // 2)
-        self.bn = BatchNorm2d(outputs)
+        self.bn = nn.BatchNorm2d(outputs)
         self.relu = relu
 
     def forward(self, x: Tensor) -> Tensor:

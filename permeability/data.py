@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.inputs import MASK_ENDING, OUTPUT_ENDINGS, find_images, images_in, natural_key
+from common.data.labeled import require_two_classes, size_row, tally
+from common.data.pairs import Facts
 from common.data.splits import PARTS, split_ids
 from common.images import windows
 from common.images.grids import Grid
@@ -250,7 +252,7 @@ def probe(site: Site, channels: int) -> None:
         site.look(Window(row, col, side, side), channels)
 
 
-def audit(found: SiteSet) -> list[tuple[str, str]]:
+def audit(found: SiteSet) -> Facts:
     """What was found, as (name, value) rows.
 
     Raises:
@@ -258,22 +260,17 @@ def audit(found: SiteSet) -> list[tuple[str, str]]:
     """
     sites = found.sites
     dark, green, ignored = (int(n) for n in sum(found.counts.values(), np.zeros(3, np.int64)))
-    if not dark or not green:
-        only = "ignored pixels" if dark == green else CLASSES[0 if dark else 1]
-        raise ValueError(f"the masks of all {len(sites)} sites hold nothing but {only}: there is nothing to learn")
+    require_two_classes(CLASSES, (dark, green), f"the masks of all {len(sites)} sites")
     known, total = dark + green, dark + green + ignored
-    sizes = Counter(f"{site.window.height} x {site.window.width}" for site in sites)
-    systems = Counter(str(site.grid.crs.to_string())[:40] for site in sites)
     area = sum(int(found.counts[s.id][:2].sum()) * abs(s.grid.transform.determinant) for s in sites)
     warped = sum(site.offset is None for site in sites)
-    sides = Counter(f"{abs(site.grid.transform.determinant) ** 0.5:.4g}" for site in sites)
     photos, masks = ({source.path for source in some} for some in zip(*((s.image, s.mask) for s in sites), strict=True))
     joined = f"{len(sites)}: {len(photos)} orthophotos, {len(masks)} masks"
     return [
         ("sites", joined + (f", {warped} of the masks warped" if warped else "")),
-        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
-        ("pixel size", ", ".join(f"{side} ({n})" for side, n in sides.most_common(5))),
-        ("coordinate systems", ", ".join(f"{name} ({n})" for name, n in systems.most_common(3))),
+        size_row((site.window.height, site.window.width) for site in sites),
+        ("pixel size", tally(f"{abs(site.grid.transform.determinant) ** 0.5:.4g}" for site in sites)),
+        ("coordinate systems", tally((site.grid.crs.to_string()[:40] for site in sites), 3)),
         ("mask pixels", f"{CLASSES[0]} {dark} ({dark / known:.2%}), {CLASSES[1]} {green} ({green / known:.2%})"),
         ("ignored", f"{ignored} ({ignored / total:.2%}) in the masks; nodata of orthophotos besides"),
         ("labeled ground", f"{area:.4g} square units of the coordinate system"),

@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permeability.encoders import BatchNorm2d
-
 
 def conv_bn_relu(inputs: int, outputs: int, size: int = 1) -> nn.Sequential:
     """Convolution, BatchNorm, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), BatchNorm2d(outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 
@@ -109,7 +107,7 @@ class LinknetBlock(nn.Module):
         super().__init__()
         inner = inputs // 4
         double = nn.Sequential(
-            nn.ConvTranspose2d(inner, inner, 4, stride=2, padding=1), BatchNorm2d(inner), nn.ReLU(inplace=True)
+            nn.ConvTranspose2d(inner, inner, 4, stride=2, padding=1), nn.BatchNorm2d(inner), nn.ReLU(inplace=True)
         )
         self.block = nn.Sequential(conv_bn_relu(inputs, inner), double, conv_bn_relu(inner, outputs))
 

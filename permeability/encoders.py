@@ -46,19 +46,6 @@ def encoder_widths(name: str) -> tuple[int, ...]:
     return (64, 64, 128, 256, 512) if name in ("resnet18", "resnet34") else (64, 256, 512, 1024, 2048)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm that also takes one value per channel, such as the pooled map of a batch of one.
-
-    The variance of one value says nothing (PyTorch refuses it): the running statistics are used instead, and kept.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        return super().forward(x)
-
-
 class Encoder(nn.Module):
     """What the decoders know of an encoder: (N, channels, H, W) -> maps at strides 2, 4, ... up to its depth.
 
@@ -98,7 +85,7 @@ class ResNetEncoder(Encoder):
 
     def __init__(self, name: str, channels: int = 3, output_stride: int = 32, depth: int = 5) -> None:
         super().__init__()
-        network = torchvision_network(name, norm_layer=BatchNorm2d)
+        network = torchvision_network(name)
         self.name, self.stride = name, min(output_stride, 2**depth)
         self.conv1, self.bn1, self.relu, self.maxpool = network.conv1, network.bn1, network.relu, network.maxpool
         if channels != 3:

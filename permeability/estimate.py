@@ -15,6 +15,9 @@ from typing import Any
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import numpy as np
 import pyogrio
@@ -55,7 +58,12 @@ RESULT, PAGE, ZONES = "areas.json", "areas.html", "areas.gpkg"
 
 @dataclass(frozen=True)
 class Config:
-    """Estimate areas of a map's classes from a sample of judged points, with intervals of 95 %."""
+    """Estimate areas of a map's classes from a sample of judged points, with intervals of 95 %.
+
+    Examples:
+        python permeability/estimate.py outputs/permeability/sheet_mask.tif --points 200
+        python permeability/estimate.py outputs/permeability/sheet_mask.tif --sample outputs/areas/sample.csv
+    """
 
     maps: tyro.conf.Positional[tuple[Path, ...]]
     """Class rasters (S_mask.tif of infer.py). S_prob.tif beside all of them makes the estimates sharper."""

@@ -5,34 +5,34 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
 
-from common.command.cli import PARTIAL, run_command, say
+    help_first(__file__)
+
+from common.command.cli import run_command
 from common.command.config import parse_flags
-from common.data.pairs import require_usable, value_rows
+from common.data.pairs import say_notes
 from common.images.ranges import to_unit
-from common.inference.resolution import fitted
-from common.inference.score import (
-    CONTEXT,
-    TILE_SIDE,
-    AerialEvaluateConfig,
-    Sample,
-    ids_of_split,
-    load_predictor,
-    score_samples,
-)
-from common.metrics.split_scores import print_scores
+from common.inference.predictor import Predictor
+from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, Sample, evaluate_command
 from permeability.data import Join, Tile, find_files, inspect_sites, join_sites, plan_tiles
 from permeability.task import TASK
 
 
 @dataclass(frozen=True)
 class Config(AerialEvaluateConfig):
-    """Score a network against masks. The last line of stdout is one JSON object."""
+    """Score a network against masks. The last line of stdout is one JSON object.
 
+    Examples:
+        python permeability/evaluate.py --checkpoint runs/permeability/RUN/best_iou.pt --data-root pnoa --split val
+    """
+
+    # Data
     reproject: bool = False
     """Warp masks of another coordinate system or grid (always done if the training did)."""
 
@@ -40,20 +40,19 @@ class Config(AerialEvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, TASK)
-    wanted = ids_of_split(predictor.card, config)
-    ranges = predictor.ranges(config.input_range)
-    how = Join(config.reproject or bool(predictor.card.config.get("reproject", False)), ranges=ranges)
-    sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), how)
-    for note in notes:
-        say(f"note: {note}")
+    return evaluate_command(config, TASK, partial(load, config))
+
+
+def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
+    """Join the files and open the sites of these ids."""
+    reproject = config.reproject or bool(predictor.card.config.get("reproject", False))
+    join = Join(reproject, ranges=predictor.ranges(config.input_range))
+    sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), join)
+    say_notes(notes)
     found, bad = inspect_sites([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
-    require_usable(len(found.sites), problems + bad, skip_bad=True)
-    value_rows(ranges)
-    predictor = fitted(predictor, found.sites[0].image.path, config.gsd)
-    scores = score_samples(predictor, read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels))
-    print_scores(TASK.name, config.split, {**scores.result(), "n_images": len(found.sites)})
-    return PARTIAL if problems or bad else 0
+    samples = read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels)
+    first = found.sites[0].image.path if found.sites else None
+    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first)
 
 
 def read_samples(tiles: Iterable[Tile], channels: int) -> Iterator[Sample]:

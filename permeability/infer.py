@@ -15,6 +15,9 @@ from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import numpy as np
 import rasterio
@@ -28,7 +31,8 @@ from common.command.config import parse_flags
 from common.data.inputs import find_images, output_stems
 from common.images.gdal import decoding, open_raster
 from common.images.write import GEOTIFF
-from common.inference.files import InferConfig, complaint, infer_inputs, load_predictor
+from common.inference.files import complaint, infer_inputs
+from common.inference.flags import InferConfig, load_predictor
 from common.inference.products import Extra
 from common.networks.checkpoint import ModelCard
 from permeability.task import TASK
@@ -41,10 +45,14 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Config(InferConfig):
-    """Map permeable and non-permeable ground in images and rasters of any size."""
+    """Map permeable and non-permeable ground in images and rasters of any size.
 
-    overlap: float = 0.5
-    """Share of a tile that the next one covers again."""
+    Examples:
+        python permeability/infer.py sheet.tif --vector shp --min-area 20
+        python permeability/infer.py sheet.tif --window 4000 2000 1024 1024
+    """
+
+    # Input
     window: tuple[int, int, int, int] | None = None
     """COL ROW W H: only this part of each input, in its pixels."""
 

@@ -16,6 +16,9 @@ from typing import Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import numpy as np
 import rasterio
@@ -44,7 +47,11 @@ Rule = Callable[[str], int | None]
 
 @dataclass(frozen=True)
 class Config:
-    """Turn land-cover polygons into masks: 1 = permeable, 0 = non-permeable, 255 = ignored."""
+    """Turn land-cover polygons into masks: 1 = permeable, 0 = non-permeable, 255 = ignored.
+
+    Examples:
+        python permeability/make_masks.py siose.gpkg --ortho sheets --out masks --field COVER --map map.yaml
+    """
 
     vector: tyro.conf.Positional[Path]
     """Polygons: SHP, GPKG, GeoJSON, in any coordinate system."""

@@ -11,15 +11,18 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts, value_rows
+from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges, to_unit
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
-from common.losses import LossRecipe
+from common.losses import SEVERAL_LOGITS, LossRecipe
 from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
@@ -58,8 +61,22 @@ MEASURED = 200
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Train permeable ground. Without --data-root (or --images and --labels) the demo scenes are used."""
+    """Train permeable ground. Without --data-root (or --images and --labels) the demo scenes are used.
 
+    Examples:
+        python permeability/train.py
+        python permeability/train.py --data-root pnoa --recipe best --max-minutes 60
+        python permeability/train.py --data-root pnoa --arch deeplabv3plus --encoder mit_b4 --weights imagenet
+    """
+
+    # Data
+    reproject: bool = False
+    """Warp masks of another coordinate system or grid to the orthophoto's while reading."""
+    resolution: float = 0.0
+    """Read at this pixel size, in units of the orthophotos' coordinate system (0 = their own)."""
+    val_tiles: int = 0
+    """Validate on this many tiles, spread evenly (0 = on all)."""
+    # Network
     arch: Architecture = "deeplabv3plus"
     """Network; unet_small has no --encoder and is for training from scratch on a CPU."""
     encoder: Literal[ResNet, MixTransformer] = "mit_b4"
@@ -68,40 +85,31 @@ class Config(TrainConfig):
     """Bands that the network reads; other numbers than 3 need --normalization measured."""
     normalization: Literal["source", "measured"] = "source"
     """source: mean and spread of PNOA orthophotos; measured: those of random training windows."""
-    reproject: bool = False
-    """Warp masks of another coordinate system or grid to the orthophoto's while reading."""
-    resolution: float = 0.0
-    """Read at this pixel size, in units of the orthophotos' coordinate system (0 = their own)."""
+    # Samples
     crop_size: int = 512
     """Side of the training windows, pixels."""
     samples_per_epoch: int = 1024
     """Training windows per epoch (0 = as many as cover all sites once)."""
     balance: float = 0.0
     """Share of the windows placed around a pixel of a class drawn evenly; the others are drawn by area."""
-    val_tiles: int = 0
-    """Validate on this many tiles, spread evenly (0 = on all)."""
-    label_smoothing: float = 0.0
-    """Label smoothing of the term ce."""
     flips: bool = False
     """Flips along both axes and quarter turns, not only flips from left to right."""
     rotate: float = 0.0
-    """Turn windows by up to so many degrees either way (180 = any angle)."""
+    """Windows are turned by up to so many degrees either way (180 = any angle)."""
     zoom: float = 0.0
-    """Scale windows at random by up to exp(zoom) either way."""
+    """Windows are scaled at random by up to exp(zoom) either way."""
     color: float = 0.0
     """Strength of random color changes, 0...1."""
+    # Training
+    label_smoothing: float = 0.0
+    """Label smoothing of the term ce."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         super().__post_init__()
-        LossRecipe.of_config(vars(self)).build()
+        LossRecipe.of_config(vars(self)).check(SEVERAL_LOGITS)
         if self.crop_size < 32:
             raise ValueError(f"--crop-size {self.crop_size} must be at least 32")
-        if min(self.samples_per_epoch, self.val_tiles, self.resolution) < 0:
-            raise ValueError("--samples-per-epoch, --val-tiles and --resolution must not be negative")
-        for name, most in (("balance", 1), ("color", 1), ("zoom", 2), ("rotate", 180)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"--{name} {getattr(self, name)} must lie in 0...{most}")
         if self.channels < 1 or (self.channels != 3 and self.normalization == "source"):
             raise ValueError(
                 f"--channels {self.channels}: the source's mean and spread are of 3 bands; use --normalization measured"
@@ -132,8 +140,7 @@ def load_data(config: Config) -> Data:
     root = config.data_root if config.has_data else demo_scenes()
     join = Join(config.reproject, config.resolution, ValueRanges(config.input_range))
     sites, problems, notes = join_sites(*find_files(root, config.images, config.labels), join)
-    for note in notes:
-        say(f"note: {note}")
+    say_notes(notes)
     found, bad = inspect_sites(sites, config.channels)
     require_usable(len(found.sites), problems + bad, skip_bad=config.skip_bad)
     split, how = split_sites(found.sites, config.val_fraction, config.test_fraction, config.seed)

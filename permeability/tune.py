@@ -20,16 +20,20 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import torch
 
 from common.command.cli import STARTED, NonFiniteLoss, is_out_of_memory, run_command, say
 from common.command.config import parse_config, parse_flags, read_yaml
+from common.command.recipes import read_recipe
 from common.files import atomic_path, write_text
 from common.networks.checkpoint import RUNS
 from common.networks.precision import choose_precision
 from common.training.loop import FINISH_SECONDS, fit, seed_everything
-from common.training.runs import RunFolder, own_folder, read_recipe, remove_run
+from common.training.runs import RunFolder, own_folder, remove_run
 from permeability import train
 from permeability.search import Choice, Proposal, Space, Storage, Trial, propose, ranked, read_space
 from permeability.task import TASK
@@ -41,8 +45,13 @@ OWN_FLAGS = ("data_root", "images", "labels", "seed", "workers", "device", "amp"
 
 @dataclass(frozen=True)
 class Config:
-    """Search for the best network and recipe; writes best.pt and a ranked table."""
+    """Search for the best network and recipe; writes best.pt and a ranked table.
 
+    Examples:
+        python permeability/tune.py --engine optuna --trials 20 --storage trials.json --data-root pnoa
+    """
+
+    # Search
     engine: Literal["hyperopt", "optuna"]
     """Who proposes the trials; optuna also ends hopeless ones early."""
     trials: int
@@ -54,24 +63,28 @@ class Config:
     space_demo.yaml without data)."""
     config: Path | None = None
     """YAML file with settings below the space; it stands on the recipe (source.yaml, or demo.yaml without data)."""
+    # Data
     data_root: Path | None = None
     """Folder with the data. Without any data flag the built-in demo scenes are used."""
     images: Path | None = None
     """Folder of orthophotos, in place of --data-root; needs --labels."""
     labels: Path | None = None
     """Folder of masks."""
+    # Search
     minutes_per_trial: float = 0.0
     """Time budget of one training (0 = all its epochs)."""
     output_dir: Path | None = None
     """Where trials, best.pt and the table go; default runs/permeability/tune-<name of the storage>."""
     seed: int = 0
     """Seed of the proposals and of every training."""
+    # Machine
     workers: int = 0
     """Processes that load data."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or mps."""
     amp: str = "auto"
     """Mixed precision: auto, off, bf16 or fp16."""
+    # Data
     skip_bad: bool = False
     """Go on without files that are damaged or do not fit."""
 
@@ -263,10 +276,18 @@ def write_table(trials: Sequence[Trial], folder: Path) -> None:
     names = list(trials[0].params) if trials else []
     header = ["rank", "trial", "engine", "state", "miou", "epochs", "seconds", *names]
     rows = [
-        [rank, trial.number, trial.engine, trial.state, "-" if trial.value is None else f"{trial.value:.4f}",
-         len(trial.course), trial.seconds, *(trial.params[name] for name in names)]
+        [
+            rank,
+            trial.number,
+            trial.engine,
+            trial.state,
+            "-" if trial.value is None else f"{trial.value:.4f}",
+            len(trial.course),
+            trial.seconds,
+            *(trial.params[name] for name in names),
+        ]
         for rank, trial in enumerate(ranked(trials), start=1)
-    ]  # fmt: skip
+    ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(folder / "trials.csv", text.getvalue())

@@ -5,22 +5,19 @@ In place of dense labels a table of points can be given; then only its pixels ar
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.command.cli import say
 from common.data.inputs import natural_key
-from common.data.pairs import join, list_images, same_stem
+from common.data.labeled import LabeledImage, class_rows, read_labeled, size_row, try_each
+from common.data.pairs import Facts, join, list_images, same_stem
 from common.data.splits import split_ids
-from common.images.ranges import ValueRanges, to_pixels
-from common.images.rasters import read_raster
-from common.labels import IGNORE
+from common.images.ranges import ValueRanges
 from potsdam_points.labels import CLASSES, ClassMap, Coding, class_counts, read_classes
 from potsdam_points.points import Points, find_points, from_points, read_points
 
@@ -37,20 +34,6 @@ class Patch:
     label: Path | None = None
     points: Points | None = None
     points_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class LoadedPatch:
-    """A patch in memory: image (3, H, W) uint8, or float32 0...1; classes (H, W), 255 = ignored."""
-
-    id: str
-    image: NDArray[np.uint8] | NDArray[np.float32]
-    classes: ClassMap
-
-    def unit(self) -> NDArray[np.float32]:
-        """The image (3, H, W) as float32 0...1."""
-        image = self.image.astype(np.float32)
-        return image / np.float32(255) if self.image.dtype == np.uint8 else image
 
 
 def patch_id(stem: str) -> str:
@@ -126,62 +109,36 @@ def _with_points(images: Sequence[Path], points_file: Path) -> tuple[list[Patch]
 
 def load_patch(
     patch: Patch, coding: Coding = "auto", unknown: Unknown = "refuse", ranges: ValueRanges | None = None
-) -> LoadedPatch:
-    """Read a patch; pixels without meaning (alpha, nodata) are ignored, the image's values noted in ``ranges``.
+) -> LabeledImage:
+    """Read a patch, see `read_labeled`."""
 
-    Raises:
-        ValueError, FileNotFoundError: a file is damaged, the sizes differ, or the label has unknown values.
-    """
-    raster = read_raster(patch.image)
-    ranges = ranges or ValueRanges()
-    ranges.see(raster.data[:3], raster.valid)
-    image = to_pixels(raster.data, raster.valid, 3, ranges.of(raster.data.dtype))
-    height, width = raster.valid.shape
-    if patch.points is not None:
-        classes = from_points(patch.points, height, width, source=str(patch.image), table=patch.points_file)
-    else:
+    def classes(height: int, width: int) -> ClassMap:
+        if patch.points is not None:
+            return from_points(patch.points, height, width, source=str(patch.image), table=patch.points_file)
         assert patch.label is not None
-        classes = read_classes(patch.label, coding, ignore_unknown=unknown == "ignore")
-    if classes.shape != raster.valid.shape:
-        raise ValueError(
-            f"{patch.image} is {_size(raster.valid.shape)}, its label {patch.label} {_size(classes.shape)}; "
-            "both must be of one size"
-        )
-    return LoadedPatch(patch.id, image, np.where(raster.valid, classes, np.uint8(IGNORE)))
+        return read_classes(patch.label, coding, ignore_unknown=unknown == "ignore")
 
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} x {shape[1]}"
+    return read_labeled(patch.id, patch.image, patch.label, classes, ranges)
 
 
 def load_patches(
     patches: Sequence[Patch], coding: Coding = "auto", unknown: Unknown = "refuse", ranges: ValueRanges | None = None
-) -> tuple[list[LoadedPatch], list[str]]:
+) -> tuple[list[LabeledImage], list[str]]:
     """Read all patches; a line for each one that cannot be used."""
-    loaded, problems = [], []
-    for patch in patches:
-        try:
-            loaded.append(load_patch(patch, coding, unknown, ranges))
-        except (ValueError, FileNotFoundError) as error:
-            problems.append(str(error))
+    loaded: list[LabeledImage] = []
+    problems = try_each(patches, lambda patch: loaded.append(load_patch(patch, coding, unknown, ranges)))
     return loaded, problems
 
 
-def audit(loaded: Sequence[LoadedPatch]) -> list[tuple[str, str]]:
+def audit(loaded: Sequence[LabeledImage]) -> Facts:
     """What was found, as (name, value) rows: sizes, label values with counts and shares, unlabeled pixels."""
-    sizes = Counter(_size(patch.classes.shape) for patch in loaded)
-    counts = class_counts([patch.classes for patch in loaded])
-    total = sum(patch.classes.size for patch in loaded)
-    shares = [f"{name} {n} ({n / total:.2%})" for name, n in zip(CLASSES, counts.tolist(), strict=True)]
-    holding = [sum(bool((patch.classes == i).any()) for patch in loaded) for i in range(len(CLASSES))]
+    counts = np.stack([class_counts([patch.classes]) for patch in loaded])
     rows = [
         ("pairs", str(len(loaded))),
-        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
-        ("label pixels", ", ".join(shares)),
-        ("not labeled", f"{total - int(counts.sum())} ({1 - counts.sum() / total:.2%})"),
-        ("images that show", ", ".join(f"{name} {n}" for name, n in zip(CLASSES, holding, strict=True))),
+        size_row(patch.classes.shape for patch in loaded),
+        *class_rows(CLASSES, counts, sum(patch.classes.size for patch in loaded)),
     ]
-    absent = [name for name, n in zip(CLASSES, counts, strict=True) if n == 0]
+    absent = [name for name, n in zip(CLASSES, counts.sum(axis=0), strict=True) if n == 0]
     return [*rows, ("never seen", ", ".join(absent))] if absent else rows
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
 
-from common.command.cli import PARTIAL, run_command, say
+    help_first(__file__)
+
+from common.command.cli import run_command
 from common.command.config import parse_flags
-from common.data.pairs import require_usable, value_rows
-from common.inference.resolution import fitted
-from common.inference.score import AerialEvaluateConfig, ids_of_split, load_predictor, score_samples
-from common.metrics.split_scores import print_scores
+from common.data.pairs import say_notes
+from common.inference.predictor import Predictor
+from common.inference.score import AerialEvaluateConfig, LabeledData, evaluate_command
 from potsdam_points.data import Unknown, find_patches, load_patches
 from potsdam_points.labels import Coding
 from potsdam_points.task import TASK
@@ -22,8 +25,13 @@ from potsdam_points.task import TASK
 
 @dataclass(frozen=True)
 class Config(AerialEvaluateConfig):
-    """Score a network against labels. The last line of stdout is one JSON object."""
+    """Score a network against labels. The last line of stdout is one JSON object.
 
+    Examples:
+        python potsdam_points/evaluate.py --checkpoint shipped --data-root patches --split all
+    """
+
+    # Data
     label_coding: Coding = "auto"
     """palette = ISPRS colors; index = 1...6 with 0 ignored; auto = by the number of bands."""
     unknown: Unknown = "refuse"
@@ -42,23 +50,19 @@ class Config(AerialEvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, TASK)
-    wanted = ids_of_split(predictor.card, config)
+    return evaluate_command(config, TASK, partial(load, config))
+
+
+def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
+    """Read the patches of these ids."""
     patches, unpaired = find_patches(
         config.data_root, images=config.images, labels=config.labels, points_file=config.points_file
     )
-    for note in unpaired:
-        say(f"note: {note}")
-    ranges = predictor.ranges(config.input_range)
-    loaded, problems = load_patches(
-        [p for p in patches if wanted is None or p.id in wanted], config.label_coding, config.unknown, ranges
-    )
-    require_usable(len(loaded), problems, skip_bad=True)
-    value_rows(ranges)
-    predictor = fitted(predictor, patches[0].image, config.gsd)
-    scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in loaded))
-    print_scores(TASK.name, config.split, scores.result())
-    return PARTIAL if problems else 0
+    say_notes(unpaired)
+    chosen, ranges = [p for p in patches if wanted is None or p.id in wanted], predictor.ranges(config.input_range)
+    loaded, problems = load_patches(chosen, config.label_coding, config.unknown, ranges)
+    samples = ((patch.id, patch.unit(), patch.classes) for patch in loaded)
+    return LabeledData(samples, len(loaded), problems, ranges, patches[0].image)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from typing import Any
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from matplotlib.figure import Figure
 
@@ -71,7 +74,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Config:
-    """Measure what points, class weights and unlabeled pixels are worth."""
+    """Measure what points, class weights and unlabeled pixels are worth.
+
+    Examples:
+        python potsdam_points/experiments.py --data-root patches --curve 20 300 20000 --minutes-per-run 20
+    """
 
     data_root: Path | None = None
     """Folder of patches with dense labels. Without any data flag the built-in demo scenes are used."""

@@ -8,13 +8,17 @@ from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.inputs import find_images
 from common.images.rasters import read_label
 from common.images.write import write_picture
-from common.inference.files import InferConfig, infer_inputs, load_predictor
+from common.inference.files import infer_inputs
+from common.inference.flags import InferConfig, load_predictor
 from common.inference.products import Extra
 from potsdam_points.labels import decode
 from potsdam_points.task import TASK
@@ -24,7 +28,11 @@ INPUT, OUTPUT = Path("input_images"), Path("output_images")
 
 @dataclass(frozen=True)
 class Config(InferConfig):
-    """Segment images of any size. Without inputs: input_images/ to output_images/<name>_mask.png in palette colors."""
+    """Segment images of any size. Without inputs: input_images/ to output_images/<name>_mask.png in palette colors.
+
+    Examples:
+        python potsdam_points/infer.py folder/ --tta
+    """
 
 
 def main() -> int:

@@ -16,6 +16,9 @@ from typing import Any
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 import torch
 import tyro
@@ -54,7 +57,12 @@ COLORS: list[Color] = [
 
 @dataclass(frozen=True)
 class Config:
-    """Label pixels of pictures by clicking, in the browser, while a network learns from them."""
+    """Label pixels of pictures by clicking, in the browser, while a network learns from them.
+
+    Examples:
+        python potsdam_points/label.py pictures/ --points-file points.csv
+        python potsdam_points/label.py sheet.tif --classes water meadow road
+    """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, GeoTIFFs, COGs of any size, or folders of them."""

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from common.data.augmentation import Matrix, Pixels, Place, affine_map, middle, near, to_tensor, warp
+from common.data.augmentation import Matrix, Pixels, Place, affine_map, middle, near, random_turn, to_tensor, warp
+from common.data.labeled import LabeledImage
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from common.labels import IGNORE
-from potsdam_points.data import LoadedPatch
 from potsdam_points.labels import CLASSES
 
 NORMALIZATION = {"mean": [0.45, 0.45, 0.43], "std": [0.22, 0.20, 0.20]}
@@ -34,8 +34,8 @@ class Augmentation:
 
     zoom: float = 0.0
     """Crops are enlarged or reduced by up to exp(zoom)."""
-    rotate: bool = False
-    """Any angle; else quarter turns."""
+    rotate: float = 0.0
+    """Degrees either way, besides quarter turns."""
     color: float = 0.0
     """Strength of brightness, contrast, saturation and hue changes, 0...1."""
 
@@ -74,7 +74,7 @@ class PointCrops:
 
     def __init__(
         self,
-        patches: Sequence[LoadedPatch],
+        patches: Sequence[LabeledImage],
         plan: CropPlan,
         *,
         augment: Augmentation | None = None,
@@ -130,7 +130,7 @@ class PointCrops:
         """The map from the image's (x, y) to the crop's."""
         if self.augment is None:
             return affine_map(center, self.crop, 0.0, 1.0)
-        turn = rng.uniform(0, 2 * math.pi) if self.augment.rotate else int(rng.integers(4)) * math.pi / 2
+        turn = random_turn(self.augment.rotate, rng)
         flip = 1.0 if rng.random() < 0.5 else -1.0
         return affine_map(
             center, self.crop, turn, math.exp(rng.uniform(-self.augment.zoom, self.augment.zoom)), (flip, 1)
@@ -149,7 +149,7 @@ class PointCrops:
         return target
 
 
-def _images_by_class(patches: Sequence[LoadedPatch]) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
+def _images_by_class(patches: Sequence[LabeledImage]) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """For each labeled class the images that show it, with the chance of each: the root of its points."""
     table = {}
     for label in range(len(CLASSES)):
@@ -181,7 +181,7 @@ def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> P
 class WholePatches:
     """Validation samples: whole images at 1 / ``shrink``, truth at full size; what pads odd sides is ignored."""
 
-    def __init__(self, patches: Sequence[LoadedPatch], *, shrink: int) -> None:
+    def __init__(self, patches: Sequence[LabeledImage], *, shrink: int) -> None:
         self.patches, self.shrink = patches, shrink
 
     def __len__(self) -> int:

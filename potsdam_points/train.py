@@ -10,17 +10,21 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from torch import Tensor
 
-from common.command.cli import run_command, say
+from common.command.cli import run_command
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts, value_rows
+from common.data.labeled import LabeledImage
+from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import count_parts
 from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.inference.score import score_samples
-from common.losses import LossRecipe
+from common.losses import SEVERAL_LOGITS, LossRecipe
 from common.networks.precision import Precision, choose_precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
@@ -32,7 +36,7 @@ from common.training.pictures import thicken
 from common.training.runs import RunFolder, demo_data
 from common.training.suspects import Labeled, without_suspects
 from potsdam_points.criterion import PointCriterion
-from potsdam_points.data import LoadedPatch, Unknown, audit, find_patches, load_patches, split_patches
+from potsdam_points.data import Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, Coding, class_counts
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
 from potsdam_points.samples import NORMALIZATION, Augmentation, CropPlan, PointCrops, WholePatches
@@ -43,20 +47,15 @@ DEMO = Path("data/demo/potsdam_points")
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Train land cover from sparse points. Without --data-root (or --images and --labels) the demo scenes are used."""
+    """Train land cover from sparse points. Without --data-root (or --images and --labels) the demo scenes are used.
 
-    arch: Literal["resnet18", "unet_small"] = "resnet18"
-    """Network."""
-    decoder: Literal["plain", "skip"] = "plain"
-    """Decoder of resnet18: the source's transposed convolutions, or one with skip connections."""
-    widths: tuple[int, ...] = tuple(SMALL["widths"])
-    """Feature channels of unet_small, from half its input's resolution on."""
-    shrink: int = 2
-    """Images are read at 1 / shrink of their size, as block means; logits are compared at full size."""
-    crop_size: int = 300
-    """Side of the training crops in pixels of the image."""
-    samples_per_epoch: int = 0
-    """Training crops per epoch (0 = as many as images)."""
+    Examples:
+        python potsdam_points/train.py
+        python potsdam_points/train.py --data-root patches --points 300 --recipe best
+        python potsdam_points/train.py --images pictures --points-file points.csv --val-last 0 --weights shipped
+    """
+
+    # Data
     val_last: int = 300
     """The last N ids are validation (0 = a random split by --val-fraction and --test-fraction)."""
     val_ids: tuple[str, ...] = ()
@@ -69,24 +68,41 @@ class Config(TrainConfig):
     """Labeled points per training image (0 = every labeled pixel: full supervision)."""
     point_sampling: Sampling = "uniform"
     """balanced: the points of an image are shared evenly among its classes."""
-    points_per_step: int = 0
-    """Use at most so many of an image's points in one crop, drawn anew each time: faster (0 = all)."""
     points_file: Path | None = None
     """Table id,x,y,class in place of dense labels (no labels are read then)."""
+    # Network
+    arch: Literal["resnet18", "unet_small"] = "resnet18"
+    """Network."""
+    decoder: Literal["plain", "skip"] = "plain"
+    """Decoder of resnet18: the source's transposed convolutions, or one with skip connections."""
+    widths: tuple[int, ...] = tuple(SMALL["widths"])
+    """Feature channels of unet_small, from half its input's resolution on."""
+    shrink: int = 2
+    """Images are read at 1 / shrink of their size, as block means; logits are compared at full size."""
+    # Samples
+    crop_size: int = 300
+    """Side of the training crops in pixels of the image."""
+    samples_per_epoch: int = 0
+    """Training crops per epoch (0 = as many as images)."""
+    points_per_step: int = 0
+    """Use at most so many of an image's points in one crop, drawn anew each time: faster (0 = all)."""
+    balance: float = 0.0
+    """Share of crops centered on a point of a class drawn evenly."""
+    rotate: float = 0.0
+    """Crops are turned by up to so many degrees either way (180 = any angle), besides quarter turns."""
+    zoom: float = 0.0
+    """Crops are scaled at random by up to exp(zoom) either way."""
+    color: float = 0.0
+    """Strength of random color changes, 0...1."""
+    loss: str = "ce"
+    """Weighted sum of partial_ce (of points: fast), ce, focal, dice, jaccard, such as partial_ce+dice."""
+    # Training
     class_weights: bool = True
     """Weight classes by median frequency / frequency over the labeled points."""
     weight_power: float = 1.0
     """Exponent of the class weights: 0.5 softens them."""
     gamma: float = 2.0
     """Focal exponent of partial_ce."""
-    balance: float = 0.0
-    """Share of crops centered on a point of a class drawn evenly."""
-    zoom: float = 0.0
-    """Crops are scaled at random by up to exp(zoom) either way."""
-    rotate: bool = False
-    """Turn crops by any angle, not only by quarter turns."""
-    color: float = 0.0
-    """Strength of random color changes, 0...1."""
     pseudo: float = 0.0
     """Weight of pseudo-labels from the moving average, on unlabeled pixels (needs --ema)."""
     confidence: float = 0.8
@@ -96,7 +112,7 @@ class Config(TrainConfig):
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
-        LossRecipe.of_config(vars(self)).build()
+        LossRecipe.of_config(vars(self)).check(SEVERAL_LOGITS)
         if self.points_file is not None and self.labels is None and self.images is not None:
             replace(self, images=None)  # points need no --labels; everything else is checked on this copy
         else:
@@ -109,19 +125,15 @@ class Config(TrainConfig):
             raise ValueError(
                 f"--crop-size {self.crop_size} must be a multiple of --shrink {self.shrink}, at least 32 times as large"
             )
-        if min(self.points, self.val_last, self.points_per_step) < 0 or not 0 <= self.balance <= 1:
-            raise ValueError(
-                "--points, --points-per-step and --val-last must not be negative, --balance must lie in 0...1"
-            )
 
 
 @dataclass(frozen=True)
 class Data:
     """What is trained and scored on."""
 
-    part: dict[str, list[LoadedPatch]]
+    part: dict[str, list[LabeledImage]]
     """Patches of each part with their dense labels."""
-    sparse: list[LoadedPatch]
+    sparse: list[LabeledImage]
     """The training part with its points alone."""
     class_weights: Tensor | None
     facts: Facts
@@ -139,8 +151,7 @@ def load_data(config: Config) -> Data:
     """Read and split the patches, draw their points, and print what they are."""
     root = config.data_root if config.has_data else demo_scenes()
     found, unpaired = find_patches(root, images=config.images, labels=config.labels, points_file=config.points_file)
-    for note in unpaired:
-        say(f"note: {note}")
+    say_notes(unpaired)
     ranges = ValueRanges(config.input_range)
     loaded, problems = load_patches(found, config.label_coding, config.unknown, ranges)
     require_usable(len(loaded), problems, skip_bad=config.skip_bad)
@@ -222,7 +233,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
         points = thicken(with_points(patch, config).classes)
         return Example(patch.image, patch.classes, predictor.classify(predictor(patch.unit())), points)
 
-    def labeled(patch: LoadedPatch) -> Labeled:
+    def labeled(patch: LabeledImage) -> Labeled:
         return Labeled(patch.id, patch.id, lambda: (patch.unit(), patch.classes))
 
     samples = {name: [labeled(patch) for patch in patches] for name, patches in data.part.items()}
@@ -235,7 +246,7 @@ def demo_scenes() -> Path:
     return demo_data(DEMO, "aerial scenes", lambda folder: write_potsdam(folder, count=64, seed=0, size=300))
 
 
-def with_points(patch: LoadedPatch, config: Config) -> LoadedPatch:
+def with_points(patch: LabeledImage, config: Config) -> LabeledImage:
     """The patch with its drawn points alone; points from a file are kept as they are."""
     if config.points_file is not None:
         return patch

@@ -16,12 +16,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.pairs import Pair, join, list_images
+from common.data.labeled import LabeledImage, class_rows, read_labeled, size_row, try_each
+from common.data.pairs import Facts, Pair, join, list_images
 from common.data.splits import split_ids
-from common.images.ranges import ValueRanges, to_pixels
-from common.images.rasters import read_raster
+from common.images.ranges import ValueRanges
 from common.labels import IGNORE
-from rooftops.labels import ClassMap, Coding, read_classes
+from rooftops.labels import Coding, read_classes
 
 IMAGE_FOLDERS = ("images/images", "images", "image", "imgs")
 LABEL_FOLDERS = ("label/label", "labels/labels", "label", "labels", "masks/masks", "masks", "mask")
@@ -31,31 +31,12 @@ SplitBy = Literal["picture", "prefix"]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A pair in memory: image (3, H, W) uint8, or float32 0...1; classes (H, W), 255 = ignored."""
-
-    id: str
-    image: NDArray[np.uint8] | NDArray[np.float32]
-    classes: ClassMap
-
-    def unit(self) -> NDArray[np.float32]:
-        """The image (3, H, W) as float32 0...1."""
-        image = self.image.astype(np.float32)
-        return image / np.float32(255) if self.image.dtype == np.uint8 else image
-
-
-@dataclass(frozen=True)
-class Facts:
+class Found:
     """What reading a pair once has shown."""
 
     size: tuple[int, int]
     counts: NDArray[np.int64]
     """Pixels of each class."""
-
-    @property
-    def pixels(self) -> int:
-        """Number of pixels."""
-        return self.size[0] * self.size[1]
 
 
 @dataclass
@@ -64,8 +45,8 @@ class Pictures:
 
     coding: Coding
     pairs: dict[str, Pair] = field(default_factory=dict)
-    facts: dict[str, Facts] = field(default_factory=dict)
-    _kept: dict[str, Picture] = field(default_factory=dict)
+    facts: dict[str, Found] = field(default_factory=dict)
+    _kept: dict[str, LabeledImage] = field(default_factory=dict)
     _bytes: int = 0
     ranges: ValueRanges = field(default_factory=ValueRanges)
     """What the images' values mean, and which there are."""
@@ -79,14 +60,14 @@ class Pictures:
         picture = load_picture(pair, self.coding, self.ranges, look=True)
         valid = picture.classes[picture.classes != IGNORE]
         counts = np.bincount(valid, minlength=len(self.coding.names))
-        self.facts[pair.id] = Facts((picture.classes.shape[0], picture.classes.shape[1]), counts)
+        self.facts[pair.id] = Found((picture.classes.shape[0], picture.classes.shape[1]), counts)
         self.pairs[pair.id] = pair
         size = picture.image.nbytes + picture.classes.nbytes
         if self._bytes + size <= CACHE_BYTES:
             self._kept[pair.id] = picture
             self._bytes += size
 
-    def __getitem__(self, name: str) -> Picture:
+    def __getitem__(self, name: str) -> LabeledImage:
         """The picture of an id, from memory or from its files."""
         return self._kept.get(name) or load_picture(self.pairs[name], self.coding, self.ranges)
 
@@ -146,71 +127,32 @@ def _folders(root: Path | None, images: Path | None, labels: Path | None) -> tup
     return image_folder, label_folder
 
 
-def load_picture(pair: Pair, coding: Coding, ranges: ValueRanges | None = None, *, look: bool = False) -> Picture:
-    """Read a pair; pixels without meaning (alpha, nodata) are ignored.
-
-    Args:
-        pair: the files.
-        coding: what the label's values mean.
-        ranges: what the image's values mean; None = their number type's range.
-        look: take note of the image's values in ``ranges``.
-
-    Raises:
-        ValueError, FileNotFoundError: a file is damaged, the sizes differ, or the label has unknown values.
-    """
-    raster = read_raster(pair.image)
-    classes = read_classes(pair.label, coding)
-    if classes.shape != raster.valid.shape:
-        raise ValueError(
-            f"{pair.label}: is {_size(classes.shape)} pixels, its image {pair.image} {_size(raster.valid.shape)}; "
-            "both must be of one size: export the label again on the image's grid"
-        )
-    ranges = ranges or ValueRanges()
-    if look:
-        ranges.see(raster.data[:3], raster.valid)
-    image = to_pixels(raster.data, raster.valid, 3, ranges.of(raster.data.dtype))
-    return Picture(pair.id, image, np.where(raster.valid, classes, np.uint8(IGNORE)))
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]} x {shape[1]}"
+def load_picture(pair: Pair, coding: Coding, ranges: ValueRanges | None = None, *, look: bool = False) -> LabeledImage:
+    """Read a pair, see `read_labeled`."""
+    return read_labeled(
+        pair.id, pair.image, pair.label, lambda *size: read_classes(pair.label, coding), ranges, look=look
+    )
 
 
 def load_pictures(
     pairs: Sequence[Pair], coding: Coding, ranges: ValueRanges | None = None
 ) -> tuple[Pictures, list[str]]:
     """Read all pairs once; a line for each one that cannot be used."""
-    pictures, problems = Pictures(coding, ranges=ranges or ValueRanges()), []
-    for pair in pairs:
-        try:
-            pictures.add(pair)
-        except (ValueError, FileNotFoundError) as error:
-            problems.append(str(error))
-    return pictures, problems
+    pictures = Pictures(coding, ranges=ranges or ValueRanges())
+    return pictures, try_each(pairs, pictures.add)
 
 
-def audit(pictures: Pictures) -> list[tuple[str, str]]:
+def audit(pictures: Pictures) -> Facts:
     """What was found, as (name, value) rows: sizes, label values with counts and shares, empty masks, tiles."""
-    facts, coding = list(pictures.facts.values()), pictures.coding
-    sizes = Counter(_size(one.size) for one in facts)
-    counts, total = (
-        sum((one.counts for one in facts), np.zeros(len(coding.names), np.int64)),
-        sum(one.pixels for one in facts),
-    )
+    found, coding = list(pictures.facts.values()), pictures.coding
+    counts = np.stack([one.counts for one in found])
     values = [coding.describe(v) for v in coding.values] or ["0", "255 or 1"]
-    shares = [
-        f"{name} ({value}) {n} ({n / total:.2%})"
-        for name, value, n in zip(coding.names, values, counts.tolist(), strict=True)
-    ]
-    holding = [sum(bool(one.counts[i]) for one in facts) for i in range(len(counts))]
-    empty = sum(not one.counts[1:].any() for one in facts)
+    empty = int((counts[:, 1:].sum(axis=1) == 0).sum())
     groups = Counter(map(prefix, pictures.pairs))
     rows = [
         ("pairs", str(len(pictures))),
-        ("size (rows x columns)", ", ".join(f"{size} ({n})" for size, n in sizes.most_common(5))),
-        ("label pixels", ", ".join(shares)),
-        ("not labeled", f"{total - int(counts.sum())} ({1 - counts.sum() / total:.2%})"),
-        ("images that show", ", ".join(f"{name} {n}" for name, n in zip(coding.names, holding, strict=True))),
+        size_row(one.size for one in found),
+        *class_rows(coding.names, counts, sum(height * width for height, width in (one.size for one in found)), values),
         ("empty masks", f"{empty} (nothing but {coding.names[0]})"),
     ]
     if 1 < len(groups) < len(pictures):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
 
-from common.command.cli import PARTIAL, run_command, say
+    help_first(__file__)
+
+from common.command.cli import run_command
 from common.command.config import parse_flags
-from common.data.pairs import require_usable, value_rows
-from common.inference.resolution import fitted
-from common.inference.score import AerialEvaluateConfig, Sample, ids_of_split, load_predictor, score_samples
-from common.metrics.split_scores import print_scores
+from common.data.pairs import say_notes
+from common.inference.predictor import Predictor
+from common.inference.score import AerialEvaluateConfig, LabeledData, Sample, evaluate_command
 from rooftops.data import Pictures, find_pairs, load_pictures
 from rooftops.labels import Coding, read_coding
 from rooftops.task import TASK
@@ -23,8 +26,13 @@ from rooftops.task import TASK
 
 @dataclass(frozen=True)
 class Config(AerialEvaluateConfig):
-    """Score a network against labels. The last line of stdout is one JSON object."""
+    """Score a network against labels. The last line of stdout is one JSON object.
 
+    Examples:
+        python rooftops/evaluate.py --checkpoint runs/rooftops/RUN/best_iou.pt --data-root DIR
+    """
+
+    # Data
     classes: Path | None = None
     """YAML file that names each class and its value in the labels (default: rooftops, 0 and 255)."""
 
@@ -32,22 +40,20 @@ class Config(AerialEvaluateConfig):
 def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
-    predictor = load_predictor(config, TASK)
+    return evaluate_command(config, TASK, partial(load, config))
+
+
+def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
+    """Read the pictures of these ids."""
     coding = read_coding(config.classes)
     check_classes(coding, predictor.card.classes)
-    wanted = ids_of_split(predictor.card, config)
     pairs, missing, notes = find_pairs(config.data_root, images=config.images, labels=config.labels)
-    for note in notes:
-        say(f"note: {note}")
+    say_notes(notes)
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     pictures, problems = load_pictures(chosen, coding, predictor.ranges(config.input_range))
     problems = (missing if wanted is None else []) + problems
-    require_usable(len(pictures), problems, skip_bad=True)
-    value_rows(pictures.ranges)
-    predictor = fitted(predictor, chosen[0].image, config.gsd)
-    scores = score_samples(predictor, read_samples(pictures, pictures.pairs))
-    print_scores(TASK.name, config.split, scores.result())
-    return PARTIAL if problems else 0
+    samples, first = read_samples(pictures, pictures.pairs), chosen[0].image if chosen else None
+    return LabeledData(samples, len(pictures), problems, pictures.ranges, first)
 
 
 def read_samples(pictures: Pictures, ids: Iterable[str]) -> Iterator[Sample]:

@@ -8,17 +8,25 @@ from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
+
+    help_first(__file__)
 
 from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.inputs import find_images
-from common.inference.files import InferConfig, infer_inputs, load_predictor
+from common.inference.files import infer_inputs
+from common.inference.flags import InferConfig, load_predictor
 from rooftops.task import TASK
 
 
 @dataclass(frozen=True)
 class Config(InferConfig):
-    """Find roofs on pictures and rasters of any size."""
+    """Find roofs on pictures and rasters of any size.
+
+    Examples:
+        python rooftops/infer.py picture.jpg folder/ --vector gpkg --min-area 10
+    """
 
 
 def main() -> int:

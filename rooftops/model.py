@@ -105,29 +105,14 @@ def separable_conv(inputs: int, outputs: int, rate: int = 1) -> nn.Sequential:
 
 
 class ImagePooling(nn.Sequential):
-    """The pyramid's global branch: the mean of the map, projected.
-
-    Its map is 1 x 1, of which a batch of one has a single value per channel: BatchNorm then uses its running
-    statistics, since the variance of one value says nothing (elsewhere this is an error).
-    """
+    """The pyramid's global branch: the mean of the map, projected."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-        )
+        super().__init__(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) -> (N, outputs, H, W), constant over the image."""
-        pool, project, norm, activate = self
-        y = project(pool(x))
-        if self.training and y.shape[0] == 1:
-            assert isinstance(norm, nn.BatchNorm2d)
-            y = F.batch_norm(
-                y, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-            )
-        else:
-            y = norm(y)
-        return activate(y).expand(-1, -1, *x.shape[-2:])  # type: ignore[no-any-return]
+        return super().forward(x).expand(-1, -1, *x.shape[-2:])  # type: ignore[no-untyped-call, no-any-return]
 
 
 class SpatialPyramid(nn.Module):

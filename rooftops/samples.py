@@ -16,7 +16,17 @@ import cv2
 import numpy as np
 import torch
 
-from common.data.augmentation import Classes, Matrix, Pixels, affine_map, cut, jitter_colors, paste, to_tensor
+from common.data.augmentation import (
+    Classes,
+    Matrix,
+    Pixels,
+    affine_map,
+    cut,
+    jitter_colors,
+    paste,
+    random_turn,
+    to_tensor,
+)
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from common.inference.predictor import rescale
@@ -30,8 +40,8 @@ class Augmentation:
 
     zoom: float = 0.0
     """Windows are enlarged or reduced by up to exp(zoom)."""
-    rotate: bool = False
-    """Any angle; else quarter turns."""
+    rotate: float = 0.0
+    """Degrees either way, besides quarter turns."""
     color: float = 0.0
     """Strength of brightness, contrast, saturation and hue changes, 0...1."""
     blur: float = 0.0
@@ -114,7 +124,7 @@ class Windows:
             return affine_map(((size[0] - 1) / 2, (size[1] - 1) / 2), self.side, 0.0, self.scale)
         zoom = self.scale * math.exp(rng.uniform(-augment.zoom, augment.zoom))
         row, col = ((length - 1) / 2 + rng.uniform(-0.5, 0.5) * (length - self.side / zoom) for length in size)
-        turn = rng.uniform(0, 2 * math.pi) if augment.rotate else int(rng.integers(4)) * math.pi / 2
+        turn = random_turn(augment.rotate, rng)
         return affine_map((row, col), self.side, turn, zoom, (float(rng.choice([-1.0, 1.0])), 1.0))
 
 

@@ -9,15 +9,18 @@ from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.command.help import help_first
 
-from common.command.cli import run_command, say
+    help_first(__file__)
+
+from common.command.cli import run_command
 from common.command.config import TrainConfig
-from common.data.pairs import Facts, require_usable, say_facts, value_rows
+from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.inference.score import score_samples
-from common.losses import LossRecipe
+from common.losses import SEVERAL_LOGITS, LossRecipe
 from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
@@ -39,8 +42,19 @@ DEMO = Path("data/demo/rooftops")
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    """Train rooftops. Without --data-root (or --images and --labels) the demo scenes are used."""
+    """Train rooftops. Without --data-root (or --images and --labels) the demo scenes are used.
 
+    Examples:
+        python rooftops/train.py
+        python rooftops/train.py --images pictures --labels masks --recipe best --max-minutes 30
+    """
+
+    # Data
+    classes: Path | None = None
+    """YAML file that names each class and its value in the labels (default: rooftops, 0 and 255)."""
+    split_by: SplitBy = "picture"
+    """prefix: tiles of one picture (img12_3, img12_4) stay in one part."""
+    # Network
     arch: Literal["deeplabv3plus", "unet_small"] = "deeplabv3plus"
     """Network; unet_small has no --encoder and is for laptops."""
     encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b0"] = "resnet50"
@@ -49,42 +63,35 @@ class Config(TrainConfig):
     """Stride of the encoder's last map; 8 is finer and about three times as slow."""
     dropout: float = 0.5
     """Dropout after the spatial pyramid."""
-    classes: Path | None = None
-    """YAML file that names each class and its value in the labels (default: rooftops, 0 and 255)."""
-    image_size: int = 256
-    """Side of the training samples, pixels."""
+    # Samples
+    crop_size: int = 256
+    """Side of the training samples as the network sees them, pixels."""
     coverage: float = 1.0
     """Share of the side of a picture of median size that a sample covers; pictures are read at the scale of that."""
     samples_per_epoch: int = 0
     """Training samples per epoch (0 = as many as pictures)."""
-    split_by: SplitBy = "picture"
-    """prefix: tiles of one picture (img12_3, img12_4) stay in one part."""
-    label_smoothing: float = 0.0
-    """Share of the cross-entropy's target that is spread over all classes."""
+    rotate: float = 0.0
+    """Samples are turned by up to so many degrees either way (180 = any angle), besides quarter turns."""
     zoom: float = 0.0
     """Samples are scaled at random by up to exp(zoom) either way."""
-    rotate: bool = False
-    """Turn samples by any angle, not only by quarter turns."""
     color: float = 0.0
     """Strength of random color changes, 0...1."""
     blur: float = 0.0
     """Share of the samples that are blurred."""
     cutmix: float = 0.0
     """Share of the samples of which a rectangle is replaced by another sample's."""
+    # Training
+    label_smoothing: float = 0.0
+    """Share of the cross-entropy's target that is spread over all classes."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         super().__post_init__()
-        LossRecipe.of_config(vars(self)).build()
-        if self.image_size < 32 or self.image_size % 16:
-            raise ValueError(f"--image-size {self.image_size} must be a multiple of 16, at least 32")
+        LossRecipe.of_config(vars(self)).check(SEVERAL_LOGITS)
+        if self.crop_size < 32 or self.crop_size % 16:
+            raise ValueError(f"--crop-size {self.crop_size} must be a multiple of 16, at least 32")
         if not 0.05 <= self.coverage <= 2:
             raise ValueError(f"--coverage {self.coverage} must lie in 0.05...2")
-        for name in ("dropout", "color", "blur", "cutmix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must lie in 0...1")
-        if not 0 <= self.zoom <= 2:
-            raise ValueError(f"--zoom {self.zoom} must lie in 0...2")
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,7 @@ def load_data(config: Config) -> Data:
     """Read and split the pictures, and print what they are."""
     root = config.data_root if config.has_data else demo_scenes()
     pairs, missing, notes = find_pairs(root, images=config.images, labels=config.labels)
-    for note in notes:
-        say(f"note: {note}")
+    say_notes(notes)
     pictures, problems = load_pictures(pairs, read_coding(config.classes), ValueRanges(config.input_range))
     problems = missing + problems
     require_usable(len(pictures), problems, skip_bad=config.skip_bad)
@@ -118,7 +124,7 @@ def load_data(config: Config) -> Data:
     )
     split = without_suspects(split, config.skip_suspects)
     median = median_side([one.size for one in pictures.facts.values()])
-    scale = config.image_size / (config.coverage * median)
+    scale = config.crop_size / (config.coverage * median)
     facts = [
         *audit(pictures),
         *value_rows(pictures.ranges),
@@ -156,7 +162,7 @@ def build(config: Config, data: Data) -> Experiment:
     windows = Windows(
         data.pictures,
         data.split["train"],
-        side=config.image_size,
+        side=config.crop_size,
         scale=data.scale,
         length=config.samples_per_epoch,
         augment=augment if config.augment else None,

@@ -39,7 +39,7 @@ TASKS = {
         "--widths", 4, 4, 8, 8, 8, "--crop-size", 64, "--points", 200, "--val-last", 0, "--val-fraction", 0.3,
         "--test-fraction", 0.3, "--gamma", 1.5, "--class-weights",
     ),
-    "rooftops": ("--image-size", 64, "--val-fraction", 0.3, "--test-fraction", 0.3),
+    "rooftops": ("--crop-size", 64, "--val-fraction", 0.3, "--test-fraction", 0.3),
 }  # fmt: skip
 
 

@@ -19,8 +19,9 @@ from common.networks.precision import choose_precision
 from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything
 from common.training.runs import open_run
-from hela_nuclei.data import Frame, FrameCrops, LoadedFrame, WholeFrames
+from hela_nuclei.data import Frame, LoadedFrame
 from hela_nuclei.model import WIDTHS
+from hela_nuclei.samples import FrameCrops, WholeFrames
 from hela_nuclei.scenes.sequences import Microscope, render_sequence
 from hela_nuclei.scoring import build_criterion
 from hela_nuclei.task import TASK

@@ -14,12 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 
 from common.command.cli import one_line_usage_errors
+from common.command.help import HELP, answer_from
 from common.command.yaml_file import load_yaml
 from common.files import write_text
 
@@ -28,13 +29,22 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Amp = Literal["auto", "off", "bf16", "fp16"]
+RENAMED = {"--image-size": "--crop-size", "--no-rotate": "--rotate 0"}
+"""Flags of earlier versions, and what they are called."""
 POSITIVE = ("epochs", "batch_size", "lr", "grad_accum", "lr_factor", "lr_step")
 SIGNED = ("input_range",)
 """Flags that may be below 0."""
 LARGEST = 2**31 - 1
 """Whole numbers above this are mistakes: no size, count or seed needs them."""
-MOST = {"crop_size": 8192, "image_size": 8192, "size": 8192, "tile_size": 8192, "widths": 8192, "workers": 1024}
-"""Larger ones than these could only run out of memory, or of processes."""
+MOST = {
+    **dict.fromkeys(("balance", "blur", "color", "confidence", "cutmix", "dropout", "label_smoothing"), 1),
+    **{"rotate": 180, "zoom": 2},
+    **dict.fromkeys(("crop_size", "size", "tile_size", "widths"), 8192),
+    "workers": 1024,
+}
+"""Largest values of flags: shares, degrees, and what could only run out of memory or processes beyond."""
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = (None, "", "null", "~", "None")
 """How a YAML file says that a field has no value."""
@@ -48,6 +58,7 @@ Values = Mapping[str, str | list[str]]
 class TrainConfig:
     """Flags that every task's training understands."""
 
+    # Data
     data_root: Path | None = None
     """Folder with the data in the task's layout. Without any data flag the built-in demo is trained."""
     images: Path | None = None
@@ -60,10 +71,27 @@ class TrainConfig:
     """Share of the data for validation, where the folders do not name the split."""
     test_fraction: float = 0.1
     """Share of the data for the final test, where the folders do not name the split."""
+    skip_bad: bool = False
+    """Go on without files that are damaged or do not fit, instead of stopping."""
+    skip_suspects: Path | None = None
+    """Leave out the images of this list: the suspects.csv of an earlier training, after you have looked at it."""
+    # Network
+    weights: str = "none"
+    """Initial weights: none, imagenet (downloads torchvision's), shipped, or the path of a checkpoint."""
+    # Samples
+    augment: bool = True
+    """Random flips, rotations and intensity changes of training samples."""
+    # Training
     epochs: int = 30
     """Passes over the training set (an upper bound with --max-minutes)."""
+    max_minutes: float = 0.0
+    """Time budget from start to exit, report included (0 = none); the schedule is planned for it."""
     batch_size: int = 4
     """Samples per optimization step (before --grad-accum)."""
+    grad_accum: int = 1
+    """Batches whose gradients are added up before one optimization step."""
+    loss: str = "ce"
+    """Weighted sum of ce, focal, dice, jaccard, such as ce+dice or 0.3*ce+0.7*dice."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
@@ -80,47 +108,35 @@ class TrainConfig:
     """Step: epochs between two falls of the rate."""
     lr_min: float = 0.0
     """The rate never falls below this."""
-    loss: str = "ce"
-    """Weighted sum of losses by name, such as ce+dice or 0.3*ce+0.7*dice."""
-    augment: bool = True
-    """Random flips, rotations and intensity changes of training samples."""
+    clip_norm: float = 0.0
+    """Upper bound of the gradient norm (0 = off)."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is validated and saved (0 = off)."""
     early_stopping: int = 0
     """Stop after this many epochs without a better validation mIoU (0 = off)."""
-    grad_accum: int = 1
-    """Batches whose gradients are added up before one optimization step."""
-    clip_norm: float = 0.0
-    """Upper bound of the gradient norm (0 = off)."""
-    workers: int = 0
-    """Processes that load data (0 = the training process itself)."""
     seed: int = 0
     """Seed of the split, the weights, the order and the augmentation."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    # Machine
+    device: Device = "auto"
     """Where to compute."""
-    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    amp: Amp = "auto"
     """Mixed precision; auto = bf16 where the hardware has it, fp16 on older CUDA devices, else off."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    weights: str = "none"
-    """Initial weights: none, imagenet (downloads torchvision's), or the path of a checkpoint."""
-    resume: str | None = None
-    """auto (last.pt in --output-dir, else of the newest run) or the path of a last.pt."""
-    output_dir: Path | None = None
-    """Run folder; default runs/<task>/<timestamp>."""
-    max_minutes: float = 0.0
-    """Time budget from start to exit, report included (0 = none); the schedule is planned for it."""
-    preview: bool = False
-    """Only write preview.png into the run folder: samples and labels as the training would see them."""
-    skip_bad: bool = False
-    """Go on without files that are damaged or do not fit, instead of stopping."""
-    skip_suspects: Path | None = None
-    """Leave out the images of this list: the suspects.csv of an earlier training, after you have looked at it."""
+    workers: int = 0
+    """Processes that load data (0 = the training process itself)."""
+    # Run
     config: Path | None = None
     """YAML file with values for these flags, in place of the recipe's."""
     recipe: str | None = None
     """What --config and the flags stand on: best, source or demo (the task's recipes), or none; default: source where
     data are named, else demo."""
+    output_dir: Path | None = None
+    """Run folder; default runs/<task>/<timestamp>."""
+    resume: str | None = None
+    """auto (last.pt in --output-dir, else of the newest run) or the path of a last.pt."""
+    preview: bool = False
+    """Only write preview.png into the run folder: samples and labels as the training would see them."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
@@ -130,19 +146,47 @@ class TrainConfig:
         val, test = self.val_fraction, self.test_fraction
         if not (val >= 0 and test >= 0 and val + test < 1):
             raise ValueError(f"--val-fraction {val} and --test-fraction {test} must leave something to train on")
-        if self.input_range is not None and not -math.inf < self.input_range[0] < self.input_range[1] < math.inf:
-            raise ValueError(
-                f"--input-range needs two numbers LO < HI, got {self.input_range[0]} {self.input_range[1]}"
-            )
+        check_range(self.input_range)
         if not 0 <= self.ema < 1:
             raise ValueError(f"--ema {self.ema} must be at least 0 and below 1")
-        if (self.images is None) != (self.labels is None):
-            raise ValueError("--images and --labels belong together; one of them is missing")
+        check_pair(self.images, self.labels)
 
     @property
     def has_data(self) -> bool:
         """Whether the user named data (else the demo is trained)."""
         return self.data_root is not None or self.images is not None
+
+
+def check_range(limits: tuple[float, float] | None) -> None:
+    """Refuse an ``--input-range`` that is none.
+
+    Raises:
+        ValueError: it is not two finite numbers in rising order.
+    """
+    if limits is not None and not -math.inf < limits[0] < limits[1] < math.inf:
+        raise ValueError(f"--input-range needs two numbers LO < HI, got {limits[0]:g} {limits[1]:g}")
+
+
+def check_prediction(threshold: float | None, scale: float | None = None) -> None:
+    """Refuse a ``--threshold`` or ``--scale`` that no network could use.
+
+    Raises:
+        ValueError: names the flag and its limits.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold {threshold} must lie in 0...1")
+    if scale is not None and not 0.05 <= scale <= 20:
+        raise ValueError(f"--scale {scale} must lie in 0.05...20")
+
+
+def check_pair(images: Path | None, labels: Path | None) -> None:
+    """Refuse one of ``--images`` and ``--labels`` without the other.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if (images is None) != (labels is None):
+        raise ValueError("--images and --labels belong together; one of them is missing")
 
 
 def parse_config(
@@ -164,9 +208,8 @@ def parse_config(
     path = flag_value(argv, "config")
     layers = [(base_name, base or {}), (str(path), read_yaml(Path(path)) if path else {})]
     words = [word for name, values in layers for word in _flag_words(config_type, values, name)]
-    if {"-h", "--help"} & set(argv):
-        names = [name for name, values in layers if values]
-        _print_help(config_type, parse_flags(config_type, words), " and ".join(names[::-1]))
+    if HELP & set(argv):
+        answer_from(config_type, layers)
     try:
         return parse_flags(config_type, words + argv)
     except ValueError:
@@ -181,11 +224,20 @@ def parse_flags(config_type: type[C], argv: Sequence[str] | None = None) -> C:
     Raises:
         ValueError: the flags do not parse, or hold a number that nothing could make right; in one line.
     """
-    words = _one_checkpoint_aflag_name(list(sys.argv[1:] if argv is None else argv))
+    words = _one_checkpoint_a_flag(list(sys.argv[1:] if argv is None else argv))
+    if HELP & set(words):
+        answer_from(config_type)
+    for word in words:
+        _check_known(word.split("=")[0].replace("_", "-"))
     with one_line_usage_errors():
         parsed: C = tyro.cli(config_type, args=words)
     check_numbers(parsed)
     return parsed
+
+
+def _check_known(flag: str) -> None:
+    if flag in RENAMED:
+        raise ValueError(f"{flag} is called {RENAMED[flag]} now")
 
 
 def check_numbers(config: object) -> None:
@@ -204,19 +256,12 @@ def check_numbers(config: object) -> None:
                 raise ValueError(f"{flag} must be a finite number")
             if number < 0 and field.name not in SIGNED:
                 raise ValueError(f"{flag} must not be negative")
-            most = MOST.get(field.name, LARGEST)
-            if isinstance(number, int) and number > most:
+            most = MOST.get(field.name, LARGEST if isinstance(number, int) else math.inf)
+            if number > most:
                 raise ValueError(f"{flag} must not be larger than {most}")
 
 
-def _print_help(config_type: type[C], defaults: C, source: str) -> NoReturn:
-    """Print the flags with the defaults that a command really has, and where they come from."""
-    said = f"{config_type.__doc__}\n\nDefaults shown are those of {source}." if source else config_type.__doc__
-    tyro.cli(config_type, args=["--help"], default=defaults, description=said)
-    raise SystemExit(0)
-
-
-def _one_checkpoint_aflag_name(argv: Sequence[str]) -> list[str]:
+def _one_checkpoint_a_flag(argv: Sequence[str]) -> list[str]:
     """``--checkpoint A.pt B.pt IMAGE`` -> ``--checkpoint A.pt --checkpoint B.pt IMAGE``: inputs may follow the flag."""
     words: list[str] = []
     after = False
@@ -286,6 +331,7 @@ def _flag_words(config_type: type[C], values: Values, source: str) -> list[str]:
     words: list[str] = []
     for key, value in values.items():
         if key not in types:
+            _check_known(flag_name(key))
             near = difflib.get_close_matches(key.replace("-", "_"), types, n=1, cutoff=0.0)
             raise ValueError(f"{source}: unknown key '{key}'; the nearest known one is '{near[0]}'")
         words += _words(key, value, types[key], source)

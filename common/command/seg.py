@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.command.cli import VERSION, run_command
+from common.command.help import help_first
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,7 @@ def dispatch() -> int:
         return 0
     command = choose("command", words[1], dict.fromkeys(found[task]))
     sys.argv = [f"seg {task} {command}", *words[2:]]
+    help_first(str(ROOT / task / f"{command}.py"))
     runpy.run_module(f"{task}.{command}", run_name="__main__", alter_sys=True)  # ends the process
     return 0
 

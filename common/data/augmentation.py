@@ -47,6 +47,12 @@ def near(pixel: NDArray[Any], crop: int, rng: np.random.Generator) -> Place:
     return float(row), float(col)
 
 
+def random_turn(most: float, rng: np.random.Generator) -> float:
+    """An angle in radians: a number of quarter turns, and up to ``most`` degrees more either way."""
+    quarters = int(rng.integers(4)) * math.pi / 2
+    return quarters + math.radians(rng.uniform(-most, most)) if most else quarters
+
+
 def affine_map(center: Place, side: int, turn: float, zoom: float, flips: tuple[float, float] = (1.0, 1.0)) -> Matrix:
     """The map (2, 3) from a picture's (x, y) to a crop's.
 

@@ -91,6 +91,12 @@ def say_facts(facts: Facts) -> None:
         say(f"{name + ':':24}{value}")
 
 
+def say_notes(notes: Sequence[str]) -> None:
+    """Print what is worth knowing, a line each."""
+    for note in notes:
+        say(f"note: {note}")
+
+
 def value_rows(ranges: ValueRanges) -> Facts:
     """Which values the images hold, as (name, value) rows; says in a line where they hardly fit their range."""
     for warning in ranges.warnings():

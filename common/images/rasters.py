@@ -48,11 +48,6 @@ class Raster:
     nodata: float | None = None
     """Declared nodata value."""
 
-    @property
-    def is_georeferenced(self) -> bool:
-        """Whether pixels have a place on the ground."""
-        return self.transform is not None
-
 
 # Reading
 

@@ -40,7 +40,11 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Config:
-    """Export a checkpoint as ONNX and compare the two."""
+    """Export a checkpoint as ONNX and compare the two.
+
+    Examples:
+        python rooftops/export.py --checkpoint runs/rooftops/RUN/best_iou.pt --out model.onnx --probabilities
+    """
 
     checkpoint: Path
     """Checkpoint: ours, or one of the original project's."""
@@ -118,9 +122,14 @@ def trace(network: nn.Module, channels: int) -> onnx.ModelProto:
     example = torch.zeros(2, channels, 117, 150)  # no multiple of a stride: networks that pad then do so in the graph
     with quiet():
         program = torch.onnx.export(
-            network.eval().float(), (example,), dynamo=True, input_names=["image"], output_names=["logits"],
-            dynamic_shapes=(axes,), verbose=False,
-        )  # fmt: skip
+            network.eval().float(),
+            (example,),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=(axes,),
+            verbose=False,
+        )
     assert program is not None
     return program.model_proto
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -27,114 +25,23 @@ from common.images.gdal import pixel_count, place_note
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
 from common.images.write import Arrays
+from common.inference.flags import InferConfig
 from common.inference.predictor import Predictor, confidence_of
 from common.inference.products import (
-    Extra,
     Prediction,
     Products,
-    Refine,
     check_disk,
     free_bytes,
-    provenance,
     write_products,
 )
 from common.inference.resolution import fitted
 from common.inference.spool import workplace
 from common.inference.stream import is_placed, is_streamed, layers_of, stream_file, warn_of_range
-from common.inference.tiling import Tiling
-from common.inference.windows import check_overlap
 from common.labels import NODATA
-from common.networks.precision import choose_precision
-from common.networks.task import Task
 from common.vectors.write import SIDECARS
 
-SMALLEST_TILE = 32
-"""Pixels: smaller tiles would take days."""
 LONG_RUN = 60.0
 """Seconds from which on an estimate is worth a line."""
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Flags of every command that predicts."""
-
-    input: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Images, or folders of them (not recursive)."""
-    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Checkpoint(s), or shipped; several are averaged. Default: the newest run's best, else the weights that ship."""
-    output_dir: Path | None = None
-    """Where results go; default outputs/<task>."""
-    tile_size: int = 0
-    """Side of the tiles in which larger images are predicted, pixels (0 = what suits the network)."""
-    overlap: float = 0.25
-    """Share of a tile that the next one covers again."""
-    tta: bool = False
-    """Average over flips: four times slower, a little better."""
-    threshold: float | None = None
-    """Two classes: foreground where P is at least this; default: the checkpoint's."""
-    scale: float | None = None
-    """Read images at this multiple of their size; default: the scale the network was trained at."""
-    input_range: tuple[float, float] | None = None
-    """Values that mean black and white; default: those of the training, or the number type's."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
-    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], tyro.conf.arg(help="Mixed precision.")] = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse values that no input could make right.
-
-        Raises:
-            ValueError: names the flag and its value.
-        """
-        if self.tile_size != 0 and self.tile_size < SMALLEST_TILE:
-            raise ValueError(
-                f"--tile-size {self.tile_size} must be at least {SMALLEST_TILE} pixels, or 0 for what suits the network"
-            )
-        check_overlap(self.overlap)
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"--threshold {self.threshold} must lie in 0...1")
-        if self.scale is not None and not 0.05 <= self.scale <= 20:
-            raise ValueError(f"--scale {self.scale} must lie in 0.05...20")
-        low, high = self.input_range or (0.0, 1.0)
-        if not -float("inf") < low < high < float("inf"):
-            raise ValueError(f"--input-range needs two numbers LO < HI, got {low:g} {high:g}")
-        free_bytes(self.output_dir or Path())
-
-
-@dataclass(frozen=True)
-class InferConfig(PredictConfig):
-    """Flags that every task's inference of images and rasters understands."""
-
-    gsd: float = 0.0
-    """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
-    vector: Literal["none", "gpkg", "shp", "geojson"] = "none"
-    """Polygons too: GeoPackage, shapefile or GeoJSON (in WGS 84)."""
-    min_area: float = 0.0
-    """Leave out polygons smaller than this, m2 (pixels, of a picture without georeference)."""
-    simplify: float = 0.0
-    """Simplify outlines by this tolerance in metres (or pixels); neighbors keep common edges."""
-    cog: bool = False
-    """Write GeoTIFFs as Cloud Optimized GeoTIFFs."""
-    prob: bool = True
-    """Write probabilities too; they take most of the disk."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that no input could make right; see `PredictConfig`."""
-        super().__post_init__()
-        self.products({})
-
-    def products(
-        self, tags: Mapping[str, str], *, refine: Refine | None = None, extra: Extra | None = None
-    ) -> Products:
-        """What these flags ask for.
-
-        Args:
-            tags: provenance.
-            refine: a task's own treatment of polygons.
-            extra: a task's own product.
-        """
-        return Products(
-            self.vector, self.min_area, self.simplify, self.cog, self.prob, refine=refine, extra=extra, tags=tags
-        )
 
 
 # In memory
@@ -176,26 +83,6 @@ def predict_file(path: Path, predictor: Predictor, input_range: Range | None = N
     image = to_channels(raster.data, raster.valid, predictor.channels, value_range)
     probability = predictor(image)
     return InMemory(raster, image, probability, predictor.classify(probability))
-
-
-# Any image
-
-
-def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[str, str]]:
-    """The network(s) that the flags name, or the newest run's, and the provenance of what they predict.
-
-    Args:
-        config: the command's flags.
-        task: whose networks they are.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
-    """
-    checkpoints = task.checkpoints(config.checkpoint)
-    tiling = Tiling(config.tile_size, config.overlap, config.tta)
-    precision = choose_precision(config.device, config.amp)
-    predictor = Predictor.load(task, checkpoints, precision, tiling, scale=config.scale, threshold=config.threshold)
-    return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
 
 
 # Many inputs

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from common.command.config import check_prediction
 from common.images.ranges import Range, ValueRanges
 from common.inference.tiling import Read, Tiling, predict_array, predict_rows
 from common.networks.checkpoint import ModelCard
@@ -75,10 +76,7 @@ class Predictor:
         self.binary = len(self.card.classes) == 2
         if threshold is not None and not self.binary:
             raise ValueError(f"--threshold is for two classes; this network has {len(self.card.classes)}: leave it out")
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"--threshold {threshold} must lie in 0...1")
-        if scale is not None and not 0.05 <= scale <= 20:
-            raise ValueError(f"--scale {scale} must lie in 0.05...20")
+        check_prediction(threshold, scale)
         self.threshold = float(np.mean([card.threshold for card in cards])) if threshold is None else threshold
         self.outputs = (1 if self.binary else len(self.card.classes)) + len(self.card.maps)
         self.precision, self.tile, self.overlap, self.tta = precision, tile, overlap, tta

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,13 @@ import tyro
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from common.command.cli import PARTIAL
+from common.command.config import Amp, Device, check_pair
+from common.data.pairs import require_usable, value_rows
+from common.images.ranges import ValueRanges
 from common.inference.predictor import AS_SUITS, Predictor
-from common.metrics.split_scores import SplitScores, check_root
+from common.inference.resolution import fitted
+from common.metrics.split_scores import SplitScores, check_root, print_scores
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
 from common.networks.task import Task
@@ -29,8 +34,7 @@ TILE_SIDE, CONTEXT = 1024, 64
 class EvaluateConfig:
     """Flags that every task's evaluation understands."""
 
-    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """Checkpoint, or shipped; several are averaged."""
+    # Data
     data_root: Path | None = None
     """Folder with the data in the task's layout."""
     images: Path | None = None
@@ -39,21 +43,26 @@ class EvaluateConfig:
     """Folder of labels."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Part of the training's split; all = every pair."""
+    input_range: tuple[float, float] | None = None
+    """Values that mean black and white; default: those of the training, or the number type's."""
+    # Network
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Checkpoint, or shipped; several are averaged."""
     threshold: float | None = None
     """Two classes: foreground where P is at least this; default: the checkpoint's."""
     tta: bool = False
     """Average over flips."""
-    input_range: tuple[float, float] | None = None
-    """Values that mean black and white; default: those of the training, or the number type's."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], tyro.conf.arg(help="Where to compute.")] = "auto"
-    amp: Annotated[Literal["auto", "off", "bf16", "fp16"], tyro.conf.arg(help="Mixed precision.")] = "auto"
+    # Machine
+    device: Device = "auto"
+    """Where to compute."""
+    amp: Amp = "auto"
+    """Mixed precision."""
 
     def __post_init__(self) -> None:
         """Check that there is something to score."""
         if not self.checkpoint:
             raise ValueError("no checkpoint given; pass --checkpoint FILE")
-        if (self.images is None) != (self.labels is None):
-            raise ValueError("--images and --labels belong together; one of them is missing")
+        check_pair(self.images, self.labels)
         if self.data_root is None and self.images is None:
             raise ValueError("no data given; pass --data-root, or --images and --labels")
 
@@ -67,21 +76,55 @@ class EvaluateConfig:
 class AerialEvaluateConfig(EvaluateConfig):
     """Flags that every aerial task's evaluation understands."""
 
+    # Data
     scale: float | None = None
     """Read images at this multiple of their size; default: the scale the network was trained at."""
     gsd: float = 0.0
     """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
 
 
-def load_predictor(config: AerialEvaluateConfig, task: Task) -> Predictor:
-    """The network(s) of a task that the flags name.
+@dataclass(frozen=True)
+class LabeledData:
+    """What a task found to score."""
+
+    samples: Iterable[Sample]
+    """Read one by one."""
+    images: int
+    """How many can be used."""
+    problems: Sequence[str]
+    """A line for each pair that cannot."""
+    ranges: ValueRanges
+    """What the images' values mean, and which there are."""
+    first: Path | None
+    """An image, whose ground resolution is that of all."""
+
+
+def evaluate_command(
+    config: AerialEvaluateConfig, task: Task, load: Callable[[Predictor, set[str] | None], LabeledData]
+) -> int:
+    """Load, predict, score, print: what every aerial task's ``main`` does.
+
+    Args:
+        config: its flags.
+        task: whose networks they are.
+        load: opens the data of these ids (None = all) for a predictor.
+
+    Returns:
+        The exit code.
 
     Raises:
-        FileNotFoundError, ValueError: a checkpoint is missing or damaged, or the flags do not fit the networks.
+        FileNotFoundError, ValueError: a checkpoint or the data are missing or damaged, or the flags do not fit them.
     """
     checkpoints, precision = task.checkpoints(config.checkpoint), choose_precision(config.device, config.amp)
-    tiling = replace(AS_SUITS, tta=config.tta)
-    return Predictor.load(task, checkpoints, precision, tiling, scale=config.scale, threshold=config.threshold)
+    options: dict[str, float | None] = {"scale": config.scale, "threshold": config.threshold}
+    predictor = Predictor.load(task, checkpoints, precision, replace(AS_SUITS, tta=config.tta), **options)
+    found = load(predictor, ids_of_split(predictor.card, config))
+    require_usable(found.images, found.problems, skip_bad=True)
+    value_rows(found.ranges)
+    assert found.first is not None
+    scores = score_samples(fitted(predictor, found.first, config.gsd), found.samples)
+    print_scores(task.name, config.split, {**scores.result(), "n_images": found.images})
+    return PARTIAL if found.problems else 0
 
 
 def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:

@@ -60,10 +60,12 @@ def _are_numbers(value: object, low: float = -math.inf) -> bool:
 
 def _is_palette(value: object) -> bool:
     return isinstance(value, dict) and all(
-        _is_whole(index, 0, 255) and isinstance(color, (list, tuple)) and len(color) == 3
+        _is_whole(index, 0, 255)
+        and isinstance(color, (list, tuple))
+        and len(color) == 3
         and all(_is_whole(part, 0, 255) for part in color)
         for index, color in value.items()
-    )  # fmt: skip
+    )
 
 
 def _is_normalization(value: object) -> bool:
@@ -89,10 +91,11 @@ def _is_loss(value: object) -> bool:
 
 def _is_history(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(row, dict) and row.keys() == value[0].keys() >= HISTORY
+        isinstance(row, dict)
+        and row.keys() == value[0].keys() >= HISTORY
         and all(isinstance(name, str) and (cell is None or _is_finite(cell)) for name, cell in row.items())
         for row in value
-    )  # fmt: skip
+    )
 
 
 def _has(*keys: str) -> Callable[[Any], bool]:
@@ -106,7 +109,6 @@ COUNT = Check("a whole number of at least 0", _is_whole)
 SHARE = Check("a number in 0...1", lambda v: _is_number(v, 0, 1))
 FINITE = Check("a finite number", _is_finite)
 NOT_NAN = Check("a number", lambda v: _is_number(v))
-WEIGHTS = Check("tensors of finite numbers by name", lambda v: weights_problem(v) is None)
 
 CARD = {
     "task": NAME,
@@ -159,10 +161,12 @@ RULES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ),
     (
         "its network has fewer outputs than there are classes",
-        lambda card: (outputs := card.arch_args.get("outputs", len(card.classes))) == 1 == len(card.classes) - 1
-        or (_is_whole(outputs) and outputs >= len(card.classes)),
+        lambda card: (
+            (outputs := card.arch_args.get("outputs", len(card.classes))) == 1 == len(card.classes) - 1
+            or (_is_whole(outputs) and outputs >= len(card.classes))
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def check_table(

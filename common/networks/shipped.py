@@ -47,6 +47,12 @@ class Shipped:
         groups = [[card.classes.index(name) for name in group] for group in self.groups]
         arch_args = {**card.arch_args, "outputs": len(groups), "groups": groups}
         return replace(
-            card, task=task, arch=self.arch, arch_args=arch_args, classes=list(classes), palette=dict(palette),
-            scale=self.scale, loss=LossRecipe(card.loss.terms),
-        )  # fmt: skip
+            card,
+            task=task,
+            arch=self.arch,
+            arch_args=arch_args,
+            classes=list(classes),
+            palette=dict(palette),
+            scale=self.scale,
+            loss=LossRecipe(card.loss.terms),
+        )

@@ -73,9 +73,14 @@ class UNetSmall(nn.Module):
     """
 
     def __init__(
-        self, outputs: int = 1, widths: Sequence[int] = (16, 32, 64, 128), stem: int = 1, channels: int = 3,
-        groups: Sequence[Sequence[int]] = (), upsample: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        outputs: int = 1,
+        widths: Sequence[int] = (16, 32, 64, 128),
+        stem: int = 1,
+        channels: int = 3,
+        groups: Sequence[Sequence[int]] = (),
+        upsample: int = 1,
+    ) -> None:
         super().__init__()
         if groups and len(groups) != outputs:
             raise ValueError(f"unet_small with {outputs} outputs needs as many groups, not {len(groups)}")

@@ -275,13 +275,11 @@ def roc_figure(points: Sequence[tuple[float, float]], auc: float | None = None) 
     return figure
 
 
-def reliability(bins: Sequence[tuple[float, float, int]], path: Path) -> None:
-    """Draw observed frequency against predicted probability from (mean predicted, observed, pixel count) bins."""
-    save(reliability_figure(bins), path)
-
-
 def reliability_figure(bins: Sequence[tuple[float, float, int]]) -> Figure:
-    """The figure that ``reliability`` writes: the diagram above, the share of pixels by predicted probability below."""
+    """Observed frequency against predicted probability from (mean predicted, observed, pixel count) bins.
+
+    The diagram above, the share of pixels by predicted probability below.
+    """
     table = np.array([row for row in bins if row[2] > 0], dtype=np.float64).reshape(-1, 3)
     share = table[:, 2] / max(table[:, 2].sum(), 1)
     figure = _figure((PANEL_INCHES[0], 4.4))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from common.command.config import TrainConfig, flag_name
+from common.command.config import TrainConfig
 from common.networks.precision import Precision, choose_precision
 from common.networks.task import Task
 from common.report.plots import History
@@ -61,18 +61,17 @@ def check_memory(config: TrainConfig, samples: int) -> None:
     """Refuse batches that the machine's memory cannot hold, before the system ends the process without a word.
 
     Args:
-        config: the resolved configuration; its ``crop_size`` or ``image_size`` is the side of a sample.
+        config: the resolved configuration; its ``crop_size`` is the side of a sample.
         samples: in the training set; a batch is never larger.
 
     Raises:
         ValueError: they need more memory than there is; names the flags.
     """
-    name = "crop_size" if hasattr(config, "crop_size") else "image_size"
-    side, batch = getattr(config, name), min(config.batch_size, samples)
+    side, batch = vars(config)["crop_size"], min(config.batch_size, samples)
     needed = LEAST_BYTES * batch * side * side
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
     if needed > memory:
         raise ValueError(
             f"a batch of {batch} samples of {side} x {side} pixels needs at least {needed / 1e9:.0f} GB, there are "
-            f"{memory / 1e9:.0f}; lower --batch-size (raise --grad-accum to compensate) or {flag_name(name)}"
+            f"{memory / 1e9:.0f}; lower --batch-size (raise --grad-accum to compensate) or --crop-size"
         )

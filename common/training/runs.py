@@ -25,6 +25,8 @@ from common.command.config import (
     read_yaml,
     save_config,
 )
+from common.command.help import HELP
+from common.command.recipes import read_recipe
 from common.files import atomic_path, write_text
 from common.networks.checkpoint import RUNS, ModelCard, StateDict, is_demo_run, load_checkpoint, save_checkpoint
 from common.report.plots import curves
@@ -279,30 +281,8 @@ def load_train_config(config_type: type[C], folder: Path, argv: Sequence[str] | 
     if last is not None and (saved := last.parent / "config.yaml").is_file():
         base = {key: value for key, value in read_yaml(saved).items() if key not in ELSEWHERE}
         return parse_config(config_type, argv, base, str(saved))
-    shows_help = bool({"-h", "--help"} & set(argv))
-    base, name = read_recipe(folder, values["recipe"], demo=not (has_data or shows_help))
+    base, name = read_recipe(folder, values["recipe"], demo=not (has_data or HELP & set(argv)))
     return parse_config(config_type, argv, base, name)
-
-
-def read_recipe(folder: Path, name: str | None, *, demo: bool) -> tuple[dict[str, str | list[str]], str]:
-    """The values of one of a task's recipes, and the file's name.
-
-    Args:
-        folder: the task's.
-        name: ``best``, ``source``...; ``none`` = no recipe; None = what there is without a name.
-        demo: whether that is ``demo.yaml`` instead of ``source.yaml``.
-
-    Raises:
-        ValueError: there is no such recipe.
-    """
-    if name == "none":
-        return {}, "defaults"
-    path = folder / f"{name or ('demo' if demo else 'source')}.yaml"
-    known = sorted(found.stem for found in folder.glob("*.yaml"))
-    if path.stem not in known:
-        raise ValueError(f"recipe {name}: {folder.name} has no such recipe, but {', '.join(known)}, and none")
-    values = read_yaml(path)
-    return {key: value for key, value in values.items() if key != "recipe"}, f"{folder.name}/{path.name}"
 
 
 def open_run(task: str, config: TrainConfig) -> RunFolder:

@@ -72,9 +72,14 @@ def _chromatin(rng: np.random.Generator) -> Floats:
 
 
 def _draw(
-    nucleus: Nucleus, zoom: float, chromatin: Floats, light: Floats, depth: Floats, owner: NDArray[np.int32],
+    nucleus: Nucleus,
+    zoom: float,
+    chromatin: Floats,
+    light: Floats,
+    depth: Floats,
+    owner: NDArray[np.int32],
     number: int,
-) -> None:  # fmt: skip
+) -> None:
     """Add one nucleus to the frame.
 
     Args:
@@ -172,9 +177,13 @@ def _specks(rng: np.random.Generator, light: Floats, nuclei: int) -> None:
 
 
 def render_sequence(
-    seed: int | np.random.Generator, frames: int, height: int, width: int, nuclei: int,
+    seed: int | np.random.Generator,
+    frames: int,
+    height: int,
+    width: int,
+    nuclei: int,
     microscope: Microscope | None = None,
-) -> tuple[NDArray[np.uint16], Labels, list[Track]]:  # fmt: skip
+) -> tuple[NDArray[np.uint16], Labels, list[Track]]:
     """Render one sequence and its truth.
 
     Args:

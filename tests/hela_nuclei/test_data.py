@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hela_nuclei.data import (
-    Frame,
-    FrameCrops,
-    LoadedFrame,
-    WholeFrames,
-    audit,
-    find_frames,
-    load_frames,
-    read_labels,
-    semantic_target,
-)
+from hela_nuclei.data import Frame, LoadedFrame, audit, find_frames, load_frames, read_labels
+from hela_nuclei.samples import FrameCrops, WholeFrames, semantic_target
 from hela_nuclei.separate import distance_map
 
 

@@ -267,7 +267,7 @@ FLAGS: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
             ("--points", "-1"), ("--val-ids", "0-999999999"), ("--val-ids", "9-1"), ("--shrink", "0"),
             ("--gamma", "nan"), ("--weight-power", "inf"), ("--confidence", "nan"),
         ),
-        "rooftops.train": (("--dropout", "nan"), ("--image-size", "0"), ("--coverage", "nan")),
+        "rooftops.train": (("--dropout", "nan"), ("--crop-size", "0"), ("--coverage", "nan")),
     }.items()
     for words in many
 )  # fmt: skip

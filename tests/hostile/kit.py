@@ -104,7 +104,7 @@ def write_training(task: str, folder: Path, count: int = 6) -> Path:
 
 TRAINING: dict[str, tuple[str, ...]] = {
     "rooftops": (
-        "--encoder", "resnet18", "--image-size", "32", "--val-fraction", "0.2", "--test-fraction", "0.2", "--dropout",
+        "--encoder", "resnet18", "--crop-size", "32", "--val-fraction", "0.2", "--test-fraction", "0.2", "--dropout",
         "0", "--scheduler", "constant",
     ),
     "footprints": ("--arch", "unet_small", "--widths", "4", "4", "8", "--crop-size", "64", "--normalization", "aerial"),

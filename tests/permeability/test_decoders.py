@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from common.networks.norm import steady_batch_norm
 from permeability.context import (
     DeepLabV3Decoder,
     DeepLabV3PlusDecoder,
@@ -33,7 +34,7 @@ DECODERS = {
 def test_a_decoder_uses_its_maps_and_gives_its_resolution(name):
     torch.manual_seed(0)
     build, strides, used, stride = DECODERS[name]
-    decoder = build().train()
+    decoder = steady_batch_norm(build()).train()
     maps = [
         torch.randn(1, width, 128 // s, 192 // s, requires_grad=True)
         for width, s in zip(ENCODER, strides, strict=False)
@@ -86,12 +87,12 @@ def test_image_pooling_is_the_same_everywhere():
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 6])
 def test_a_pooled_branch_takes_maps_smaller_than_its_grid(cells):
-    branch = PooledBranch(8, 2, cells).train()
+    branch = steady_batch_norm(PooledBranch(8, 2, cells)).train()
     assert branch(torch.randn(1, 8, 1, 1)).shape == (1, 2, 1, 1)
     assert branch(torch.randn(1, 8, 6, 12)).shape == (1, 2, 6, 12)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 15), (17, 8)])
 def test_pyramid_attention_takes_any_size_from_eight(size):
-    attention = PyramidAttention(6, 4).train()
+    attention = steady_batch_norm(PyramidAttention(6, 4)).train()
     assert attention(torch.randn(1, 6, *size)).shape == (1, 4, *size)

@@ -6,6 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
+from common.networks.norm import steady_batch_norm
 from permeability.model import ARCHITECTURES, recognize
 from permeability.task import TASK
 from tests.peers import Peer
@@ -133,7 +134,8 @@ def test_what_is_left_out_in_loading_is_only_what_is_not_built():
 @pytest.mark.parametrize(("arch", "encoder"), PAIRS)
 def test_any_size_trains_in_batches_of_one(arch, encoder):
     torch.manual_seed(0)
-    model = TASK.build(arch, encoder=encoder, outputs=3, channels=4).train()
+    model = TASK.build(arch, encoder=encoder, outputs=3, channels=4)
+    steady_batch_norm(model).train()
     logits = model(torch.randn(1, 4, 35, 67))
     assert logits.shape == (1, 3, 35, 67)
     (logits**2).mean().backward()

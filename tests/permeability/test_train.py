@@ -298,9 +298,9 @@ def test_the_loss_is_that_of_the_flags(configure, fitted):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--rotate", 181), ("--rotate 181", "0...180")),
-        (("--color", -0.1), ("--color -0.1", "0...1")),
-        (("--zoom", 3), ("--zoom 3", "0...2")),
+        (("--rotate", 181), ("--rotate 181", "larger than 180")),
+        (("--color", -0.1), ("--color -0.1", "negative")),
+        (("--zoom", 3), ("--zoom 3", "larger than 2")),
         (("--val-tiles", -1), ("--val-tiles", "negative")),
         (("--channels", 0), ("--channels 0",)),
         (("--crop-size", 31), ("--crop-size 31", "at least 32")),

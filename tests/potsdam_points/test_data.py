@@ -5,9 +5,9 @@ import tifffile
 import torch
 from PIL import Image
 
+from common.data.labeled import LabeledImage
 from common.data.pairs import require_usable
 from potsdam_points.data import (
-    LoadedPatch,
     audit,
     expand_ids,
     find_patches,
@@ -139,7 +139,7 @@ def patch(side=64, seed=0):
     rng = np.random.default_rng(seed)
     classes = np.full((side, side), 255, np.uint8)
     classes[rng.integers(0, side, 40), rng.integers(0, side, 40)] = rng.integers(0, 6, 40)
-    return LoadedPatch("a", rng.integers(0, 255, (3, side, side), dtype=np.uint8), classes)
+    return LabeledImage("a", rng.integers(0, 255, (3, side, side), dtype=np.uint8), classes)
 
 
 def test_an_unchanged_crop_is_the_image_and_its_points():
@@ -159,8 +159,8 @@ def test_points_move_with_the_image():
     """Every point sits on a pixel that shows its class: the image is painted with the class, whatever the map."""
     rng = np.random.default_rng(0)
     classes = np.kron(rng.integers(0, 6, (8, 8)), np.ones((12, 12))).astype(np.uint8)
-    painted = LoadedPatch("a", np.stack([classes * 40] * 3), classes)
-    data = PointCrops([painted], CropPlan(crop=64, shrink=1), augment=Augmentation(zoom=0.4, rotate=True))
+    painted = LabeledImage("a", np.stack([classes * 40] * 3), classes)
+    data = PointCrops([painted], CropPlan(crop=64, shrink=1), augment=Augmentation(zoom=0.4, rotate=180))
     for seed in range(5):
         sample = data[(0, seed)]
         shown = sample["image"][0] * 255 / 40
@@ -174,7 +174,7 @@ def test_a_sample_depends_on_its_key_alone():
     data = PointCrops(
         [patch(seed=i) for i in range(3)],
         CropPlan(crop=32, shrink=2, balance=0.5),
-        augment=Augmentation(0.3, True, 1.0),
+        augment=Augmentation(0.3, 180, 1.0),
     )
     first, other = data[(1, 7)], data[(1, 8)]
     assert torch.equal(first["image"], data[(1, 7)]["image"])
@@ -184,7 +184,7 @@ def test_a_sample_depends_on_its_key_alone():
 def test_balance_centers_on_rare_classes():
     classes = np.zeros((256, 256), np.uint8)
     classes[200, 40] = 4
-    rare = LoadedPatch("a", np.zeros((3, 256, 256), np.uint8), classes)
+    rare = LabeledImage("a", np.zeros((3, 256, 256), np.uint8), classes)
     data = PointCrops([rare], CropPlan(crop=64, shrink=2, balance=1.0))
     hits = sum(bool((data[(0, seed)]["target"] == 4).any()) for seed in range(40))
     assert 10 <= hits <= 30  # half of the draws are of the rare class
@@ -216,7 +216,7 @@ def test_changed_colors_stay_in_range():
 
 
 def test_odd_validation_images_are_padded_with_ignored_pixels():
-    odd = LoadedPatch("a", np.zeros((3, 5, 7), np.uint8), np.zeros((5, 7), np.uint8))
+    odd = LabeledImage("a", np.zeros((3, 5, 7), np.uint8), np.zeros((5, 7), np.uint8))
     sample = WholePatches([odd], shrink=2)[0]
     assert sample["image"].shape == (3, 3, 4)
     assert sample["target"].shape == (6, 8)

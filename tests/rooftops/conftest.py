@@ -41,7 +41,7 @@ def roofs(tmp_path_factory):
 
 
 SMALL = (
-    "--encoder", "resnet18", "--image-size", "64", "--batch-size", "6", "--lr", "1e-3", "--val-fraction", "0.25",
+    "--encoder", "resnet18", "--crop-size", "64", "--batch-size", "6", "--lr", "1e-3", "--val-fraction", "0.25",
     "--test-fraction", "0.25", "--scheduler", "constant", "--dropout", "0.1", "--early-stopping", "0", "--amp", "off",
 )  # fmt: skip
 

@@ -4,14 +4,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data.labeled import LabeledImage
 from common.data.pairs import Pair
-from rooftops.data import Facts, Picture, Pictures
+from rooftops.data import Found, Pictures
 from rooftops.labels import Coding
 from rooftops.samples import Augmentation, WholePictures, Windows, median_side
 
 PLAIN = (("a", 10), ("b", 240))
 MIXED = (("b", 0), ("w", 1))
-STRONG = Augmentation(zoom=0.5, rotate=True, color=1.0, blur=0.5, cutmix=0.5)
+STRONG = Augmentation(zoom=0.5, rotate=180, color=1.0, blur=0.5, cutmix=0.5)
 
 
 def pictures_of(*pictures):
@@ -19,7 +20,7 @@ def pictures_of(*pictures):
     return Pictures(
         Coding(),
         {p.id: Pair(p.id, None, None) for p in pictures},
-        {p.id: Facts(p.classes.shape, np.bincount(p.classes.ravel(), minlength=2)) for p in pictures},
+        {p.id: Found(p.classes.shape, np.bincount(p.classes.ravel(), minlength=2)) for p in pictures},
         {p.id: p for p in pictures},
     )
 
@@ -27,14 +28,14 @@ def pictures_of(*pictures):
 def picture(height=64, width=64, seed=0, name="a"):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (3, height, width), dtype=np.uint8)
-    return Picture(name, image, rng.integers(0, 2, (height, width), dtype=np.uint8))
+    return LabeledImage(name, image, rng.integers(0, 2, (height, width), dtype=np.uint8))
 
 
 def painted(height=96, width=120, seed=1, name="p"):
     """A picture that shows its classes: 40 where the class is 0, 200 where it is 1."""
     blocks = np.random.default_rng(seed).integers(0, 2, (height // 12, width // 12)).astype(np.uint8)
     classes = np.kron(blocks, np.ones((12, 12), np.uint8))
-    return Picture(name, np.stack([40 + 160 * classes] * 3).astype(np.uint8), classes)
+    return LabeledImage(name, np.stack([40 + 160 * classes] * 3).astype(np.uint8), classes)
 
 
 def shown(sample):
@@ -64,16 +65,16 @@ def test_a_smaller_picture_is_mirrored_and_the_mirror_ignored():
 def test_shrinking_smooths_the_image_and_centers_the_classes():
     classes = np.zeros((60, 60), np.uint8)
     classes[:, 30:] = 1
-    one = Picture("a", np.stack([classes * 200] * 3), classes)
+    one = LabeledImage("a", np.stack([classes * 200] * 3), classes)
     sample = Windows(pictures_of(one), ["a"], side=20, scale=1 / 3)[(0, 0)]
     assert (sample["target"][:, :10] == 0).all()
     assert (sample["target"][:, 10:] == 1).all()
-    stripes = Picture("s", np.tile(np.array([0, 255], np.uint8), (3, 60, 30)), classes)
+    stripes = LabeledImage("s", np.tile(np.array([0, 255], np.uint8), (3, 60, 30)), classes)
     flat = shown(Windows(pictures_of(stripes), ["s"], side=20, scale=1 / 3)[(0, 0)])[:, :, 1:-1]
     assert flat.std() < 60  # nearest neighbor would keep 0 and 255: a deviation of 127
 
 
-@pytest.mark.parametrize("augment", [Augmentation(), Augmentation(zoom=0.5), Augmentation(zoom=0.3, rotate=True)])
+@pytest.mark.parametrize("augment", [Augmentation(), Augmentation(zoom=0.5), Augmentation(zoom=0.3, rotate=180)])
 def test_image_and_classes_move_alike(augment):
     data = Windows(pictures_of(painted()), ["p"], side=64, scale=0.8, augment=augment)
     seen = set()
@@ -89,8 +90,8 @@ def test_image_and_classes_move_alike(augment):
 
 
 def test_windows_inside_a_picture_are_labeled_to_the_corners():
-    whole = Picture("w", np.full((3, 400, 400), 200, np.uint8), np.ones((400, 400), np.uint8))
-    data = Windows(pictures_of(whole), ["w"], side=48, scale=1.0, augment=Augmentation(rotate=True))
+    whole = LabeledImage("w", np.full((3, 400, 400), 200, np.uint8), np.ones((400, 400), np.uint8))
+    data = Windows(pictures_of(whole), ["w"], side=48, scale=1.0, augment=Augmentation(rotate=180))
     full = sum(bool((data[(0, seed)]["target"] == 1).all()) for seed in range(20))
     assert full >= 12  # the others lie at the picture's edge
 
@@ -98,7 +99,7 @@ def test_windows_inside_a_picture_are_labeled_to_the_corners():
 def test_zoom_changes_the_size_of_things():
     classes = np.zeros((120, 120), np.uint8)
     classes[40:80, 40:80] = 1
-    one = Picture("z", np.stack([classes * 200] * 3), classes)
+    one = LabeledImage("z", np.stack([classes * 200] * 3), classes)
     data = Windows(pictures_of(one), ["z"], side=60, scale=0.5, augment=Augmentation(zoom=0.5))
     areas = [int((data[(0, seed)]["target"] == 1).sum()) for seed in range(40)]
     assert max(areas) > 1.7 * 400
@@ -109,7 +110,7 @@ def test_flips_and_quarter_turns_reach_all_eight_positions():
     classes = np.zeros((4, 4), np.uint8)
     classes[0, 1] = 1
     data = Windows(
-        pictures_of(Picture("a", np.zeros((3, 4, 4), np.uint8), classes)),
+        pictures_of(LabeledImage("a", np.zeros((3, 4, 4), np.uint8), classes)),
         ["a"],
         side=4,
         scale=1,
@@ -151,7 +152,7 @@ def test_strongest_augmentation_of_any_picture_gives_whole_finite_samples(height
 
 def test_cutmix_takes_image_and_classes_of_the_same_place():
     black, white = (
-        Picture(n, np.full((3, 40, 40), 255 * v, np.uint8), np.full((40, 40), v, np.uint8)) for n, v in MIXED
+        LabeledImage(n, np.full((3, 40, 40), 255 * v, np.uint8), np.full((40, 40), v, np.uint8)) for n, v in MIXED
     )
     data = Windows(pictures_of(black, white), ["b", "w"], side=40, scale=1, augment=Augmentation(cutmix=0.5))
     shares = []
@@ -166,14 +167,14 @@ def test_cutmix_takes_image_and_classes_of_the_same_place():
 
 def test_float_pictures_are_augmented_like_bytes():
     one = painted()
-    unit = Picture("p", one.unit(), one.classes)
+    unit = LabeledImage("p", one.unit(), one.classes)
     samples = [Windows(pictures_of(p), ["p"], side=64, scale=0.8, augment=STRONG)[(0, 4)] for p in (one, unit)]
     assert torch.allclose(samples[0]["image"], samples[1]["image"], atol=0.05), "bytes are rounded when they are turned"
     assert torch.equal(samples[0]["target"], samples[1]["target"])
 
 
 def test_an_epoch_has_as_many_samples_as_asked_for():
-    black, white = (Picture(n, np.full((3, 32, 32), v, np.uint8), np.zeros((32, 32), np.uint8)) for n, v in PLAIN)
+    black, white = (LabeledImage(n, np.full((3, 32, 32), v, np.uint8), np.zeros((32, 32), np.uint8)) for n, v in PLAIN)
     pictures = pictures_of(black, white)
     assert len(Windows(pictures, ["a", "b"], side=32, scale=1)) == 2
     longer = Windows(pictures, ["a", "b"], side=32, scale=1, length=5)

@@ -48,7 +48,7 @@ def test_the_checkpoint_carries_what_inference_needs(trained):
 def test_mistakes_before_the_first_step(call, roofs, tmp_path):
     call("train", "--data-root", tmp_path / "no").mistake("--data-root", "no")
     call("train", "--data-root", tmp_path).mistake("--images and --labels")
-    call("train", "--data-root", roofs, "--image-size", 100).mistake("--image-size 100", "multiple of 16")
+    call("train", "--data-root", roofs, "--crop-size", 100).mistake("--crop-size 100", "multiple of 16")
     call("train", "--data-root", roofs, "--coverage", 0).mistake("--coverage 0")
     call("train", "--data-root", roofs, "--dropout", 1.5).mistake("--dropout 1.5")
     call("train", "--data-root", roofs, "--zoom", 3).mistake("--zoom 3")
@@ -91,7 +91,7 @@ def test_bad_files_stop_training_unless_skipped(call, bad, small, tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(call, roofs, small, tmp_path, monkeypatch):
     flags = ["--data-root", roofs, *small, "--epochs", 2, "--samples-per-epoch", 12, "--ema", 0.9, "--augment"]
-    flags += ["--zoom", 0.3, "--rotate", "--color", 0.5, "--cutmix", 0.5]
+    flags += ["--zoom", 0.3, "--rotate", 180, "--color", 0.5, "--cutmix", 0.5]
     check_resume(call, monkeypatch, tmp_path, *flags)
 
 
@@ -100,7 +100,7 @@ def test_every_shipped_recipe_trains(call, recipe, scene, tmp_path):
     path = Path(rooftops.__path__[0]) / f"{recipe}.yaml"
     result = call(
         "train", "--config", path, "--data-root", scene, "--epochs", 1, "--batch-size", 2, "--samples-per-epoch", 2,
-        "--image-size", 64, "--max-minutes", 0, "--output-dir", tmp_path / recipe,
+        "--crop-size", 64, "--max-minutes", 0, "--output-dir", tmp_path / recipe,
     )  # fmt: skip
     assert result.code == 0, result.err
     assert (tmp_path / recipe / "predictions.png").is_file()

@@ -70,7 +70,7 @@ def test_grey_and_rgb_come_back_exactly(tmp_path, mode, bands, suffix):
     expected = pixels[None] if bands == 1 else pixels.transpose(2, 0, 1)
     np.testing.assert_array_equal(raster.data, expected)
     assert raster.data.dtype == np.uint8 and raster.valid.shape == (13, 17) and raster.valid.all()
-    assert not raster.is_georeferenced and raster.crs is None and raster.path == path
+    assert raster.transform is None and raster.crs is None and raster.path == path
 
 
 def test_jpeg_is_read_in_rgb_order(tmp_path):
@@ -182,7 +182,7 @@ def test_a_picture_with_a_world_file_is_georeferenced(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "x.png")
     (tmp_path / "x.pgw").write_text("0.25\n0\n0\n-0.25\n430000.125\n4579999.875\n")
     raster = read_raster(tmp_path / "x.png")
-    assert raster.is_georeferenced and raster.transform == TRANSFORM
+    assert raster.transform == TRANSFORM
     np.testing.assert_array_equal(raster.data, pixels.transpose(2, 0, 1))
 
 
@@ -204,14 +204,14 @@ def test_tiffs_keep_values_and_georeference(tmp_path, dtype, bands):
     raster = read_raster(save_tiff(tmp_path / "x.tif", data))
     np.testing.assert_array_equal(raster.data, data)
     assert raster.data.dtype == dtype and raster.valid.all()
-    assert raster.is_georeferenced and raster.transform == TRANSFORM and raster.crs.to_epsg() == 25830
+    assert raster.transform == TRANSFORM and raster.crs.to_epsg() == 25830
     assert raster.nodata is None
 
 
 def test_a_tiff_without_georeference_has_no_transform(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", noise((9, 11), np.uint16))
     raster = read_raster(tmp_path / "x.tif")
-    assert raster.transform is None and raster.crs is None and not raster.is_georeferenced
+    assert raster.transform is None and raster.crs is None
     np.testing.assert_array_equal(raster.data[0], noise((9, 11), np.uint16))
 
 

@@ -73,7 +73,7 @@ def test_curves_have_four_panels_and_mark_the_best_epoch(tmp_path):
     lines = {
         tuple(np.atleast_1d(line.get_xdata())): line.get_ydata()
         for line in axes["Loss"].lines
-        if len(line.get_xdata()) == 3
+        if len(line.get_xdata()) == 2
     }
     assert lines[1, 2, 3].tolist() == [0.4 + 0.4, 0.4, 0.3]  # the last of both lines is the validation loss
     assert [text.get_text() for text in axes["Loss"].get_legend().get_texts()] == ["training", "validation"]
@@ -129,15 +129,12 @@ def test_a_class_keeps_its_color_when_another_has_no_values():
     assert panels(history)["Validation IoU by class"].lines[0].get_color() == COLORS[1]
 
 
-def test_roc_reliability_and_confusion_are_written(tmp_path):
+def test_roc_and_confusion_are_written(tmp_path):
     plots.roc([(0.5, 0.9), (0.0, 0.0), (1.0, 1.0)], tmp_path / "roc.png", auc=0.8)
-    bins = [(0.1, 0.2, 30), (float("nan"), float("nan"), 0), (0.9, 0.8, 10)]
-    plots.reliability(bins, tmp_path / "reliability.png")
     plots.confusion([[5, 1], [0, 0]], ["sky & <sea>", "a very long name of $a$ $class$"], tmp_path / "confusion.png")
     assert size_of(tmp_path / "roc.png") == tuple(round(side * plots.DPI) for side in plots.PANEL_INCHES)
-    assert size_of(tmp_path / "reliability.png")[0] == round(plots.PANEL_INCHES[0] * plots.DPI)
     assert size_of(tmp_path / "confusion.png") == (round(plots.DPI * 4.1), round(plots.DPI * 3.0))
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_bins_without_pixels_are_not_drawn():

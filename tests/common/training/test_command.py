@@ -13,8 +13,8 @@ def test_batches_that_no_memory_holds_are_refused_by_their_flags():
     with pytest.raises(ValueError, match=r"of 1000000 samples of 8192 x 8192 .* lower --batch-size .*--crop-size"):
         check_memory(many, 1_000_000)
     check_memory(many, 1)  # a batch is never larger than the training set
-    with pytest.raises(ValueError, match="--image-size"):
-        check_memory(parse_flags(Rooftops, ["--batch-size", "4000000", "--image-size", "4096"]), 1_000_000)
+    with pytest.raises(ValueError, match="--crop-size"):
+        check_memory(parse_flags(Rooftops, ["--batch-size", "4000000", "--crop-size", "4096"]), 1_000_000)
 
 
 @pytest.mark.parametrize("words", [["--crop-size", "8193"], ["--widths", "8", "9000"], ["--workers", "2000"]])

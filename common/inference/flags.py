@@ -1,0 +1,124 @@
+"""Flags of the commands that predict, and the networks that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from common.command.config import Amp, Device, check_prediction, check_range
+from common.inference.predictor import Predictor
+from common.inference.products import Extra, Products, Refine, free_bytes, provenance
+from common.inference.tiling import Tiling
+from common.inference.windows import check_overlap
+from common.networks.precision import choose_precision
+from common.networks.task import Task
+
+SMALLEST_TILE = 32
+"""Pixels: smaller tiles would take days."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Flags of every command that predicts."""
+
+    # Input
+    input: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Images, or folders of them (not recursive)."""
+    scale: float | None = None
+    """Read images at this multiple of their size; default: the scale the network was trained at."""
+    input_range: tuple[float, float] | None = None
+    """Values that mean black and white; default: those of the training, or the number type's."""
+    # Network
+    checkpoint: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Checkpoint(s), or shipped; several are averaged. Default: the newest run's best, else the weights that ship."""
+    threshold: float | None = None
+    """Two classes: foreground where P is at least this; default: the checkpoint's."""
+    tta: bool = False
+    """Average over flips: four times slower, a little better."""
+    tile_size: int = 0
+    """Side of the tiles in which larger images are predicted, pixels (0 = what suits the network)."""
+    overlap: float = 0.25
+    """Share of a tile that the next one covers again."""
+    # Output
+    output_dir: Path | None = None
+    """Where results go; default outputs/<task>."""
+    # Machine
+    device: Device = "auto"
+    """Where to compute."""
+    amp: Amp = "auto"
+    """Mixed precision."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no input could make right.
+
+        Raises:
+            ValueError: names the flag and its value.
+        """
+        if self.tile_size != 0 and self.tile_size < SMALLEST_TILE:
+            raise ValueError(
+                f"--tile-size {self.tile_size} must be at least {SMALLEST_TILE} pixels, or 0 for what suits the network"
+            )
+        check_overlap(self.overlap)
+        check_prediction(self.threshold, self.scale)
+        check_range(self.input_range)
+        free_bytes(self.output_dir or Path())
+
+
+@dataclass(frozen=True)
+class InferConfig(PredictConfig):
+    """Flags that every task's inference of images and rasters understands."""
+
+    # Input
+    gsd: float = 0.0
+    """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
+    # Output
+    vector: Literal["none", "gpkg", "shp", "geojson"] = "none"
+    """Polygons too: GeoPackage, shapefile or GeoJSON (in WGS 84)."""
+    min_area: float = 0.0
+    """Leave out polygons smaller than this, m2 (pixels, of a picture without georeference)."""
+    simplify: float = 0.0
+    """Simplify outlines by this tolerance in metres (or pixels); neighbors keep common edges."""
+    cog: bool = False
+    """Write GeoTIFFs as Cloud Optimized GeoTIFFs."""
+    prob: bool = True
+    """Write probabilities too; they take most of the disk."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no input could make right; see `PredictConfig`."""
+        super().__post_init__()
+        self.products({})
+
+    def products(
+        self, tags: Mapping[str, str], *, refine: Refine | None = None, extra: Extra | None = None
+    ) -> Products:
+        """What these flags ask for.
+
+        Args:
+            tags: provenance.
+            refine: a task's own treatment of polygons.
+            extra: a task's own product.
+        """
+        return Products(
+            self.vector, self.min_area, self.simplify, self.cog, self.prob, refine=refine, extra=extra, tags=tags
+        )
+
+
+def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[str, str]]:
+    """The network(s) that the flags name, or the newest run's, and the provenance of what they predict.
+
+    Args:
+        config: the command's flags.
+        task: whose networks they are.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
+    """
+    checkpoints = task.checkpoints(config.checkpoint)
+    tiling = Tiling(config.tile_size, config.overlap, config.tta)
+    precision = choose_precision(config.device, config.amp)
+    predictor = Predictor.load(task, checkpoints, precision, tiling, scale=config.scale, threshold=config.threshold)
+    return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
