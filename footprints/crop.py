@@ -29,10 +29,10 @@ import rasterio
 import tyro
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
-from tqdm import tqdm
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
+from common.command.progress import progress
 from common.data.pairs import Pair, require_usable, say_notes
 from common.data.splits import PARTS
 from common.files import OutputFolder
@@ -265,7 +265,7 @@ def write_crops(plan: Sequence[Cut], folder: Path, config: Config) -> list[str]:
     pixels: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
     damaged: dict[Path, str] = {}
-    for cut in tqdm(plan, desc="crop", unit="crop", disable=None):
+    for cut in progress(plan, "cutting", "crop"):
         part, path = cut.part, cut.source.image.path
         if path in damaged:
             continue

@@ -45,8 +45,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     say_notes(unpaired)
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     found, problems = load_scenes(chosen, ranges=predictor.ranges(config.input_range))
-    samples = read_samples(plan_tiles(found.scenes, TILE_SIDE, CONTEXT))
-    return LabeledData(samples, len(found.scenes), problems, found.ranges, chosen[0].image if chosen else None)
+    tiles, first = list(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)), chosen[0].image if chosen else None
+    return LabeledData(read_samples(tiles), len(found.scenes), problems, found.ranges, first, len(tiles))
 
 
 def read_samples(tiles: Iterable[Tile]) -> Iterator[Sample]:

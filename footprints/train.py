@@ -24,6 +24,7 @@ from common.losses import ONE_LOGIT, LossRecipe
 from common.networks.precision import Precision
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
+from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
@@ -144,13 +145,14 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.split["test"] else "val"
     tiles = {tile.id: tile for some in data.tiles.values() for tile in some}
-    scores = score_samples(predictor, read_samples(data.tiles[part]))
+    wanted = data.tiles[part]
+    scores = score_samples(predictor, read_samples(wanted), len(wanted), end_of(config))
 
     def example(tile_id: str) -> Example:
         image, classes = read_tile(tiles[tile_id])
         return Example(image, classes, predictor.classify(predictor(to_unit(image))))
 
-    result = {**scores.result(), "n_images": len(data.split[part])}
+    result = {**scores.result(), "n_images": len({tiles[name].scene.id for name in scores.ids})}
     samples = {
         name: [Labeled(tile.id, tile.scene.id, tile.labeled) for tile in some] for name, some in data.tiles.items()
     }

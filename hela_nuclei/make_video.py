@@ -20,10 +20,10 @@ import av
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import Amp, Device, check_prediction, parse_flags
+from common.command.progress import progress
 from common.data.inputs import find_images
 from common.files import OutputFolder
 from common.images.display import Pixels, stretch
@@ -158,7 +158,7 @@ def default_output(inputs: Sequence[Path], checkpoint: Path) -> Path:
 
 def frames_of(paths: Sequence[Path], config: Config) -> Iterator[tuple[Path, str, NDArray[np.generic]]]:
     """The frames of all inputs in order, each with its file and its name: folder, file, page of a stack."""
-    for path in tqdm(paths, desc="video", unit="file", disable=None):
+    for path in progress(paths, "video", "file"):
         stack = read_stack(path, config.axes, config.channel)
         name = f"{path.resolve().parent.name}/{path.stem}"
         for page, frame in enumerate(stack.frames):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from common.command.progress import progress
 from common.labels import IGNORE
 from common.losses import LossRecipe
 from common.metrics.counts import ConfusionMatrix
@@ -98,11 +100,16 @@ def _iou(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
     return float((prediction & truth).sum()) / union if union else 1.0
 
 
-def score_frames(predictor: NucleiPredictor, loaded: Sequence[LoadedFrame], border: int = 25) -> NucleiScores:
-    """Predict and score frames one by one; the loss is that of the training, of several networks their mean."""
+def score_frames(
+    predictor: NucleiPredictor, loaded: Sequence[LoadedFrame], border: int = 25, until: float = math.inf
+) -> NucleiScores:
+    """Predict and score frames one by one; the loss is that of the training, of several networks their mean.
+
+    After ``until`` (on the monotonic clock) no further frame is begun, but one is always scored.
+    """
     scores = NucleiScores(predictor.threshold, border)
     criteria = [build_criterion(recipe) for recipe in (card.loss for card in predictor.predictor.cards)]
-    for item in tqdm(loaded, desc="evaluate", leave=False, disable=None):
+    for item in progress(loaded, "scoring", "frame"):
         prediction, logits = predictor.scored(item.unit())
         batch = {
             "target": torch.from_numpy(semantic_target(item.labels, 0).astype(np.int64))[None],
@@ -112,4 +119,7 @@ def score_frames(predictor: NucleiPredictor, loaded: Sequence[LoadedFrame], bord
         losses = [float(criterion(torch.from_numpy(each)[None], batch, None)) for criterion, each in pairs]
         loss = sum(losses) / len(losses)
         scores.update(item.frame.sequence, item.frame.id, item.labels, prediction, loss)
+        if time.monotonic() >= until:
+            break
+    scores.pixels.left_out = len(loaded) - len(scores.pixels.ids)
     return scores

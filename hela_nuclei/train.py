@@ -25,6 +25,7 @@ from common.inference.predictor import Predictor
 from common.losses import ONE_LOGIT, LossRecipe
 from common.networks.precision import Precision, choose_precision
 from common.report.plots import History
+from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
@@ -166,7 +167,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     predictor = NucleiPredictor(shared)
     part = "test" if data.part["test"] else "val"
     by_id = {item.frame.id: item for items in data.part.values() for item in items}
-    scores = score_frames(predictor, data.part[part], config.border)
+    scores = score_frames(predictor, data.part[part], config.border, end_of(config))
 
     def example(frame_id: str) -> Example:
         item = by_id[frame_id]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.command.progress import progress
 from common.data.inputs import MASK_ENDING, OUTPUT_ENDINGS, find_images, images_in, natural_key
 from common.data.labeled import require_two_classes, size_row, tally
 from common.data.pairs import Facts
@@ -207,7 +208,7 @@ def inspect_sites(sites: Sequence[Site], channels: int = 3) -> tuple[SiteSet, li
         The usable sites, and a line for each that is not.
     """
     found, problems = SiteSet(), []
-    for site in sites:
+    for site in progress(sites, "reading", "site"):
         try:
             found.counts[site.id], found.spots[site.id] = survey(site)
             probe(site, channels)

@@ -50,9 +50,10 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), join)
     say_notes(notes)
     found, bad = inspect_sites([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
-    samples = read_samples(plan_tiles(found.sites, TILE_SIDE, CONTEXT), predictor.channels)
+    tiles = list(plan_tiles(found.sites, TILE_SIDE, CONTEXT))
+    samples = read_samples(tiles, predictor.channels)
     first = found.sites[0].image.path if found.sites else None
-    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first)
+    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first, len(tiles))
 
 
 def read_samples(tiles: Iterable[Tile], channels: int) -> Iterator[Sample]:

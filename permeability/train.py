@@ -27,6 +27,7 @@ from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
+from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
@@ -213,7 +214,8 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     part = "test" if data.tiles["test"] else "val"
     parts = {name: tiles_at_own_size(config, data, name) for name in data.split}
     tiles = {tile.id: tile for some in parts.values() for tile in some}
-    scores = score_samples(predictor, read_samples(parts[part], config.channels))
+    samples = read_samples(parts[part], config.channels)
+    scores = score_samples(predictor, samples, len(parts[part]), end_of(config))
 
     def example(tile_id: str) -> Example:
         image, classes = tiles[tile_id].read(config.channels)
@@ -222,9 +224,9 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     def labeled(tile: Tile) -> Labeled:
         return Labeled(tile.id, tile.site.id, lambda: next(read_samples([tile], config.channels))[1:])
 
-    result = {**scores.result(), "n_images": len({tile.site.id for tile in parts[part]})}
-    samples = {name: [labeled(tile) for tile in some] for name, some in parts.items()}
-    outcome = Outcome(part, predictor.card, result, scores, example, samples, predictor)
+    result = {**scores.result(), "n_images": len({tiles[name].site.id for name in scores.ids})}
+    by_part = {name: [labeled(tile) for tile in some] for name, some in parts.items()}
+    outcome = Outcome(part, predictor.card, result, scores, example, by_part, predictor)
     finish_run(run, config, data.facts, history, precision, outcome)
 
 

@@ -29,6 +29,7 @@ from common.networks.precision import Precision, choose_precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_potsdam
+from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
@@ -226,7 +227,8 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.part["test"] else "val"
     by_id = {patch.id: patch for patches in data.part.values() for patch in patches}
-    scores = score_samples(predictor, ((patch.id, patch.unit(), patch.classes) for patch in data.part[part]))
+    wanted = ((patch.id, patch.unit(), patch.classes) for patch in data.part[part])
+    scores = score_samples(predictor, wanted, len(data.part[part]), end_of(config))
 
     def example(patch_id: str) -> Example:
         patch = by_id[patch_id]

@@ -25,6 +25,7 @@ from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
+from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
 from common.training.finish import Example, Outcome, finish_run
@@ -175,7 +176,8 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.split["test"] else "val"
-    scores = score_samples(predictor, read_samples(data.pictures, data.split[part]))
+    ids = data.split[part]
+    scores = score_samples(predictor, read_samples(data.pictures, ids), len(ids), end_of(config))
 
     def example(picture_id: str) -> Example:
         picture = data.pictures[picture_id]

@@ -85,9 +85,22 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+class Voice:
+    """What stderr heard last, and how a line gets past the bars on it."""
+
+    def __init__(self) -> None:
+        self.spoke = STARTED
+        self.pause: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+
+
+VOICE = Voice()
+
+
 def say(message: str) -> None:
     """Print one line of progress to stderr."""
-    print(message, file=sys.stderr, flush=True)
+    with VOICE.pause():
+        print(message, file=sys.stderr, flush=True)
+    VOICE.spoke = time.monotonic()
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from common.command.progress import progress
 from common.data.pairs import Facts
 from common.images.ranges import ValueRanges, to_pixels
 from common.images.rasters import read_raster
@@ -71,7 +72,7 @@ def read_labeled(
 def try_each(items: Iterable[T], work: Callable[[T], Any]) -> list[str]:
     """Work on one file after another; a line for each one that cannot be used."""
     problems = []
-    for item in items:
+    for item in progress(items, "reading", "file"):
         try:
             work(item)
         except (ValueError, FileNotFoundError) as error:

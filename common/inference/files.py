@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from common.command.cli import PARTIAL, say
+from common.command.progress import Work
 from common.data.inputs import output_stems
 from common.files import OutputFolder, Workplace, relative_source
 from common.images.gdal import pixel_count, place_note
@@ -248,17 +248,18 @@ def each_input(
     done, pixels, started = 0, 0, time.monotonic()
 
     def advance(count: int) -> None:
-        bar.update(count / 1e6)
+        work_done.advance(count / 1e6)
 
-    with tqdm(total=sum(sizes.values()) / 1e6, unit="Mpx", disable=None) as bar:
-        for path in (path for path in paths if path in sizes):
+    with Work("predicting", sum(sizes.values()) / 1e6, "Mpx") as work_done:
+        for number, path in enumerate((path for path in paths if path in sizes), start=1):
+            work_done.advance(0, f"file {number} of {len(sizes)}")
             try:
                 work(path, advance)
                 done += 1
             except Exception as error:  # decoders, GDAL, OGR, GEOS, PROJ... raise nearly anything
                 say(f"failed: {complaint(path, error)}")
             pixels += sizes[path]
-            bar.update(pixels / 1e6 - bar.n)
+            work_done.advance(pixels / 1e6 - work_done.done)
     seconds = max(time.monotonic() - started, 1e-9)
     say(f"{done} of {len(paths)} files to {folder} in {seconds:.1f} s ({pixels / 1e6 / seconds:.2f} Mpx/s)")
     return 0 if done == len(paths) else PARTIAL

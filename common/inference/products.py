@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from common.command.cli import VERSION
+from common.command.progress import Work
 from common.files import file_hash
 from common.images.display import overlay, stretch
 from common.images.write import Layout, Place, Rows, mask_suffix, write_mask, write_picture, write_probability
@@ -162,7 +163,8 @@ def write_products(
         picture, classes = _thinned(rows)
         write_picture(folder / f"{SAFE_STEM}_overlay.png", overlay(stretch(picture), classes, card.palette), tags)
     if products.vector != "none":
-        write_vectors(folder / f"{SAFE_STEM}.{products.vector}", rows, stem, card, products)
+        with Work(f"polygons of {stem}"):
+            write_vectors(folder / f"{SAFE_STEM}.{products.vector}", rows, stem, card, products)
     if products.extra is not None:
         products.extra.write(source, mask, folder / f"{SAFE_STEM}{products.extra.ending}")
     give_names(folder, stem)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +13,10 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from common.command.cli import PARTIAL
 from common.command.config import Amp, Device, check_pair
+from common.command.progress import Work
 from common.data.pairs import require_usable, value_rows
 from common.images.ranges import ValueRanges
 from common.inference.predictor import AS_SUITS, Predictor
@@ -97,6 +99,8 @@ class LabeledData:
     """What the images' values mean, and which there are."""
     first: Path | None
     """An image, whose ground resolution is that of all."""
+    count: int = 0
+    """Of the samples; 0 = as many as images."""
 
 
 def evaluate_command(
@@ -122,7 +126,8 @@ def evaluate_command(
     require_usable(found.images, found.problems, skip_bad=True)
     value_rows(found.ranges)
     assert found.first is not None
-    scores = score_samples(fitted(predictor, found.first, config.gsd), found.samples)
+    own = fitted(predictor, found.first, config.gsd)
+    scores = score_samples(own, found.samples, found.count or found.images)
     print_scores(task.name, config.split, {**scores.result(), "n_images": found.images})
     return PARTIAL if found.problems else 0
 
@@ -146,17 +151,30 @@ def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:
     return ids
 
 
-def score_samples(predictor: Predictor, samples: Iterable[Sample]) -> SplitScores:
+def score_samples(
+    predictor: Predictor, samples: Iterable[Sample], count: int = 0, until: float = math.inf
+) -> SplitScores:
     """Predict and score images one by one, at the labels' own resolution.
 
     The loss is the one that each network was trained with, of its own logits; of several networks their mean.
+
+    Args:
+        predictor: the network(s).
+        samples: the images.
+        count: how many they are; 0 = not known.
+        until: on the monotonic clock; after it no further image is begun, but one is always scored.
     """
     scores = SplitScores(predictor.card.classes, threshold=predictor.threshold)
     losses = [card.loss.build() for card in predictor.cards]
-    for name, image, truth in tqdm(samples, desc="evaluate", leave=False, disable=None):
-        probability, logits = predictor.scored(image)
-        target = torch.from_numpy(truth.astype(np.int64))[None]
-        pairs = zip(losses, logits, strict=True)
-        values = [float(loss(torch.from_numpy(each)[None], target)) for loss, each in pairs]
-        scores.update(torch.from_numpy(probability)[None], target, sum(values) / len(values), [name])
+    with Work("scoring", count, "image") as work:
+        for name, image, truth in samples:
+            probability, logits = predictor.scored(image)
+            target = torch.from_numpy(truth.astype(np.int64))[None]
+            pairs = zip(losses, logits, strict=True)
+            values = [float(loss(torch.from_numpy(each)[None], target)) for loss, each in pairs]
+            scores.update(torch.from_numpy(probability)[None], target, sum(values) / len(values), [name])
+            work.advance()
+            if time.monotonic() >= until:
+                break
+    scores.left_out = max(0, count - len(scores.ids))
     return scores

@@ -63,7 +63,10 @@ class SplitScores:
         self.boundary = BoundaryF1(len(self.class_names), device=device)
         self.per_image: list[ImageScore] = []
         self.losses: list[float] = []
+        self.ids: list[str] = []
         self.n_images = 0
+        self.left_out = 0
+        """Images that should have been added, had there been time."""
 
     def update(self, probability: Tensor, target: Tensor, loss: float, ids: Sequence[str]) -> None:
         """Add a batch.
@@ -75,6 +78,7 @@ class SplitScores:
             ids: a name per image.
         """
         self.n_images += len(target)
+        self.ids += ids
         self.losses += [loss] * len(target)
         if self.binary:
             self.curve.update(probability[:, 0], target)

@@ -137,6 +137,13 @@ TRAINING = {
     "batch": COUNT,
     "step": COUNT,
     "loss_sum": FINITE,
+    "hits": Check(
+        "a square of pixel counts, or nothing",
+        lambda v: (
+            isinstance(v, list)
+            and all(isinstance(row, list) and len(row) == len(v) and all(map(_is_whole, row)) for row in v)
+        ),
+    ),
     "progress": Check("a number of at least 0", lambda v: _is_finite(v) and v >= 0),
     "best_iou": Check("a number in -1...1", lambda v: _is_number(v, -1, 1)),
     "best_loss": NOT_NAN,

@@ -128,7 +128,7 @@ def curves(history: History, path: Path, colors: Mapping[str, RGB] | None = None
     """Draw losses, IoU and accuracy, IoU per class and learning rate against the epoch.
 
     Args:
-        history: the rows of ``metrics.csv``: epoch, lr, train_loss, val_loss, pixel_accuracy, miou, f1, iou_<class> ...
+        history: the rows of ``metrics.csv``: epoch, lr, train_loss, val_loss, miou, train_miou, f1, iou_<class> ...
             Values may be numbers, their text, empty or None; whatever is not a finite number leaves a gap.
         path: the picture to write.
         colors: of classes by name, as their maps are painted; those too pale for white paper are darkened.
@@ -162,7 +162,13 @@ def _panels(history: History) -> list[tuple[str, dict[str, NDArray[np.float64]]]
     classes = list(dict.fromkeys(key for row in history for key in row if key.startswith("iou_")))
     columns = {
         "Loss": {"training": "train_loss", "validation": "val_loss"},
-        "Validation scores": {"mean IoU": "miou", "pixel accuracy": "pixel_accuracy", "F1": "f1"},
+        "Scores": {
+            "mean IoU": "miou",
+            "pixel accuracy": "pixel_accuracy",
+            "F1": "f1",
+            "mean IoU, training": "train_miou",
+            "accuracy, training": "train_accuracy",
+        },
         "Validation IoU by class": {key.removeprefix("iou_"): key for key in classes},
         "Learning rate": {"learning rate": "lr"},
     }
@@ -190,6 +196,8 @@ def _draw_curves(
         if label not in lines:
             continue  # a class never seen keeps its place, so that the others keep their colors from figure to figure
         color, dash = COLORS[position % len(COLORS)], DASHES[position // len(COLORS) % len(DASHES)]
+        if label.endswith(", training"):  # the colors of the same scores in validation
+            color, dash = COLORS[position - 3], "--"
         if "by class" in title and label in colors:
             color, dash = _on_white(colors[label]), "-"
         handles += axes.plot(epochs, values, color=color, linestyle=dash, linewidth=1.8, **_markers(values))
@@ -197,7 +205,7 @@ def _draw_curves(
             axes.plot(
                 epochs[best], values[best], "o", color=color, markersize=7, markeredgecolor=INK, markeredgewidth=1
             )
-    _scale(axes, np.concatenate(list(lines.values())), bounded="IoU" in title or "scores" in title)
+    _scale(axes, np.concatenate(list(lines.values())), bounded="IoU" in title or "Scores" in title)
     axes.set_xlim(*((epochs[0] - 1, epochs[0] + 1) if len(history) == 1 else (None, None)))
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
     if len(lines) > 1:

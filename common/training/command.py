@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from common.command.config import TrainConfig
+from common.command.progress import Work
 from common.networks.precision import Precision, choose_precision
 from common.networks.task import Task
 from common.report.plots import History
@@ -47,8 +48,10 @@ def run_training(
     run = open_run(task.name, config)
     precision = choose_precision(config.device, config.amp)
     seed_everything(config.seed)
-    data = load_data(config)
-    experiment = build(config, data)
+    with Work("reading and checking the data"):
+        data = load_data(config)
+    with Work("building the network and its samples"):
+        experiment = build(config, data)
     check_memory(config, len(experiment.train_data))
     if config.preview:
         return preview(experiment, run, config.seed)

@@ -11,19 +11,23 @@ from torch import Tensor, nn
 
 from common.command.cli import say
 from common.command.config import TrainConfig
+from common.command.progress import Work, duration
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.training.experiment import Experiment, to_device
 from common.training.state import TrainState
 
+SLOW = 2.0
+"""Seconds of a forward pass that are not measured twice."""
 ABSURD_HOURS = 12
 """Longer trainings than this are hardly meant."""
 
 
 class Estimate(NamedTuple):
-    """Seconds of a validation, and of an epoch with it."""
+    """Seconds of one validation image, of an optimization step, and of an epoch with its validation."""
 
-    validation: float
+    image: float
+    step: float
     epoch: float
 
 
@@ -36,7 +40,9 @@ def time_forward(model: nn.Module, image: Tensor, precision: Precision) -> float
     model.eval()
     images = to_device({"image": image[None]}, precision.device)["image"]
     seconds = math.inf
-    for _ in range(2):  # the first pass sets up kernels
+    for attempt in range(2):  # the first pass sets up kernels
+        if attempt and seconds > SLOW:
+            break
         started = time.monotonic()
         with precision.autocast():
             model(images).float().sum().item()
@@ -44,24 +50,26 @@ def time_forward(model: nn.Module, image: Tensor, precision: Precision) -> float
     return seconds
 
 
-def estimate(experiment: Experiment, samples: int, precision: Precision) -> Estimate:
-    """Estimate epochs of so many training samples; a training step is taken as three forward passes."""
+def estimate(experiment: Experiment, config: TrainConfig, batches: int, precision: Precision) -> Estimate:
+    """Estimate epochs of so many batches; a sample of a training step is taken as three forward passes."""
     image = torch.as_tensor(experiment.val_data[0]["image"])
     seen = normalize(image[None], experiment.card.normalization)[0]
-    seconds = time_forward(experiment.model, seen, precision)
+    with Work("measuring the network's speed"):
+        seconds = time_forward(experiment.model, seen, precision)
     ratio = torch.as_tensor(experiment.train_data[(0, 0)]["image"]).numel() / image.numel()
-    validation = seconds * len(experiment.val_data)
-    return Estimate(validation, validation + 3 * seconds * ratio * samples)
+    batch = 3 * seconds * ratio * min(config.batch_size, len(experiment.train_data))
+    step = batch * min(config.grad_accum, batches)
+    return Estimate(seconds, step, seconds * len(experiment.val_data) + batch * batches)
 
 
 def print_plan(state: TrainState, config: TrainConfig, precision: Precision, batches: int, seconds: float) -> None:
     """Print what the run will take, by the number of batches and the seconds of an epoch."""
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
-    left = seconds * (config.epochs - state.epoch) / 60
-    planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left:.1f} min"
+    left = duration(seconds * (config.epochs - state.epoch))
+    planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left}"
     say(
         f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, "
-        f"{seconds:.0f} s an epoch, {planned}"
+        f"{duration(seconds)} an epoch, {planned} on this device"
     )
 
 

@@ -80,6 +80,8 @@ class Engine:
     stop: StopRequest | None = None
     normalization: Mapping[str, object] = field(default_factory=dict)
     """The card's."""
+    class_count: int = 2
+    """The card's too."""
 
     @classmethod
     def of(cls, experiment: Experiment, precision: Precision, stop: StopRequest | None = None) -> Engine:
@@ -87,7 +89,7 @@ class Engine:
         loss = experiment.card.loss.build()
         criterion = experiment.criterion or (lambda logits, batch, state: loss(logits, batch["target"]))
         card = experiment.card
-        return cls(criterion, probabilities_of(card), precision, stop, card.normalization)
+        return cls(criterion, probabilities_of(card), precision, stop, card.normalization, len(card.classes))
 
     @property
     def interrupted(self) -> bool:
@@ -99,6 +101,11 @@ class Engine:
         moved = to_device(batch, self.precision.device)
         images = {name: normalize(moved[name], self.normalization) for name in IMAGES if name in moved}
         return {**moved, **images}
+
+    def classes(self, logits: Tensor, threshold: float) -> Tensor:
+        """Class indices (N, H, W) of logits; of two classes the foreground where its P is at least the threshold."""
+        probability = self.probabilities(logits)
+        return (probability[:, 0] >= threshold).long() if probability.shape[1] == 1 else probability.argmax(1)
 
     def logits(self, network: nn.Module, batch: Batch) -> Tensor:
         """The network's outputs for a batch that was received."""

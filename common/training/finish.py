@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.command.cli import STARTED, VERSION, say
+from common.command.cli import VERSION, say
 from common.command.config import TrainConfig, config_values
+from common.command.progress import Work
 from common.data.pairs import Facts
 from common.files import write_text
 from common.images.display import RGB, Palette, Pixels, stretch, strip
@@ -25,6 +26,7 @@ from common.networks.precision import Precision
 from common.report.examples import choose, error_legend, panels
 from common.report.page import Report, write_report
 from common.report.plots import curves, grid, grid_figure
+from common.training.budget import end_of
 from common.training.runs import RunFolder
 from common.training.suspects import FILE as SUSPECTS
 from common.training.suspects import Labeled, Suspect, find_suspects, write_suspects
@@ -34,7 +36,7 @@ SHOWN = 4
 DRAWN = 2
 """Of those in predictions.png."""
 LATER = 20.0
-"""Seconds after --max-minutes until which label errors are looked for."""
+"""Seconds after --max-minutes until which examples are predicted and label errors looked for."""
 UNSEEN = {
     "test": "of the test part: unseen in training and in the choice of epoch and threshold",
     "val": "of the validation part: not trained on, but epoch and threshold were chosen with it",
@@ -101,7 +103,12 @@ def finish_run(
         precision: where it was computed.
         outcome: scores of the best network.
     """
-    card, scores, detail, part = outcome.card, outcome.scores, outcome.detail, outcome.part
+    card, detail, part = outcome.card, outcome.detail, outcome.part
+    cut = {"left_out": detail.left_out} if detail.left_out else {}
+    scores = {**outcome.scores, **cut}
+    missing = f", {detail.left_out} left out: --max-minutes was used up" if cut else ""
+    if cut:
+        say(f"note: scored on {len(detail.ids)} images or tiles of the {part} part{missing}; evaluate.py scores all")
     if history:
         curves(history, run.path / "curves.png", {name: card.palette[i] for i, name in enumerate(card.classes)})
     if part == "test":
@@ -109,8 +116,9 @@ def finish_run(
             run.path / "test_metrics.json",
             json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
         )
-    examples, legend = _examples(run, outcome, len(history))
-    until = STARTED + 60 * config.max_minutes + LATER if config.max_minutes else math.inf
+    until = end_of(config) + LATER
+    with Work("drawing examples"):
+        examples, legend = _examples(run, outcome, len(history), until)
     suspects = find_suspects(outcome.labeled, outcome.predict, until)
     write_suspects(run.path / SUSPECTS, suspects, card.classes)
     run.close()
@@ -120,7 +128,7 @@ def finish_run(
     report = Report(
         title=f"{card.task}: {card.arch}",
         summary={
-            "scored on": f"{part} part, {scores['n_images']} images",
+            "scored on": f"{part} part, {scores['n_images']} images{missing}",
             "data": card.data_root,
             "date": time.strftime("%Y-%m-%d %H:%M"),
             "duration": _duration(history),
@@ -167,17 +175,22 @@ class Legend(NamedTuple):
 
 
 def _examples(
-    run: RunFolder, outcome: Outcome, epochs: int
+    run: RunFolder, outcome: Outcome, epochs: int, until: float = math.inf
 ) -> tuple[dict[str, list[tuple[str, float, Pixels]]], Legend]:
-    """Write predictions.png and its TensorBoard figure; return samples as picture strips, by group."""
+    """Write predictions.png and its TensorBoard figure; return samples as picture strips, by group.
+
+    After ``until`` no further sample is predicted, but one always is.
+    """
     card, columns = outcome.card, list[str]()
     colors = {name: card.palette[index] for index, name in enumerate(card.classes)}
     colors |= error_legend(len(card.classes))
     strips: dict[str, list[tuple[str, float, Pixels]]] = {}
-    rows = []
+    rows: list[list[tuple[str, Pixels]]] = []
     for group, samples in choose(outcome.detail.per_image, SHOWN).items():
         strips[group] = []
         for number, (name, score, _) in enumerate(samples):
+            if rows and time.monotonic() >= until:
+                break
             row = _panels(outcome.example(name), {index: card.palette[index] for index in range(len(card.classes))})
             columns = [title for title, _ in row]
             strips[group].append((name, score, strip([picture for _, picture in row])))

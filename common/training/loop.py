@@ -9,7 +9,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -18,27 +18,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.command.cli import STARTED, Interrupted, NonFiniteLoss, StopRequest, say
+from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, say
 from common.command.config import TrainConfig, config_values
+from common.command.progress import Work, duration, progress
 from common.data.sampling import EpochBatches
+from common.metrics.counts import ConfusionMatrix
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard, save_checkpoint
 from common.networks.norm import steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
+from common.training.budget import Budget, end_of
 from common.training.estimate import advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
-from common.training.pictures import draw_epoch
+from common.training.pictures import WATCHED, draw_epoch
 from common.training.runs import RunFolder
 from common.training.schedule import Clock, Schedule
 from common.training.state import MovingAverage
 from common.training.state import TrainState as TrainState
 
 Config = TypeVar("Config", bound=TrainConfig)
-FINISH_SECONDS = 12.0
-"""Time kept free at the end of a budget for pictures and report, besides the evaluation of the test part."""
 
 
 def seed_everything(seed: int) -> None:
@@ -68,30 +68,46 @@ def train_one_epoch(
     """
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
-    batches = tqdm(loader, desc=f"epoch {state.epoch + 1}", leave=False, disable=None)
-    for group in _groups(batches, config.grad_accum):
-        state.progress = clock.progress(state.step)
-        for options in state.optimizer.param_groups:
-            options["lr"] = config.lr * state.schedule.value(state.step, state.progress)
-        for batch in group:
-            batch = engine.receive(batch)
-            loss = engine.criterion(engine.logits(forward, batch), batch, state)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                names = ", ".join(map(str, batch["id"]))
-                raise NonFiniteLoss(
-                    f"the loss became {value} in epoch {state.epoch + 1}, batch {state.batch + 1}; "
-                    f"its files: {names}; lower --lr or look at them"
-                )
-            torch.autograd.backward(state.scaler.scale(loss / len(group)))
-            state.loss_sum += value
-            state.batch += 1
-        _optimize(state, config.clip_norm)
-        if engine.interrupted:
-            return "interrupted"
-        if clock.expired:
-            return "expired"
+    batches = iter(loader)  # its workers start before the bar
+    with Work(f"epoch {state.epoch + 1}/{config.epochs}", len(loader), "batch") as work:
+        work.advance(state.batch)
+        for group in _groups(batches, config.grad_accum):
+            state.progress = clock.progress(state.step)
+            for options in state.optimizer.param_groups:
+                options["lr"] = config.lr * state.schedule.value(state.step, state.progress)
+            for batch in group:
+                _add_gradients(state, engine.receive(batch), engine, forward, len(group))
+                left = clock.left(state.step)
+                note = f"loss {state.loss_sum / state.batch:.4f}"
+                work.advance(1, note + (f", {duration(left)} left in all" if left is not None else ""))
+            _optimize(state, config.clip_norm)
+            if engine.interrupted:
+                return "interrupted"
+            if clock.expired:
+                return "expired"
     return "finished"
+
+
+def _add_gradients(state: TrainState, batch: Batch, engine: Engine, forward: nn.Module, group: int) -> None:
+    """Add a batch's gradients, its loss and its hits to those of its group of batches and of the epoch."""
+    logits = engine.logits(forward, batch)
+    loss = engine.criterion(logits, batch, state)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        names = ", ".join(map(str, batch["id"]))
+        raise NonFiniteLoss(
+            f"the loss became {value} in epoch {state.epoch + 1}, batch {state.batch + 1}; "
+            f"its files: {names}; lower --lr or look at them"
+        )
+    torch.autograd.backward(state.scaler.scale(loss / group))
+    state.loss_sum += value
+    state.batch += 1
+    target = batch["target"]
+    with torch.no_grad():
+        found = engine.classes(_at_size(logits.detach(), target.shape[-2:]), state.threshold)
+    hits = ConfusionMatrix(engine.class_count, device=target.device)
+    hits.update(found, target)
+    state.hits = (hits.counts + torch.tensor(state.hits, device=target.device) if state.hits else hits.counts).tolist()
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -120,25 +136,32 @@ def _optimize(state: TrainState, clip_norm: float) -> None:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, data: SegmentationData, scores: SplitScores, engine: Engine, *, workers: int = 0
+    model: nn.Module,
+    data: SegmentationData,
+    scores: SplitScores,
+    engine: Engine,
+    workers: int = 0,
+    *,
+    what: str = "validation",
+    until: float = math.inf,
 ) -> SplitScores:
     """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if a stop came.
 
     Images go one by one. Logits of a network that saw the image at another size than its truth's are brought to that
-    size.
+    size. After ``until`` (on the monotonic clock) no further image is begun, but one is always seen.
 
     Raises:
         NonFiniteLoss: the loss of an image is NaN or infinite; names its files.
     """
     model.eval()
-    for batch in tqdm(_loader(data, workers, batch_size=1), desc="evaluate", leave=False, disable=None):
+    for batch in progress(_loader(data, workers, batch_size=1), what, "image"):
         batch = engine.receive(batch)
         logits = _at_size(engine.logits(model, batch), batch["target"].shape[-2:])
         name, loss = str(batch["id"][0]), float(engine.criterion(logits, batch, None))
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
         scores.update(engine.probabilities(logits), batch["target"], loss, [name])
-        if engine.interrupted:
+        if engine.interrupted or time.monotonic() >= until:
             break
     return scores
 
@@ -180,22 +203,27 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         precision: device and mixed precision.
 
     Raises:
+        ValueError: the budget is too short for a single step.
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
+    sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)
+    experiment.model.to(precision.device)
+    expected = estimate(experiment, config, len(sampler), precision)
+    budget = Budget(end_of(config), experiment.test_images or len(experiment.val_data))
+    budget.measure(expected.image, time.monotonic())
+    budget.require(expected.step, time.monotonic())
     run.create(config, experiment.card.split)
     if experiment.annotate is not None:
         experiment.annotate(run.path)
     card = replace(experiment.card, config=config_values(config))
     state = _begin(experiment.model, config, run, precision, card.task)
-    sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)
-    expected = estimate(experiment, len(sampler) * config.batch_size, precision)
     print_plan(state, config, precision, len(sampler), expected.epoch)
     if advice := advise(card.task, config, expected.epoch):
         say(f"note: {advice}")
+    watched = _watched(experiment.val_data, budget, config)
     steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
-    test_share = experiment.test_images / len(experiment.val_data)
-    clock = Clock(steps, _deadline(config, expected.validation, test_share), start_progress=state.progress)
+    clock = Clock(steps, budget.optimization_end(len(watched)), start_progress=state.progress)
     loader = _loader(experiment.train_data, config.workers, batch_sampler=sampler)
     forward = cast(nn.Module, torch.compile(state.model)) if config.compile else state.model
     with ExitStack() as stack:
@@ -209,27 +237,36 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
             trained = time.monotonic()
             scores = SplitScores(card.classes, device=precision.device, quick=True)
             if not engine.interrupted:
-                evaluate(state.inference_model, experiment.val_data, scores, engine, workers=config.workers)
+                what, until = f"validation {state.epoch + 1}/{config.epochs}", budget.validation_end
+                evaluate(state.inference_model, watched, scores, engine, config.workers, what=what, until=until)
             if engine.interrupted:
                 run.save_last(state, replace(card, threshold=state.threshold))
                 break
+            budget.measure((time.monotonic() - trained) / scores.n_images, time.monotonic())
             speed = Speed(
                 trained - started, (state.batch - first) * sampler.batch_size, peak_memory_mb(precision.device)
             )
             _end_epoch(state, scores, run, card, speed)
-            draw_epoch(state, experiment, engine, run)
-            clock.deadline = min(clock.deadline, _deadline(config, time.monotonic() - trained, test_share))
+            if scores.n_images < len(watched):
+                say(f"note: {scores.n_images} of {len(watched)} validation images judged this epoch: the time is up")
+            if time.monotonic() + WATCHED * budget.image_seconds < budget.validation_end:
+                draw_epoch(state, experiment, engine, run)
+            clock.deadline = min(clock.deadline, budget.optimization_end(len(watched)))
     if stop.signum is not None:
         last = run.path / "last.pt"
         raise Interrupted(stop.signum, f"stopped by signal {stop.signum} and saved; go on with --resume {last}")
     return state
 
 
-def _deadline(config: TrainConfig, val_seconds: float, test_share: float) -> float:
-    """When optimization must end for the last validation, the test part and the report to fit into the budget."""
-    if not config.max_minutes:
-        return math.inf
-    return STARTED + 60 * config.max_minutes - FINISH_SECONDS - 1.5 * val_seconds * (1 + test_share)
+def _watched(data: SegmentationData, budget: Budget, config: TrainConfig) -> SegmentationData:
+    """The validation images that there is time for; says so where that is not all of them."""
+    indices = budget.watched(len(data), config.seed, time.monotonic())
+    if len(indices) < len(data):
+        say(
+            f"note: epochs are judged by {len(indices)} of {len(data)} validation images, drawn at random: all would "
+            f"take {duration(len(data) * budget.image_seconds)} of --max-minutes {config.max_minutes:g}"
+        )
+    return cast(SegmentationData, Subset(cast("Dataset[Batch]", data), indices))
 
 
 def _begin(model: nn.Module, config: TrainConfig, run: RunFolder, precision: Precision, task: str) -> TrainState:
@@ -275,9 +312,10 @@ def _end_epoch(state: TrainState, scores: SplitScores, run: RunFolder, card: Mod
     In that order a kill in between repeats the epoch, and with it what was written.
     """
     result = scores.result()
-    row = _history_row(state, result)
-    state.history.append({**row, **speed.row()})
-    state.epoch, state.batch, state.loss_sum = state.epoch + 1, 0, 0.0
+    row = _history_row(state, result, card.classes)
+    timed = {**row, **speed.row()}
+    state.history = [*({**dict.fromkeys(timed), **past} for past in state.history), timed]  # older runs have less
+    state.epoch, state.batch, state.loss_sum, state.hits = state.epoch + 1, 0, 0.0, []
     state.threshold = result["threshold"] if result["threshold"] is not None else 0.5
     state.schedule.end_epoch(row["val_loss"])
     card = replace(card, threshold=state.threshold, scores=row)
@@ -292,14 +330,17 @@ def _end_epoch(state: TrainState, scores: SplitScores, run: RunFolder, card: Mod
     run.log_epoch(state.history)
     threshold = f" at {row['threshold']:.3f}" if row["threshold"] is not None else ""
     say(
-        f"epoch {state.epoch:3d}  train {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
+        f"epoch {state.epoch:3d}/{state.schedule.epochs}  train {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
         f"mIoU {row['miou']:.4f}{threshold}  lr {row['lr']:.2e}  {speed.seconds:.0f} s  "
         f"{speed.row()['samples_per_second']:.1f} samples/s"
     )
 
 
-def _history_row(state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
-    """What an epoch is judged by."""
+def _history_row(state: TrainState, result: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """What an epoch is judged by; of the training, how its batches were predicted while the network learned them."""
+    seen = ConfusionMatrix(len(classes))
+    seen.counts += torch.tensor(state.hits)
+    trained = seen.scores(classes)
     return {
         "epoch": state.epoch + 1,
         "lr": state.optimizer.param_groups[0]["lr"],
@@ -308,6 +349,9 @@ def _history_row(state: TrainState, result: dict[str, Any]) -> dict[str, Any]:
         "pixel_accuracy": result["pixel_accuracy"],
         "miou": result["miou"] or 0.0,
         "f1": result["f1"],
+        "train_miou": trained["miou"],
+        "train_accuracy": trained["pixel_accuracy"],
+        "val_images": result["n_images"],
         **{f"iou_{name}": value for name, value in result["per_class_iou"].items()},
         "threshold": result["threshold"],
     }

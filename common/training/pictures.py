@@ -73,8 +73,7 @@ def draw_epoch(state: TrainState, experiment: Experiment, engine: Engine, run: R
         batch = engine.receive({"image": torch.as_tensor(sample["image"])[None]})
         target = _numpy(sample["target"]).astype(np.uint8)
         logits = F.interpolate(engine.logits(network, batch), size=target.shape, mode="bilinear")
-        probability = engine.probabilities(logits)[0].cpu()
-        classes = probability[0] >= state.threshold if len(probability) == 1 else probability.argmax(0)
+        classes = engine.classes(logits, state.threshold)[0].cpu()
         picture = _resized(stretch(_numpy(sample["image"])), target.shape)
         shown = panels(picture, {"truth": target, "prediction": classes.numpy().astype(np.uint8)}, palette)
         tag = f"validation/{number} {sample['id']}: {', '.join(title for title, _ in shown)}"

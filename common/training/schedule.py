@@ -29,6 +29,12 @@ class Clock:
         share = (time.monotonic() - self.start) / max(self.deadline - self.start, 1e-3)
         return min(1.0, max(by_steps, self.start_progress + (1 - self.start_progress) * share))
 
+    def left(self, step: int) -> float | None:
+        """Seconds to the end of the run at the pace so far; None = nothing is known yet."""
+        progress, seconds = self.progress(step), time.monotonic() - self.start
+        gained = progress - self.start_progress
+        return seconds * (1 - progress) / gained if gained > 0 and seconds > 0 else None
+
     @property
     def expired(self) -> bool:
         """Whether the budget for optimization steps is used up."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from common.training.schedule import Schedule
 
 PLAIN = (
-    "epoch", "batch", "step", "loss_sum", "progress", "best_iou", "best_loss", "epochs_without_better", "threshold",
-    "history",
+    "epoch", "batch", "step", "loss_sum", "hits", "progress", "best_iou", "best_loss", "epochs_without_better",
+    "threshold", "history",
 )  # fmt: skip
 """Fields of the state that are saved as they are."""
 
@@ -61,6 +61,8 @@ class TrainState:
     batch: int = 0
     step: int = 0
     loss_sum: float = 0.0
+    hits: list[list[int]] = field(default_factory=list)
+    """Pixels of the epoch's batches by true and by predicted class; none yet = empty."""
     progress: float = 0.0
     best_iou: float = -1.0
     best_loss: float = math.inf
@@ -113,7 +115,7 @@ class TrainState:
         if saved["scaler"]:  # empty from a run that needed none
             self.scaler.load_state_dict(saved["scaler"])
         for name in PLAIN:
-            setattr(self, name, saved[name])
+            setattr(self, name, saved.get(name, getattr(self, name)))
         set_rng_state(saved["rng"])
 
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from common.command.cli import say
+from common.command.progress import progress
 from common.data.splits import PARTS, Split
 from common.files import write_text
 from common.metrics.suspects import Suspicion, suspect
@@ -63,7 +63,7 @@ def find_suspects(
     """
     chosen = [(part, one) for part, every in samples.items() for one in every[:: -(-len(every) // LOOKED_AT) or 1]]
     found, done = [], 0
-    for part, sample in tqdm(chosen, desc="look for label errors", leave=False, disable=None):
+    for part, sample in progress(chosen, "looking for label errors", "sample"):
         if time.monotonic() > deadline:
             break
         image, truth = sample.read()

@@ -272,10 +272,15 @@ def test_a_validation_part_that_is_ignored_everywhere_is_told(folders, configure
 
 def test_without_a_test_part_the_validation_part_is_scored(folders, configure, monkeypatch, tmp_path):
     seen, outcomes = [], []
-    scores = SimpleNamespace(result=dict)
+
+    def score(predictor, samples, count, until):
+        seen.append([name for name, *_ in samples])
+        assert count == len(seen[-1])
+        return SimpleNamespace(result=dict, ids=seen[-1])
+
     monkeypatch.setattr(train, "TILE_SIDE", 48)
     monkeypatch.setattr(train.Predictor, "load", lambda *args: SimpleNamespace(card=None))
-    monkeypatch.setattr(train, "score_samples", lambda predictor, samples: seen.append(list(samples)) or scores)
+    monkeypatch.setattr(train, "score_samples", score)
     monkeypatch.setattr(train, "finish_run", lambda *args: outcomes.append(args[-1]))
     config = configure()
     data = train.load_data(config)

@@ -4,18 +4,22 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from common.command.cli import STARTED, NonFiniteLoss, exit_code
+from common.command.config import read_yaml
 from common.losses import LossRecipe, build_loss
 from common.networks.checkpoint import load_checkpoint
-from common.training.loop import FINISH_SECONDS
-from common.training.runs import RunFolder, own_folder
+from common.training import tune as core
+from common.training.budget import FINISH_SECONDS
+from common.training.runs import RunFolder, load_train_config, own_folder
+from common.training.search import Storage
 from permeability import tune
-from permeability.search import Storage
 
 SPACE = """
 arch: [fpn, unetplusplus, pspnet]
@@ -133,10 +137,10 @@ def search(tmp_path, monkeypatch):
         courses, *more, engine="hyperopt", text="arch: [fpn]\nlr: {low: 1e-4, high: 1e-2}\nepochs: 4\n", count=None
     ):
         fake = FakeTraining(courses)
-        monkeypatch.setattr(tune, "fit", fake)
+        monkeypatch.setattr(core, "fit", fake)
         monkeypatch.setattr(tune.train, "build", lambda config, data: ("built from", config, data))
         monkeypatch.setattr(tune.train, "load_data", lambda config: ("data of", config))
-        monkeypatch.setattr(tune, "log_hparams", lambda folder, trial: None)
+        monkeypatch.setattr(core, "log_hparams", lambda folder, trial: None)
         monkeypatch.chdir(tmp_path)
         (tmp_path / "space.yaml").write_text(text)
         (tmp_path / "recipe.yaml").write_text("lr: 0.5\nepochs: 7\nloss: ce+dice\nlabel_smoothing: 0.25\n")
@@ -166,6 +170,29 @@ def test_a_trial_is_judged_by_its_best_epoch(search, tmp_path):
     assert not list((tmp_path / "out").glob("trial_*/*.pt"))
 
 
+def test_the_best_trial_is_a_recipe_for_train(search, tmp_path, capsys):
+    code, seen = search([[0.2], [0.9], [0.5]])
+    assert code == 0 and "train.py --config out/best.yaml" in capsys.readouterr().err
+    text = (tmp_path / "out" / "best.yaml").read_text()
+    assert text.startswith("# The best of s.json: trial 1, validation mIoU 0.9000.\nrecipe: none\n")
+    assert "lr: '" not in text, "numbers are written as such"
+    home = Path(tune.__file__).parent
+    again = load_train_config(tune.train.Config, home, ["--config", "out/best.yaml", "--data-root", "there"])
+    changed = {"output_dir", "config", "recipe"}
+    won = {name: value for name, value in vars(seen[1][0]).items() if name not in changed}
+    assert {name: value for name, value in vars(again).items() if name not in changed} == won
+    assert again.lr != seen[0][0].lr and again.label_smoothing == 0.25
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-4", "0.003", "off", "0.3*ce+0.7*dice", "none", "True", ["16", "32"], "1_000", ""]
+)
+def test_values_of_recipes_read_back_as_they_were(value, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"key": core.plain_value(value)}))
+    assert read_yaml(path) == {"key": value}
+
+
 def test_a_later_better_trial_takes_the_place_of_the_best(search, tmp_path):
     assert search([[0.2], [0.9], [0.5]])[0] == 0
     assert (tmp_path / "out" / "best.pt").read_text() == "best of training 2"
@@ -185,7 +212,7 @@ def test_pruned_trials_count_and_are_best_only_among_themselves(search, tmp_path
     def propose(engine, space, trials, seed):
         yield SimpleNamespace(params={"lr": 1e-3 * (1 + len(trials))}, is_hopeless=lambda epoch, value: value > 0.5)
 
-    monkeypatch.setattr(tune, "propose", propose)
+    monkeypatch.setattr(core, "propose", propose)
     code, seen = search([[0.9, 0.9], [0.3, 0.3], [0.8, 0.8]])
     assert code == 0 and len(seen) == 3
     assert [trial["state"] for trial in stored(tmp_path, "s")] == ["pruned", "complete", "pruned"]
@@ -351,5 +378,5 @@ def test_a_trial_of_others_is_left_alone(tmp_path):
     (tmp_path / "trial_000").mkdir()
     (tmp_path / "trial_000" / "a.pt").write_text("mine")
     with pytest.raises(ValueError, match="trial_000 is in the way"):
-        tune.run_trial(SimpleNamespace(folder=tmp_path), {}, SimpleNamespace(trials=[]), None, None)
+        core.run_trial(SimpleNamespace(folder=tmp_path, config=None), SimpleNamespace(trials=[]), None, None)
     assert (tmp_path / "trial_000" / "a.pt").read_text() == "mine"

@@ -36,3 +36,6 @@ def test_the_loss_is_the_mean_of_the_networks_own_over_the_images():
                 logits = network(torch.from_numpy(image)[None])
             expected.append(float(loss(logits, torch.from_numpy(truth).long()[None])))
     assert score_samples(predictor, samples).result()["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    cut = score_samples(predictor, samples, count=2, until=0.0)
+    assert (cut.ids, cut.left_out, cut.n_images) == (["a"], 1, 1), "one image is scored however late it is"
+    assert cut.result()["loss"] == pytest.approx(np.mean(expected[:2]), rel=1e-5)

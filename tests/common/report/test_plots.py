@@ -68,7 +68,7 @@ def test_curves_have_four_panels_and_mark_the_best_epoch(tmp_path):
     assert size_of(tmp_path / "curves.png") == tuple(round(2 * side * plots.DPI) for side in plots.PANEL_INCHES)
     assert plots.best_epoch(HISTORY) == 1
     axes = panels(HISTORY)
-    assert list(axes) == ["Loss", "Validation scores", "Validation IoU by class", "Learning rate"]
+    assert list(axes) == ["Loss", "Scores", "Validation IoU by class", "Learning rate"]
     assert all(a.get_title("right") == "best epoch: 2" for a in axes.values())
     lines = {
         tuple(np.atleast_1d(line.get_xdata())): line.get_ydata()
@@ -112,6 +112,14 @@ def test_curves_take_short_long_and_empty_histories(tmp_path, history):
 
 def test_panels_without_values_are_left_out():
     assert list(panels([{"epoch": 1, "lr": 0.1, "val_loss": None, "miou": None}])) == ["Learning rate"]
+
+
+def test_training_scores_lie_beside_those_of_the_validation_in_their_colors():
+    rows = [{**row, "train_miou": row["miou"] + 0.1, "train_accuracy": 0.9} for row in HISTORY]
+    lines = [line for line in panels(rows)["Scores"].lines if len(line.get_xdata()) == len(rows) > 1]
+    shown = {(line.get_color(), line.get_linestyle()): line.get_ydata()[0] for line in lines}
+    assert shown[COLORS[0], "-"] == 0.5 and shown[COLORS[0], "--"] == 0.6, "mean IoU"
+    assert shown[COLORS[1], "-"] == 0.7 and shown[COLORS[1], "--"] == 0.9, "pixel accuracy"
 
 
 def test_epoch_ticks_are_whole_numbers():

@@ -1,5 +1,6 @@
 """The pictures and the report that a training ends with, and those before it and during it."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -114,6 +115,20 @@ def test_suspected_label_errors_are_listed_and_shown(tmp_path, outcome):
     assert "<h3>suspected label errors</h3>" in page and "town_7 (train): ground, or house?" in page
     listed = (tmp_path / "run" / "suspects.csv").read_text().splitlines()
     assert len(listed) == 2 and listed[1].startswith("town_7,train,0.")
+
+
+def test_what_there_was_no_time_for_is_said(tmp_path, outcome, capsys, monkeypatch):
+    outcome.detail.left_out = 5
+    page = finish(tmp_path / "run", outcome)
+    said = "8 images or tiles of the test part, 5 left out: --max-minutes was used up; evaluate.py scores all"
+    assert said in capsys.readouterr().err and "test part, 8 images, 5 left out" in page
+    assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["left_out"] == 5
+    outcome.detail.left_out = 0
+    predicted = []
+    monkeypatch.setattr("common.training.finish.end_of", lambda config: -1e9)
+    finish(tmp_path / "late", replace(outcome, example=lambda name: predicted.append(name) or outcome.example(name)))
+    assert len(predicted) == 1 and (tmp_path / "late" / "predictions.png").exists()
+    assert "left_out" not in json.loads((tmp_path / "late" / "test_metrics.json").read_text())
 
 
 def test_labeled_points_are_a_panel_of_their_own(tmp_path, outcome):

@@ -27,6 +27,7 @@ from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard, load_checkpoint
 from common.networks.precision import Precision, choose_precision
 from common.networks.probabilities import foreground_probability
+from common.training import budget
 from common.training import loop as training
 from common.training.experiment import Engine, Experiment
 from common.training.loop import evaluate, fit, seed_everything
@@ -453,7 +454,7 @@ def test_the_best_checkpoints_are_those_of_the_best_epochs(tmp_path, monkeypatch
 
 
 def test_an_expired_budget_still_leaves_a_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STARTED", training.STARTED - 1e6)
+    monkeypatch.setattr(budget, "STARTED", budget.STARTED - 1e6)
     state = train(tmp_path, replace(COSINE, max_minutes=1, epochs=1000))
     assert (state.step, len(state.history)) == (1, 1)
     for name in ("best_iou.pt", "best_loss.pt", "last.pt"):
@@ -466,23 +467,65 @@ def test_the_budget_ends_the_run_in_the_middle_of_an_epoch(tmp_path, monkeypatch
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(training, "time", clock)
     monkeypatch.setattr("common.training.schedule.time", clock)
-    monkeypatch.setattr(training, "STARTED", 0.0)
+    monkeypatch.setattr(budget, "STARTED", 0.0)
     config = replace(CONFIG, max_minutes=10, epochs=1000)
-    state = train(tmp_path, config, events={key_of(1, 1): lambda: now.__setitem__(0, 600 - training.FINISH_SECONDS)})
+    state = train(tmp_path, config, events={key_of(1, 1): lambda: now.__setitem__(0, 600 - budget.FINISH_SECONDS)})
     assert len(state.history) == 2 and state.step == 3 + 1
     assert load_checkpoint(tmp_path / "last.pt")[2]["epoch"] == 2
 
 
-def test_slow_validation_keeps_more_time_free(tmp_path, monkeypatch):
+@pytest.fixture
+def hand(monkeypatch):
+    """A clock moved by hand; the process started when it was 0."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(training, "time", clock)
     monkeypatch.setattr("common.training.schedule.time", clock)
-    monkeypatch.setattr(training, "STARTED", 0.0)
-    slow = {2 + 4 * i: lambda: now.__setitem__(0, now[0] + 200) for i in range(10)}
+    monkeypatch.setattr(budget, "STARTED", 0.0)
+    return now
+
+
+def wait(now, seconds):
+    return lambda: now.__setitem__(0, now[0] + seconds)
+
+
+def test_slow_validation_keeps_time_free_for_the_next_and_for_the_final_scores(tmp_path, hand):
+    slow = {2 + 4 * i: wait(hand, 60) for i in range(10)}  # 15 s an image; the first call is the estimate's
     state = train(tmp_path, replace(CONFIG, max_minutes=10, epochs=1000), val_events=slow)
-    assert now[0] <= 600 - training.FINISH_SECONDS
-    assert len(state.history) == 2
+    scored_as_slowly = 15 * (1.5 * 4 + budget.EXAMPLES)
+    assert 600 - 2 * 90 - scored_as_slowly - 15 < hand[0] <= 600 - budget.FINISH_SECONDS - scored_as_slowly
+    assert len(state.history) == hand[0] / 60 and {row["val_images"] for row in state.history} == {4}
+
+
+def test_a_validation_that_does_not_fit_is_of_some_images(tmp_path, hand, monkeypatch, capsys):
+    monkeypatch.setattr(training, "estimate", lambda *_: SimpleNamespace(image=20.0, step=1.0, epoch=100.0))
+    slow = {call: wait(hand, 20) for call in range(1, 9)}
+    state = train(tmp_path, replace(CONFIG, max_minutes=3, epochs=1000), val_events=slow)
+    assert {row["val_images"] for row in state.history} == {1} and hand[0] <= 180 - budget.FINISH_SECONDS
+    assert "1 of 4 validation images, drawn at random: all would take 80 s" in capsys.readouterr().err
+
+
+def test_a_validation_that_turns_out_slow_is_cut_short(tmp_path, hand, capsys):
+    slow = {call: wait(hand, 300) for call in range(3, 9)}
+    state = train(tmp_path, replace(CONFIG, max_minutes=10, epochs=1000), val_events=slow)
+    assert [row["val_images"] for row in state.history] == [4 - 1]
+    assert "3 of 4 validation images judged this epoch" in capsys.readouterr().err
+
+
+def test_scores_of_the_training_are_of_its_own_predictions(tmp_path):
+    """A network that never changes is as good on the training's samples as it is found afterwards."""
+    model = network(norm=False)
+    config = replace(CONFIG, lr=1e-12, weight_decay=0.0, epochs=1, ema=0.0)
+    (row,) = train(tmp_path, config, model=model).history
+    data, sampler, counts = Blobs(), EpochBatches(LENGTH, 2, config.seed), np.zeros((2, 2))
+    for key in (key for batch in sampler for key in batch):
+        sample = data[key]
+        with torch.no_grad():
+            found = (model(sample["image"][None])[0, 0].sigmoid() >= 0.5).long()
+        np.add.at(counts, (sample["target"].numpy(), found.numpy()), 1)
+    hits = counts.diagonal()
+    assert row["train_accuracy"] == pytest.approx(hits.sum() / counts.sum(), abs=0.01)
+    assert row["train_miou"] == pytest.approx((hits / (counts.sum(0) + counts.sum(1) - hits)).mean(), abs=0.01)
 
 
 def test_progress_follows_steps_or_time_whichever_is_further(monkeypatch):

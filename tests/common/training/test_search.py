@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from permeability.search import Choice, Range, Space, Storage, Trial, propose, ranked, read_space
+from common.training.search import Choice, Range, Space, Storage, Trial, propose, ranked, read_space
 
 SPACE = Space(
     {"arch": Choice(("a", "b", "c")), "lr": Range(1e-4, 1e-1, log=True), "width": Range(2, 5, whole=True)},

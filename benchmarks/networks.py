@@ -1,0 +1,91 @@
+"""Networks of a task on the same data, recipe and minutes: one table (epochs, minutes, IoU, loss).
+
+    python benchmarks/networks.py --task hela_nuclei --flag arch --values unet unet_resnet18 \
+        --data-root Fluo-N2DL-HeLa --minutes 6 --more=--lr=1e-3 --more=--crop-size=256 --more=--samples-per-epoch=160
+    python benchmarks/networks.py --task rooftops --flag encoder --values resnet18 resnet34 resnet50 efficientnet_b0 \
+        --data-root rooftops_data --recipe rooftops/best.yaml --minutes 4
+
+All are trained from scratch and scored on the same test part, nuclei at threshold 0.5 as the original notebook did
+(IoU = mean over images). The table is written beside this script, as networks_<task>.csv and .md.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[0] = str(REPOSITORY)
+
+import tyro  # noqa: E402 - imports begin at the repository's root
+
+from benchmarks.tables import processor, write_table  # noqa: E402
+from common.networks.checkpoint import load_checkpoint  # noqa: E402
+
+SCORES = {"hela_nuclei": ("iou_mean_per_image", "iou_foi", "seg", "det"), "rooftops": ("miou", "iou", "boundary_f1")}
+"""What a task is judged by, besides the loss."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare networks of a task."""
+
+    task: Literal["hela_nuclei", "rooftops"]
+    """Whose networks."""
+    flag: str
+    """The training's flag that names the network."""
+    values: tuple[str, ...]
+    """Its values, a training each."""
+    data_root: Path
+    """Folder in the task's layout."""
+    minutes: float = 6.0
+    """Time budget of each training."""
+    recipe: Path | None = None
+    """Configuration of all trainings; default: the task's source.yaml."""
+    more: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another flag of all trainings, such as --more=--lr=1e-3."""
+
+
+def measure(value: str, config: Config, folder: Path) -> dict[str, object]:
+    """Train and score one network; one row of the table."""
+    run, task = folder / value, REPOSITORY / config.task
+    recipe = config.recipe or task / "source.yaml"
+    words = [task / "train.py", "--data-root", config.data_root, "--config", recipe, "--output-dir", run]
+    words += [f"--{config.flag}", value, "--max-minutes", config.minutes, *config.more]
+    started = time.monotonic()
+    subprocess.run([sys.executable, *map(str, words)], check=True)
+    minutes = (time.monotonic() - started) / 60
+    words = [task / "evaluate.py", "--checkpoint", run / "best_iou.pt", "--data-root", config.data_root]
+    words += ["--threshold", 0.5] if config.task == "hela_nuclei" else []
+    done = subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
+    scores = json.loads(done.stdout.splitlines()[-1])
+    weights = load_checkpoint(run / "best_iou.pt")[1]
+    return {
+        config.flag: value,
+        "M parameters": round(sum(each.numel() for each in weights.values()) / 1e6, 2),
+        "epochs": len((run / "metrics.csv").read_text().splitlines()) - 1,
+        "minutes": round(minutes, 1),
+        **{name: round(scores[name], 4) for name in (*SCORES[config.task], "loss")},
+        "test images": scores["n_images"],
+    }
+
+
+def main() -> None:
+    """Measure all and write the table."""
+    config = tyro.cli(Config)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measure(value, config, Path(folder)) for value in config.values]
+    recipe = config.recipe or Path(config.task) / "source.yaml"
+    more = f" with {' '.join(config.more)}" if config.more else ""
+    note = f"{recipe.parent.name}/{recipe.name}{more}, {config.minutes:g} minutes each; {processor()}."
+    write_table(Path(__file__).with_stem(f"networks_{config.task}"), rows, note)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Search for the best settings: ``python potsdam_points/tune.py --engine optuna --trials 30 --storage search.json``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a script: imports begin at the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.command.cli import run_command
+from common.training.tune import Trainable, tune
+from potsdam_points import train
+from potsdam_points.task import TASK
+
+
+def main() -> int:
+    """Search, keep the best network and its settings, print the table."""
+    home = Path(__file__).resolve().parent
+    return tune(Trainable(TASK, train.Config, home, train.DEMO, train.load_data, train.build))
+
+
+if __name__ == "__main__":
+    run_command(main)
