@@ -13,11 +13,13 @@ from common.command.help import ROOT, page_of
 from common.command.seg import commands
 from common.losses import ONE_LOGIT, SEVERAL_LOGITS
 
+SHARED = {"export": "common.inference.export", "tune": "common.training.tune"}
+"""Commands whose flags are the same in all tasks, and where those are."""
 COMMANDS = [(task, name) for task, names in commands().items() for name in names]
 
 
 def source(task, name):
-    return ROOT / ("common/inference" if name == "export" else task) / f"{name}.py"
+    return ROOT / f"{SHARED.get(name, f'{task}.{name}').replace('.', '/')}.py"
 
 
 def flags(task, name):
@@ -26,7 +28,7 @@ def flags(task, name):
 
 @pytest.mark.parametrize(("task", "name"), COMMANDS, ids=["/".join(each) for each in COMMANDS])
 def test_the_page_has_the_commands_flags_and_defaults(task, name):
-    config = importlib.import_module("common.inference.export" if name == "export" else f"{task}.{name}").Config
+    config = importlib.import_module(SHARED.get(name, f"{task}.{name}")).Config
     shown = flags(task, name)
     assert shown.keys() == {field.name for field in dataclasses.fields(config)}
     for field in dataclasses.fields(config):
@@ -41,7 +43,7 @@ def test_the_page_has_the_commands_flags_and_defaults(task, name):
 @pytest.mark.parametrize(("task", "name"), COMMANDS, ids=["/".join(each) for each in COMMANDS])
 def test_every_page_has_groups_and_an_example_that_parses(task, name):
     page = page_of(source(task, name), "Config")
-    config = importlib.import_module("common.inference.export" if name == "export" else f"{task}.{name}").Config
+    config = importlib.import_module(SHARED.get(name, f"{task}.{name}")).Config
     if len(flags(task, name)) > 12:
         assert len(page.groups) > 2 and "Flags" not in page.groups
     examples = page.text.partition("Examples:")[2].split("\n")

@@ -43,7 +43,7 @@ class Config:
     """Search for the best network and recipe; writes best.pt, best.yaml for train.py --config, and a ranked table.
 
     Examples:
-        tune.py --engine optuna --trials 20 --storage trials.json --data-root DIR
+        python rooftops/tune.py --engine optuna --trials 20 --storage trials.json --data-root DIR
     """
 
     # Search
