@@ -367,5 +367,7 @@ def _check_types(config_type: type[C], values: Values, source: str) -> None:
             try:
                 parse_flags(alone, _words(key, values[key], kind, source))
             except ValueError as error:
-                expected = f"expected {fields[key].type}"
-                raise ValueError(f"{source}: {key}: {values[key]!r} does not fit, {expected}") from error
+                said = str(error)
+                if "must" not in said:
+                    said = f"{key}: {values[key]!r} does not fit, expected {fields[key].type}"
+                raise ValueError(f"{source}: {said}") from error
