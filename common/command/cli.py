@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 STARTED = time.monotonic()
@@ -101,6 +101,17 @@ def say(message: str) -> None:
     with VOICE.pause():
         print(message, file=sys.stderr, flush=True)
     VOICE.spoke = time.monotonic()
+
+
+def _quiet_interrupt(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C outside of a command's ``main`` is no bug: a line, no traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        say("interrupted")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _quiet_interrupt  # the imports that follow take seconds
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

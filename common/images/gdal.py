@@ -40,6 +40,12 @@ MOST_BANDS = 1024
 """Bands of a file; the widest sensors have some hundred, and a header of a few bytes can claim 65 535."""
 COMPRESSION = 1 << 17
 """No raster with content takes fewer bytes than its pixels' divided by this."""
+FARTHEST = 1e30
+"""No coordinate of any unit is as large."""
+APPENDED = (".aux.xml", ".msk", ".ovr")
+"""Files that GDAL reads beside an image whose name they lengthen."""
+IN_PLACE = (".aux", ".prj", ".tab", ".rpb", ".RPB", "_rpc.txt", "_RPC.TXT", ".wld", ".WLD")
+"""Those that have another suffix than the image; world files besides (.tfw, .tifw)."""
 BMP_COMPRESSION = 1 << 15
 
 Array = npt.NDArray[Any]
@@ -89,6 +95,20 @@ def require_file(path: Path) -> None:
         raise ValueError(f"{path}: is no regular file; name an image file")
 
 
+def require_sides(path: Path) -> None:
+    """Refuse a raster beside which a pipe or a device has the name of a file that belongs to it, for the same reason.
+
+    Raises:
+        ValueError: there is one; names it.
+    """
+    worlds = [f".{path.suffix[1:2]}{path.suffix[-1:]}w", f"{path.suffix}w"]
+    endings = (*IN_PLACE, *worlds, *map(str.upper, worlds))
+    for name in (*(path.name + ending for ending in APPENDED), *(path.stem + ending for ending in endings)):
+        side = path.with_name(name)
+        if side.exists() and not side.is_file() and not side.is_dir():
+            raise ValueError(f"{path}: {name} beside it is no regular file; remove it")
+
+
 def open_dataset(path: Path, *, pages: bool = False) -> DatasetReader:
     """Open a raster file for reading; the caller closes it.
 
@@ -102,6 +122,7 @@ def open_dataset(path: Path, *, pages: bool = False) -> DatasetReader:
             pages or complex numbers.
     """
     require_file(path)
+    require_sides(path)
     name = os.fspath(path) if path.is_absolute() else os.path.join(".", path)  # never a prefix such as GTIFF_DIR:
     mosaic = path.suffix.lower() == MOSAIC
     files = [path, *mosaic_sources(path)] if mosaic else [path]
@@ -278,7 +299,7 @@ def sample_bands(
 
 def place_of(dataset: DatasetReader) -> Affine | None:
     """The affine map of an open file to coordinates; None where it has no georeference."""
-    if not all(map(math.isfinite, dataset.transform)):
+    if not all(math.isfinite(number) and abs(number) < FARTHEST for number in dataset.transform):
         raise ValueError(f"its georeference is no affine map: {tuple(dataset.transform)[:6]}")
     return dataset.transform if dataset.crs is not None or not dataset.transform.is_identity else None
 

@@ -93,6 +93,13 @@ def test_a_reader_that_went_away():
     os.close(write)
 
 
+@pytest.mark.parametrize(("error", "text"), [("KeyboardInterrupt", ""), ("KeyError('x')", "Traceback")])
+def test_an_interrupt_during_the_imports_is_no_bug(error, text):
+    line = [sys.executable, "-c", f"import common.command.cli; raise {error}"]
+    said = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False).stderr
+    assert said == "interrupted\n" if not text else text in said
+
+
 def test_a_bug_keeps_its_traceback():
     for error in (KeyError("no such key"), RuntimeError("shapes do not fit"), cv2.error("bad argument")):
 

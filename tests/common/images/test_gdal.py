@@ -137,6 +137,22 @@ def test_a_mosaic_that_reaches_elsewhere_is_refused(tmp_path, text, words):
         read_raster(folder / "m.vrt")
 
 
+@pytest.mark.parametrize("side", ["x.tif.msk", "x.tif.aux.xml", "x.aux", "x.tfw", "x.TIFW", "x.wld", "x_rpc.txt"])
+def test_a_pipe_beside_an_image_is_not_waited_for(tmp_path, side):
+    path = grey(tmp_path / "x.tif")
+    os.mkfifo(tmp_path / side)
+    with pytest.raises(ValueError, match=rf"x\.tif: {side} beside it is no regular file; remove it"):
+        open_dataset(path)
+
+
+def test_a_place_beyond_all_coordinates_is_refused(tmp_path):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    (tmp_path / "x.pgw").write_text("1e308\n0\n0\n-1e308\n1e308\n1e308\n")
+    with pytest.raises(ValueError, match="no affine map"):
+        open_dataset(path)
+
+
 def test_a_pipe_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "x.tif")
     for read in (read_raster, open_dataset):
