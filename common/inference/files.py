@@ -295,7 +295,7 @@ def announce(sizes: Mapping[Path, int], predictor: Predictor, folder: Path, each
     good = {path: pixels for path, pixels in sizes.items() if pixels * each <= free}
     for path in sizes.keys() - good.keys() if good else ():
         needed = sizes[path] * each / 1e9
-        say(f"failed: {path}: about {needed:.1f} GB needed, {free / 1e9:.1f} GB free; choose another disk")
+        say(f"failed: {path}: about {needed:.3g} GB needed, {free / 1e9:.3g} GB free; choose another disk")
     good = good or dict(sizes)
     pixels = sum(good.values())
     check_disk(folder, round(pixels * each))

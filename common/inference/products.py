@@ -116,7 +116,7 @@ def check_disk(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise ValueError(
-            f"--output-dir {folder}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; "
+            f"--output-dir {folder}: about {needed / 1e9:.3g} GB needed, {free / 1e9:.3g} GB free; "
             "free some space or choose another disk"
         )
 

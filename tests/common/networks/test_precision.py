@@ -63,5 +63,5 @@ def test_provenance(tmp_path):
 def test_too_little_disk_is_refused_before_the_start(tmp_path):
     check_disk(tmp_path / "not" / "yet" / "there", 1000)
     check_disk(Path(os.path.relpath(tmp_path)) / "x", 1000)
-    with pytest.raises(ValueError, match=r"--output-dir .*x: about 1000000\.0 GB needed, .* GB free"):
+    with pytest.raises(ValueError, match=r"--output-dir .*x: about 1e\+06 GB needed, .* GB free"):
         check_disk(tmp_path / "x", 10**15)
