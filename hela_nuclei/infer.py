@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -34,6 +35,7 @@ from common.inference.spool import workplace
 from common.inference.stream import warn_of_range
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
+from hela_nuclei.polygons import Nucleus, nuclei_of, write_geojson, write_rois
 from hela_nuclei.predict import NucleiPredictor, Prediction
 from hela_nuclei.results import Member, challenge_results, in_order, sequence_stems, write_result
 from hela_nuclei.separate import MIN_AREA
@@ -67,6 +69,10 @@ class Config(PredictConfig):
     # Output
     min_area: int = MIN_AREA
     """Leave out nuclei smaller than this, pixels."""
+    vector: Literal["none", "geojson", "roi"] = "none"
+    """Polygons too, in pixels: GeoJSON, or a zip of ROI files for ImageJ."""
+    figure: bool = False
+    """Also a picture of frame, probability with a color bar, and mask over the frame (of a stack: its middle frame)."""
 
     def __post_init__(self) -> None:
         """Refuse values that no input could make right."""
@@ -81,7 +87,7 @@ def main() -> int:
     predictor, tags = load_predictor(config, TASK)
     folder = config.output_dir or Path("outputs") / TASK.name
     stems = sequence_stems(paths)
-    names = [name for stem in stems.values() for stack in (False, True) for name in names_of(stem, stack=stack)]
+    names = [name for stem in stems.values() for stack in (False, True) for name in names_of(stem, config, stack=stack)]
     keep_inputs(folder, paths, [name.rstrip("/") for name in names])
     for path in paths:
         keep_apart(workplace(folder, stems[path], path), path)
@@ -91,12 +97,16 @@ def main() -> int:
     with challenge_results(paths, stems, outputs) as (members, blocked):
         good = {path: pixels for path, pixels in good.items() if path not in blocked}
         job = Job(config, NucleiPredictor(predictor, config.min_area), outputs, tags, members)
-        return each_input(in_order(paths, members), good, lambda path, _: job.run(path, stems[path]), folder)
+        return each_input(
+            in_order(paths, members), good, lambda path, advance: job.run(path, stems[path], advance), folder
+        )
 
 
-def names_of(stem: str, *, stack: bool) -> list[str]:
+def names_of(stem: str, config: Config, *, stack: bool) -> list[str]:
     """Results of an input."""
     endings = ["_prob.tif", "_overlay.png", "_nuclei.csv", "_counts.csv"]
+    endings += {"none": [], "geojson": [".geojson"], "roi": ["_rois.zip"]}[config.vector]
+    endings += ["_figure.png"] if config.figure else []
     return [stem + ending for ending in (*endings, *(["_mask.tif", "_RES/"] if stack else ["_mask.png"]))]
 
 
@@ -110,22 +120,23 @@ class Job:
     tags: Mapping[str, str]
     members: Mapping[Path, Member]
 
-    def run(self, path: Path, stem: str) -> None:
+    def run(self, path: Path, stem: str, advance: Callable[[int], None]) -> None:
         """Predict every frame of an input and write its results: all of them or none."""
         stack = read_stack(path, self.config.axes, self.config.channel)
-        self.outputs.check(names_of(stem, stack=stack.has_time), path)
+        self.outputs.check(names_of(stem, self.config, stack=stack.has_time), path)
         ranges = self.predictor.predictor.ranges(self.config.input_range)
         stack = replace(stack, value_range=ranges.of(stack.frames.dtype))
         warn_of_range(path, known_range_warning(stack))
         self.outputs.path.mkdir(parents=True, exist_ok=True)
         with working(workplace(self.outputs.path, stem, path), path) as here:
-            results = self.segment(path, stack)
+            results = self.segment(path, stack, advance)
             tags = {**self.tags, "source": relative_source(path, self.outputs.path)}
             with self.outputs.delivery(path, workplace=here) as temporary:
                 results.write(temporary, stack.has_time, tags)
+                self.write_more(temporary, results, stack, tags)
                 give_names(temporary, stem)
 
-    def segment(self, path: Path, stack: Stack) -> Results:
+    def segment(self, path: Path, stack: Stack, advance: Callable[[int], None]) -> Results:
         """Predict and link the nuclei of a stack's frames; a single frame of a sequence joins that."""
         member = None if stack.has_time else self.members.get(path)
         results, count = Results(), len(stack.frames)
@@ -138,7 +149,24 @@ class Job:
             else:
                 linked = member.sequence.add(path, number, labels, frame.dtype)
             results.add(number, frame, prediction, linked, shown=index in shown)
+            if self.config.vector != "none":
+                results.nuclei += nuclei_of(number, linked, prediction.probability)
+            advance(frame.size)
         return results
+
+    def write_more(self, folder: Path, results: Results, stack: Stack, tags: Mapping[str, str]) -> None:
+        """Write polygons and figure into a folder, where they are asked for."""
+        base = str(folder / SAFE_STEM)
+        if self.config.vector == "geojson":
+            write_geojson(Path(f"{base}.geojson"), results.nuclei, tags)
+        if self.config.vector == "roi":
+            write_rois(Path(f"{base}_rois.zip"), results.nuclei, stack=stack.has_time)
+        if self.config.figure:
+            from hela_nuclei.figure import write_figure  # matplotlib: only where it is needed
+
+            middle = len(stack.frames) // 2
+            maps = results.probabilities[middle], results.masks[middle] > 0
+            write_figure(Path(f"{base}_figure.png"), stack.frames[middle], *maps, self.predictor.threshold)
 
 
 @dataclass
@@ -152,6 +180,7 @@ class Results:
     masks: list[NDArray[np.uint8]] = field(default_factory=list)
     probabilities: list[NDArray[np.float32]] = field(default_factory=list)
     tracked: list[NDArray[np.uint16]] = field(default_factory=list)
+    nuclei: list[Nucleus] = field(default_factory=list)
 
     def add(
         self,

@@ -1,7 +1,9 @@
 import csv
+import json
 import shutil
 import signal
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -238,3 +240,24 @@ def test_sequences_of_two_folders_do_not_meet(infer, scene, tmp_path):
     for name in ("01", "02"):
         assert infer(scene / name / "t001.tif", "--output-dir", tmp_path / "out").code == 0
     assert {path.name for path in (tmp_path / "out").glob("*_mask.png")} == {"01_t001_mask.png", "02_t001_mask.png"}
+
+
+def test_polygons_and_figure_beside_the_masks(infer, scene, tmp_path):
+    out, frame = tmp_path / "out", scene / "01" / "t003.tif"
+    result = infer(frame, "--output-dir", out, "--vector", "geojson", "--figure")
+    assert result.code == 0, result.err
+    features = json.loads((out / "01_t003.geojson").read_text())["features"]
+    rows = table(out / "01_t003_nuclei.csv")
+    assert [one["properties"]["id"] for one in features] == [int(row["label"]) for row in rows] and features
+    assert [one["properties"]["area"] for one in features] == [int(row["area"]) for row in rows]
+    assert {one["properties"]["frame"] for one in features} == {3}
+    with Image.open(out / "01_t003_figure.png") as figure:
+        assert figure.size[0] > 1500
+    stack = tmp_path / "stack.tif"
+    tifffile.imwrite(stack, np.stack([tifffile.imread(path) for path in sorted((scene / "01").glob("*.tif"))]),
+                     metadata={"axes": "TYX"})  # fmt: skip
+    assert infer(stack, "--output-dir", out, "--vector", "roi").code == 0
+    names = zipfile.ZipFile(out / "stack_rois.zip").namelist()
+    counts = {int(row["frame"]): int(row["nuclei"]) for row in table(out / "stack_counts.csv")}
+    assert {frame: sum(name.startswith(f"{frame:04d}-") for name in names) for frame in counts} == counts
+    assert not (out / "stack_figure.png").exists() and not (out / "stack.geojson").exists()
