@@ -27,6 +27,8 @@ from hela_nuclei.frames import TIFF_SUFFIXES, frame_range, read_stack, scale_fra
 SMALLEST_SIDE = 16
 """Pixels: a smaller frame vanishes in the networks' poolings."""
 LARGEST_ID = 2**31 - 1
+TEST = "combined_dataset_test"
+"""Folder beside ``combined_dataset`` whose frames are the test part."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def find_frames(
     """Pair frames with masks by sequence and number.
 
     Args:
-        root: challenge folder (``01/``, ``01_ST/SEG/``...), ``combined_dataset`` or the folder that holds it.
+        root: challenge folder (``01/``, ``01_ST/SEG/``...), ``combined_dataset`` or the folder that holds it, and
+            perhaps ``combined_dataset_test``, whose frames are the sequence `TEST`.
         images: instead of ``root``: a folder of frames...
         labels: ...and one of masks, joined by stem (``_label`` allowed) or else by number.
         truth: ``ST`` or ``GT``: which of the challenge's masks.
@@ -112,7 +115,9 @@ def _folders(root: Path | None, images: Path | None, labels: Path | None, truth:
     assert root is not None
     for folder in (root, root / "combined_dataset"):
         if (folder / "images").is_dir() and (folder / "masks").is_dir():
-            return [("images", folder / "images", folder / "masks")]
+            test = root / TEST
+            found = [("images", folder / "images", folder / "masks"), (TEST, test / "images", test / "masks")]
+            return [one for one in found if one[1].is_dir()]
     sequences = sorted(p for p in root.iterdir() if p.is_dir() and re.fullmatch(r"\d{2,}", p.name))
     return [(p.name, p, root / f"{p.name}_{truth}" / "SEG") for p in sequences]
 

@@ -32,7 +32,7 @@ from common.training.finish import Example, Outcome, finish_run
 from common.training.loop import seed_everything
 from common.training.runs import RunFolder, demo_data, load_train_config
 from common.training.suspects import Labeled, without_suspects
-from hela_nuclei.data import SMALLEST_SIDE, LoadedFrame, audit, find_frames, load_frames, of_one_size, range_card
+from hela_nuclei.data import SMALLEST_SIDE, TEST, LoadedFrame, audit, find_frames, load_frames, of_one_size, range_card
 from hela_nuclei.predict import NucleiPredictor
 from hela_nuclei.samples import FrameCrops, WholeFrames, semantic_target
 from hela_nuclei.scenes.sequences import write_challenge
@@ -108,7 +108,10 @@ def main() -> int:
 def load_data(config: Config) -> Data:
     """Read and split the frames, and print what they are."""
     loaded, facts, root = read_data(config)
-    split = split_ids([item.frame.id for item in loaded], config.val_fraction, config.test_fraction, config.seed)
+    test = sorted(item.frame.id for item in loaded if item.frame.sequence == TEST)  # where a folder names it
+    others = [item.frame.id for item in loaded if item.frame.sequence != TEST]
+    split = split_ids(others, config.val_fraction, 0 if test else config.test_fraction, config.seed)
+    split["test"] = test or split["test"]
     split = without_suspects(split, config.skip_suspects)
     part = {name: [item for item in loaded if item.frame.id in set(ids)] for name, ids in split.items()}
     facts.append(("split", count_parts(split)))

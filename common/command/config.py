@@ -92,6 +92,9 @@ class TrainConfig:
     """Batches whose gradients are added up before one optimization step."""
     loss: str = "ce"
     """Weighted sum of ce, focal, dice, jaccard, such as ce+dice or 0.3*ce+0.7*dice."""
+    threshold: float | None = None
+    """Two classes: foreground where P is at least this, in validation and in the checkpoint; default: the validation
+    part's best of every epoch."""
     lr: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 0.0
@@ -140,6 +143,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
+        check_prediction(self.threshold)
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{flag_name(name)} {getattr(self, name)} must be greater than 0")

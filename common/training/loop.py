@@ -203,10 +203,12 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         precision: device and mixed precision.
 
     Raises:
-        ValueError: the budget is too short for a single step.
+        ValueError: the budget is too short for a single step, or a threshold is given for more than two classes.
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
+    if config.threshold is not None and len(experiment.card.classes) != 2:
+        raise ValueError(f"--threshold is for two classes, here are {len(experiment.card.classes)}; leave it out")
     sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed)
     experiment.model.to(precision.device)
     expected = estimate(experiment, config, len(sampler), precision)
@@ -235,7 +237,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
             started, first = time.monotonic(), state.batch
             train_one_epoch(state, loader, engine, clock, config, forward)
             trained = time.monotonic()
-            scores = SplitScores(card.classes, device=precision.device, quick=True)
+            scores = SplitScores(card.classes, threshold=config.threshold, device=precision.device, quick=True)
             if not engine.interrupted:
                 what, until = f"validation {state.epoch + 1}/{config.epochs}", budget.validation_end
                 evaluate(state.inference_model, watched, scores, engine, config.workers, what=what, until=until)
@@ -277,6 +279,8 @@ def _begin(model: nn.Module, config: TrainConfig, run: RunFolder, precision: Pre
     schedule = Schedule(config.scheduler, config.epochs, config.warmup_steps, *falls)
     scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.needs_scaler)
     state = TrainState(model, optimizer, schedule, scaler, MovingAverage(model, config.ema) if config.ema else None)
+    if config.threshold is not None:
+        state.threshold = config.threshold
     if run.resume_from is not None:
         run.restore(state, task)
     return state

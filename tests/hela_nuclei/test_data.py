@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hela_nuclei import train
 from hela_nuclei.data import Frame, LoadedFrame, audit, find_frames, load_frames, read_labels
 from hela_nuclei.samples import FrameCrops, WholeFrames, semantic_target
 from hela_nuclei.separate import distance_map
@@ -55,6 +56,20 @@ def test_other_layouts(scene, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="01_GT/SEG"):
         find_frames(tmp_path / "empty", truth="GT")
+
+
+def test_a_folder_of_its_own_names_the_test_part(scene, tmp_path):
+    for folder, numbers in (("combined_dataset", (0, 1, 2, 3)), ("combined_dataset_test", (0, 4))):
+        for kind in ("images", "masks"):
+            (tmp_path / folder / kind).mkdir(parents=True)
+        for i in numbers:
+            shutil.copy(scene / "01" / f"t00{i}.tif", tmp_path / folder / "images" / f"img_{i:03d}.tif")
+            mask = tmp_path / folder / "masks" / f"mask_{i:03d}.tif"
+            shutil.copy(scene / "01_ST" / "SEG" / f"man_seg00{i}.tif", mask)
+    data = train.load_data(train.Config(data_root=tmp_path, test_fraction=0.5, val_fraction=0.25))
+    ids = {part: [item.frame.id for item in items] for part, items in data.part.items()}
+    assert ids["test"] == ["combined_dataset_test/img_000", "combined_dataset_test/img_004"]
+    assert sorted(ids["train"] + ids["val"]) == [f"images/img_00{i}" for i in range(4)] and len(ids["val"]) == 1
 
 
 def test_masks(tmp_path):

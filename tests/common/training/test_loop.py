@@ -512,6 +512,20 @@ def test_a_validation_that_turns_out_slow_is_cut_short(tmp_path, hand, capsys):
     assert "3 of 4 validation images judged this epoch" in capsys.readouterr().err
 
 
+def test_a_threshold_that_is_given_is_used_and_kept(tmp_path, capsys):
+    own = train(tmp_path / "own", replace(CONFIG, epochs=1)).history[0]
+    (row,) = train(tmp_path / "given", replace(CONFIG, epochs=1, threshold=0.45)).history
+    assert row["threshold"] == 0.45 != own["threshold"] and row["miou"] <= own["miou"]
+    assert load_checkpoint(tmp_path / "given" / "best_iou.pt")[0].threshold == 0.45
+    with pytest.raises(ValueError, match=r"threshold 1\.5"):
+        replace(CONFIG, threshold=1.5)
+    many = replace(CARD, classes=["a", "b", "c"], palette={i: (0, 0, i) for i in range(3)})
+    run = RunFolder(tmp_path / "many")
+    with pytest.raises(ValueError, match="--threshold is for two classes, here are 3"):
+        fit(Experiment(network(), many, Blobs(), Blobs(4), 0, criterion), replace(CONFIG, threshold=0.5), run, CPU)
+    assert not run.path.exists()
+
+
 def test_scores_of_the_training_are_of_its_own_predictions(tmp_path):
     """A network that never changes is as good on the training's samples as it is found afterwards."""
     model = network(norm=False)
