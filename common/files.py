@@ -389,6 +389,27 @@ class Workplace:
             self._lock = None
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from working on a file meanwhile; its folder is made.
+
+    Raises:
+        ValueError: one does; says which.
+    """
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = Workplace(path.with_name(f".{path.name}{Workplace.SUFFIX}"))
+    if not place.claim():
+        raise ValueError(f"{path}: {place.owner()} works on it; wait for that to end, or choose another file")
+    try:
+        yield
+    finally:
+        place.remove()
+        if made:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()  # if nothing came to lie in it
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all that is in it; nothing there is fine."""
     if path.is_dir() and not path.is_symlink():

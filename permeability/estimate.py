@@ -28,7 +28,7 @@ from rasterio.crs import CRS
 
 from common.command.cli import run_command, say
 from common.command.config import parse_flags
-from common.files import OutputFolder
+from common.files import OutputFolder, alone
 from common.images.gdal import open_raster
 from common.labels import NODATA
 from common.vectors.burn import PolygonLayer, as_text, reading
@@ -237,15 +237,16 @@ def draw_sample(config: Config, census: Census, probabilities: Probabilities | N
     drawn_each[there] = allocate(everything[there], spread, total, each)
     drawn = census.draw(drawn_each.tolist(), config.seed)
     design = make_design(config, census, drawn_each.tolist(), config.seed)
-    folder = OutputFolder(config.output_dir)
-    for name in (DESIGN, TABLE, LAYER):
-        if (config.output_dir / name).exists():
-            raise FileExistsError(
-                f"{config.output_dir / name} is there already, with judgements perhaps; give it with --sample, or "
-                "choose another --output-dir for a new sample"
-            )
-    with folder.delivery(config.maps, [DESIGN, TABLE, LAYER]) as temporary:
-        write_sample(temporary, drawn, census, design)
+    with alone(config.output_dir / TABLE):
+        for name in (DESIGN, TABLE, LAYER):
+            if (config.output_dir / name).exists():
+                raise FileExistsError(
+                    f"{config.output_dir / name} is there already, with judgements perhaps; give it with --sample, or "
+                    "choose another --output-dir for a new sample"
+                )
+        folder = OutputFolder(config.output_dir)
+        with folder.delivery(config.maps, [DESIGN, TABLE, LAYER]) as temporary:
+            write_sample(temporary, drawn, census, design)
     say(f"{len(drawn)} points in {int(there.sum())} strata to {config.output_dir / LAYER} and {TABLE}")
     say(
         "judge them in their order: fill the column 'reference' with the class that the ground really has "

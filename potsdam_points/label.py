@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from torch import nn
 from common.command.cli import run_command, say
 from common.command.config import parse_flags
 from common.data.inputs import find_images
-from common.files import Workplace
+from common.files import alone
 from common.labels import Color
 from common.networks.checkpoint import RUNS, ModelCard
 from common.networks.precision import choose_precision
@@ -98,23 +97,6 @@ def main() -> int:
     config = parse_flags(Config)
     with alone(config.points_file):
         return serve(config)
-
-
-@contextmanager
-def alone(table: Path) -> Iterator[None]:
-    """Keep other processes from working on a table of points.
-
-    Raises:
-        ValueError: one does; says which.
-    """
-    table.parent.mkdir(parents=True, exist_ok=True)
-    place = Workplace(table.with_name(f".{table.name}{Workplace.SUFFIX}"))
-    if not place.claim():
-        raise ValueError(f"--points-file {table}: {place.owner()} works on it; end that, or use another file")
-    try:
-        yield
-    finally:
-        place.remove()
 
 
 def serve(config: Config) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import RECORD, OutputFolder, Workplace
+from common.files import RECORD, OutputFolder, Workplace, alone
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,3 +218,15 @@ def test_a_signal_while_a_workplace_is_removed_does_not_keep_it(tmp_path, monkey
     with pytest.raises(SystemExit):
         place.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_works_on_a_table(tmp_path):
+    table = tmp_path / "deep" / "points.csv"
+    with alone(table):
+        with pytest.raises(ValueError, match=rf"points\.csv: process {os.getpid()} on .* works on it"), alone(table):
+            pass
+        with alone(table.with_name("other.csv")):
+            pass
+    with alone(table):  # given back
+        pass
+    assert not table.parent.exists()

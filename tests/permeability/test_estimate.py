@@ -10,6 +10,7 @@ import rasterio
 import shapely
 from affine import Affine
 
+from common.files import alone
 from permeability.area_sample import Census, ClassMap
 from tests.commands import command_fixtures
 
@@ -167,6 +168,12 @@ def test_another_map_and_a_missing_design_are_refused(call, tmp_path, ground, ma
         call("estimate", map_file, "--sample", drawn).mistake("design.json", "draw the sample anew")
     drawn.with_name("design.json").unlink()
     call("estimate", map_file, "--sample", drawn).mistake("design.json does not exist")
+
+
+def test_a_sample_is_not_drawn_while_another_is(call, tmp_path, map_file):
+    with alone(tmp_path / "out" / "sample.csv"):
+        call("estimate", map_file, "--points", "50", "--output-dir", tmp_path / "out").mistake("sample.csv: process")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_judged_sample_is_never_drawn_over(call, tmp_path, ground, map_file, drawn):

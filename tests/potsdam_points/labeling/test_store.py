@@ -1,6 +1,5 @@
 """Points: what was acknowledged is on the disk, and what cannot be is refused."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from potsdam_points.label import alone
 from potsdam_points.labeling.store import Point, PointStore
 from potsdam_points.points import read_points as read_table
 
@@ -140,15 +138,3 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path):
     found = PointStore(tmp_path / "points.csv", ["a", "b"], {"7": (10_000, 10_000)}).of("7")
     assert len(found) in (acknowledged + 1, acknowledged + 2)  # the last one may be saved and not yet acknowledged
     assert [point.x for point in found.values()] == list(range(len(found)))
-
-
-def test_one_process_at_a_time_works_on_a_table(tmp_path):
-    table = tmp_path / "deep" / "points.csv"
-    with alone(table):
-        with pytest.raises(ValueError, match=rf"points\.csv: process {os.getpid()} on .* works on it"), alone(table):
-            pass
-        with alone(table.with_name("other.csv")):
-            pass
-    with alone(table):  # given back
-        pass
-    assert list(table.parent.iterdir()) == []
