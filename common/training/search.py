@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from common.command.yaml_file import load_yaml
-from common.files import read_json, write_text
+from common.files import alone, read_json, write_text
 
 State = Literal["complete", "pruned", "failed"]
 Params = dict[str, str | float | int]
@@ -181,23 +180,9 @@ class Storage:
         """The trial with the highest value."""
         return ranked(self.trials)[0] if any(trial.value is not None for trial in self.trials) else None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from searching with the same file.
-
-        Raises:
-            ValueError: one does.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"--storage {self.path} is in use by another search; wait, or choose another") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from searching with the same file; see `common.files.alone`."""
+        return alone(self.path)
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:

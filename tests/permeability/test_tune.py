@@ -347,7 +347,7 @@ def test_an_unknown_engine_is_told(search, capsys):
 def test_two_searches_do_not_share_a_storage(search, tmp_path, capsys):
     with Storage(tmp_path / "s.json", {}).locked():
         code, seen = search([[0.1]])
-    assert code == 2 and not seen and "in use by another search" in capsys.readouterr().err
+    assert code == 2 and not seen and "s.json: process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("engine", ["optuna", "hyperopt"])

@@ -82,7 +82,7 @@ def test_the_storage_is_read_back_and_belongs_to_one_search(tmp_path):
     assert Storage(path, {"space": "x", "data": "y"}).trials == trials
     with pytest.raises(ValueError, match="another data"):
         Storage(path, {"space": "x", "data": "z"})
-    with storage.locked(), pytest.raises(ValueError, match="in use"), Storage(path, {}).locked():
+    with storage.locked(), pytest.raises(ValueError, match="works on it"), Storage(path, {}).locked():
         pass
     with storage.locked():
         pass
