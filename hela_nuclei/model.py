@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.networks.backbones import torchvision_network
 from common.networks.padding import pad_to_multiple
 from common.networks.task import Backbone
+from common.networks.unet_small import UNetSmall
 
 WIDTHS = (16, 32, 64, 128)
 
@@ -140,7 +141,7 @@ class UNetResnet(nn.Module):
         return logits[..., : image.shape[-2], : image.shape[-1]]
 
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"unet_resnet18": UNetResnet, "unet": UNet}
+ARCHITECTURES: dict[str, type[nn.Module]] = {"unet_resnet18": UNetResnet, "unet": UNet, "unet_small": UNetSmall}
 
 
 def recognize(state: dict[str, Tensor]) -> tuple[str, dict[str, Any]] | None:

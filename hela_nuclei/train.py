@@ -58,10 +58,10 @@ class Config(TrainConfig):
     border: int = 25
     """Pixels from the edge within which nuclei are not annotated: background there is ignored."""
     # Network
-    arch: Literal["unet", "unet_resnet18"] = "unet"
-    """Network."""
+    arch: Literal["unet", "unet_small", "unet_resnet18"] = "unet"
+    """Network; unet is the source's, unet_small the other tasks' small one."""
     widths: tuple[int, int, int, int] = (16, 32, 64, 128)
-    """Feature channels of the four resolutions of unet."""
+    """Feature channels of the four resolutions of unet and unet_small."""
     separation: Literal["distance", "none"] = "none"
     """distance: also learn the map that separates touching nuclei; none: the mask's own shape must do."""
     # Samples
@@ -138,7 +138,7 @@ def read_data(config: Config) -> tuple[list[LoadedFrame], Facts, Path]:
 def new_model(config: Config) -> tuple[nn.Module, dict[str, Any]]:
     """The network with its initial weights, and the arguments that build it."""
     arch_args: dict[str, Any] = {"outputs": 2 if config.separation == "distance" else 1, "channels": 1}
-    if config.arch == "unet":
+    if config.arch != "unet_resnet18":
         arch_args["widths"] = list(config.widths)
     model = TASK.build(config.arch, **arch_args)
     TASK.initialize(model, config.weights)

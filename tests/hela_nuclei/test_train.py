@@ -155,6 +155,16 @@ def test_sigterm_saves_and_resume_goes_on(started, command, scene, tmp_path):
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, done + 3))
 
 
+def test_the_other_tasks_small_network(call, scene, tmp_path):
+    flags = ("--arch", "unet_small", "--widths", 4, 8, 8, 8, "--separation", "distance", "--epochs", 1)
+    result = call("train", "--data-root", scene, *TINY, *flags, "--output-dir", tmp_path / "run")
+    assert result.code == 0, result.err
+    card, _, _ = load_checkpoint(tmp_path / "run" / "best_iou.pt", "hela_nuclei")
+    assert (card.arch, card.maps, card.arch_args["widths"]) == ("unet_small", ("distance",), [4, 8, 8, 8])
+    result = call("infer", scene / "01" / "t000.tif", "--checkpoint", tmp_path / "run" / "best_iou.pt")
+    assert result.code == 0, result.err
+
+
 def test_images_and_labels_and_resume_without_a_run(call, scene, tmp_path):
     shutil.copytree(scene / "01", tmp_path / "a")
     shutil.copytree(scene / "01_ST" / "SEG", tmp_path / "b")
