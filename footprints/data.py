@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.data.inputs import natural_key
 from common.data.labeled import require_two_classes, size_row, tally, try_each
 from common.data.pairs import Facts, Pair, join, list_images, same_stem
-from common.data.splits import PARTS, split_ids
+from common.data.splits import PARTS, Split, split_by_folders, split_groups, split_ids
 from common.images import pictures, windows
 from common.images.grids import bounds
 from common.images.ranges import ValueRanges, to_unit
@@ -215,46 +215,29 @@ def describe_values(values: Counter[float]) -> str:
 # Splitting
 
 
-def split_scenes(
-    scenes: Sequence[Scene], val_fraction: float, test_fraction: float, seed: int
-) -> tuple[dict[str, list[str]], str]:
-    """Split by the folders' names where they have them, else at random, keeping images of the same ground together.
-
-    A missing ``val`` is split from ``train``.
-
-    Returns:
-        The ids of train, val and test, and a phrase that says how they were chosen.
+def split_scenes(scenes: Sequence[Scene], val_fraction: float, test_fraction: float, seed: int) -> tuple[Split, str]:
+    """Split as the folders say, else at random with images of the same ground together, see `split_by_folders`.
 
     Raises:
         ValueError: there is nothing to train on, or only one image.
     """
-    named = {part: [s.id for s in scenes if s.id.startswith(f"{part}/")] for part in PARTS}
-    if not any(named.values()):
-        return _random_split(scenes, val_fraction, test_fraction, seed)
-    if not named["train"]:
-        raise ValueError("there is no usable image in train/images; training needs that folder")
-    if named["val"]:
-        return named, "as the folders say"
-    parts, how = _random_split([s for s in scenes if s.id in set(named["train"])], val_fraction, 0, seed)
-    return {**parts, "test": named["test"]}, f"val split from train, {how}"
 
+    def draw(ids: Sequence[str], test: bool) -> tuple[Split, str]:
+        if len(ids) < 2:
+            raise ValueError(
+                f"{len(ids)} usable image(s) found; training needs at least 2, one of them for validation: cut "
+                "large ones into crops first, with footprints/crop.py"
+            )
+        known = set(ids)
+        groups = same_ground([scene for scene in scenes if scene.id in known])
+        shares = (val_fraction, test_fraction if test else 0, seed)
+        if len(groups) in (1, len(ids)):
+            how = "at random" + (", though they overlap: scores flatter" if len(groups) == 1 else "")
+            return split_ids(ids, *shares), how
+        places = {min(group, key=natural_key): group for group in groups}
+        return split_groups(places, *shares), f"at random by {len(groups)} places, images of the same ground together"
 
-def _random_split(
-    scenes: Sequence[Scene], val_fraction: float, test_fraction: float, seed: int
-) -> tuple[dict[str, list[str]], str]:
-    if len(scenes) < 2:
-        raise ValueError(
-            f"{len(scenes)} usable image(s) found; training needs at least 2, one of them for validation: cut "
-            "large ones into crops first, with footprints/crop.py"
-        )
-    groups = same_ground(scenes)
-    if len(groups) in (1, len(scenes)):
-        how = "at random" + (", though they overlap: scores flatter" if len(groups) == 1 else "")
-        return split_ids([scene.id for scene in scenes], val_fraction, test_fraction, seed), how
-    names = {min(group, key=natural_key): group for group in groups}
-    parts = split_ids(list(names), val_fraction, test_fraction, seed)
-    members = {part: sorted((i for name in some for i in names[name]), key=natural_key) for part, some in parts.items()}
-    return members, f"at random by {len(groups)} places, images of the same ground together"
+    return split_by_folders([scene.id for scene in scenes], draw)
 
 
 def same_ground(scenes: Sequence[Scene]) -> list[list[str]]:

@@ -19,7 +19,7 @@ from common.command.progress import progress
 from common.data.inputs import MASK_ENDING, OUTPUT_ENDINGS, find_images, images_in, natural_key
 from common.data.labeled import require_two_classes, size_row, tally
 from common.data.pairs import Facts
-from common.data.splits import PARTS, split_ids
+from common.data.splits import PARTS, Split, split_by_folders, split_groups
 from common.images import windows
 from common.images.grids import Grid
 from common.images.ranges import ValueRanges
@@ -281,13 +281,8 @@ def audit(found: SiteSet) -> Facts:
 # Splitting
 
 
-def split_sites(
-    sites: Sequence[Site], val_fraction: float, test_fraction: float, seed: int
-) -> tuple[dict[str, list[str]], str]:
-    """Split as the masks' folders say, else at random by mask; a missing ``val`` is split from ``train``.
-
-    Returns:
-        The ids of train, val and test, and a phrase that says how they were chosen.
+def split_sites(sites: Sequence[Site], val_fraction: float, test_fraction: float, seed: int) -> tuple[Split, str]:
+    """Split as the masks' folders say, else at random by mask, see `split_by_folders`.
 
     Raises:
         ValueError: there is nothing to train on, or one mask only.
@@ -295,28 +290,20 @@ def split_sites(
     groups: dict[str, list[str]] = defaultdict(list)
     for site in sites:
         groups[site.id.split("@")[0]].append(site.id)
-    named = {part: [name for name in groups if name.startswith(f"{part}/")] for part in PARTS}
-    if not any(named.values()):
-        parts, how = _split(list(groups), val_fraction, test_fraction, seed), "at random by mask"
-    elif not named["train"]:
-        raise ValueError("there is no usable mask in train/; training needs that folder")
-    elif named["val"]:
-        parts, how = named, "as the folders say"
-    else:
-        parts = {**_split(named["train"], val_fraction, 0, seed), "test": named["test"]}
-        how = "val split from train, at random by mask"
-    return {
-        part: sorted((i for name in names for i in groups[name]), key=natural_key) for part, names in parts.items()
-    }, how
 
+    def draw(ids: Sequence[str], test: bool) -> tuple[Split, str]:
+        known = set(ids)
+        some = {name: members for name, members in groups.items() if members[0] in known}
+        if len(some) < 2:
+            raise ValueError(
+                f"{len(some)} usable mask(s) to train on; training needs at least 2, one of them for validation: "
+                "divide it with permeability/make_masks.py --split block"
+            )
+        return split_groups(some, val_fraction, test_fraction if test else 0, seed), "at random by mask"
 
-def _split(names: Sequence[str], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[str]]:
-    if len(names) < 2:
-        raise ValueError(
-            f"{len(names)} usable mask(s) to train on; training needs at least 2, one of them for validation: "
-            "divide it with permeability/make_masks.py --split block"
-        )
-    return split_ids(names, val_fraction, test_fraction, seed)
+    ids = [name for members in groups.values() for name in members]
+    split, how = split_by_folders(ids, draw)
+    return {part: sorted(names, key=natural_key) for part, names in split.items()}, how
 
 
 # A grid of tiles
