@@ -308,35 +308,6 @@ def calibration_error(bins: Sequence[tuple[float, float, int]]) -> float:
     return sum(count * abs(observed - predicted) for predicted, observed, count in bins if count) / max(total, 1)
 
 
-def confusion(matrix: Sequence[Sequence[int]] | NDArray[Any], names: Sequence[str], path: Path) -> None:
-    """Draw a confusion matrix (rows = truth) as a heat map: share of the row's truth pixels, and the count.
-
-    Raises:
-        ValueError: there are not as many names as rows and columns.
-    """
-    counts = np.asarray(matrix, dtype=np.int64)
-    if counts.shape != (len(names), len(names)):
-        raise ValueError(f"the confusion matrix has shape {counts.shape} but there are {len(names)} class names")
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = _figure((2.2 + 0.95 * len(names), 1.4 + 0.8 * len(names)))
-    axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    _decorate(axes, "Confusion matrix", "predicted", "truth", lines=False)
-    ticks = [_plain(name, 18) for name in names]
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_yticks(range(len(ticks)), ticks)
-    if max(map(len, ticks)) > 11:
-        axes.tick_params(axis="x", labelrotation=35)
-        for label in axes.get_xticklabels():
-            label.set(horizontalalignment="right", rotation_mode="anchor")
-    _literal([*axes.get_xticklabels(), *axes.get_yticklabels()])
-    for (row, column), count in np.ndenumerate(counts):
-        text = f"{100 * share[row, column]:.1f} %\n{compact(int(count))}" if counts[row].sum() else "n/a"
-        color = "white" if share[row, column] > 0.55 else INK
-        axes.text(column, row, text, ha="center", va="center", fontsize=10, color=color)
-    save(figure, path)
-
-
 def compact(count: int) -> str:
     """A count in three or four digits: 9500, 12.3 k, 4.56 M, 1.2 G."""
     for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
@@ -369,17 +340,16 @@ def _figure(size: tuple[float, float], arranged: bool = True) -> Figure:
     return figure
 
 
-def _decorate(axes: Axes, title: str, x: str, y: str = "", lines: bool = True) -> None:
+def _decorate(axes: Axes, title: str, x: str, y: str = "") -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=11, color=INK)
     axes.set_ylabel(y, fontsize=11, color=INK)
-    axes.tick_params(labelsize=10, colors=INK, which="both", length=3 if lines else 0)
+    axes.tick_params(labelsize=10, colors=INK, which="both", length=3)
     for name, spine in axes.spines.items():
         spine.set_color(INK)
-        spine.set_visible(lines and name in ("left", "bottom"))
-    if lines:
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
+        spine.set_visible(name in ("left", "bottom"))
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def _legend(axes: Axes, handles: Sequence[Line2D], labels: Sequence[str]) -> None:

@@ -137,12 +137,9 @@ def test_a_class_keeps_its_color_when_another_has_no_values():
     assert panels(history)["Validation IoU by class"].lines[0].get_color() == COLORS[1]
 
 
-def test_roc_and_confusion_are_written(tmp_path):
+def test_roc_is_written(tmp_path):
     plots.roc([(0.5, 0.9), (0.0, 0.0), (1.0, 1.0)], tmp_path / "roc.png", auc=0.8)
-    plots.confusion([[5, 1], [0, 0]], ["sky & <sea>", "a very long name of $a$ $class$"], tmp_path / "confusion.png")
     assert size_of(tmp_path / "roc.png") == tuple(round(side * plots.DPI) for side in plots.PANEL_INCHES)
-    assert size_of(tmp_path / "confusion.png") == (round(plots.DPI * 4.1), round(plots.DPI * 3.0))
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_bins_without_pixels_are_not_drawn():
@@ -168,12 +165,6 @@ def test_calibration_error_weighs_bins_by_pixels():
         (3 + 2) / 40
     )
     assert plots.calibration_error([]) == 0
-
-
-def test_confusion_refuses_wrong_names(tmp_path):
-    with pytest.raises(ValueError, match=r"shape \(2, 2\) but there are 1"):
-        plots.confusion([[1, 2], [3, 4]], ["only"], tmp_path / "c.png")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
