@@ -21,10 +21,9 @@ from numpy.typing import NDArray  # noqa: E402
 
 from benchmarks.tables import write_table  # noqa: E402
 from permeability.area import Auxiliary, Points, Share, Strata, allocate, share  # noqa: E402
+from permeability.estimate import EXPECTED_SPREAD, LEAST  # noqa: E402
 
 PIXELS, TOTALS = 40_000, (100, 200, 400)
-LEAST, SPREAD = 20, 0.4
-"""As in permeability/estimate.py."""
 
 
 def simulate_map(
@@ -50,7 +49,7 @@ def draw(
     """Pixels drawn as the command draws them, as points in their strata."""
     kinds, pixels = np.unique(mapped, return_counts=True)
     strata = Strata(pixels.astype(float), pixels)
-    counts = allocate(strata, np.full(len(kinds), SPREAD), total, min(LEAST, total // len(kinds)))
+    counts = allocate(strata, np.full(len(kinds), EXPECTED_SPREAD), total, min(LEAST, total // len(kinds)))
     pairs = zip(kinds, counts, strict=True)
     chosen = [generator.choice(np.flatnonzero(mapped == kind), count, replace=False) for kind, count in pairs]
     return np.concatenate(chosen), Points(np.repeat(np.arange(len(kinds)), counts), np.ones(counts.sum())), strata

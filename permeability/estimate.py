@@ -48,11 +48,15 @@ from permeability.area_sample import (
 from permeability.labels import CLASSES
 
 EXPECTED_SPREAD = 0.4
-"""Standard deviation of a stratum of which nothing is known: a map that is right in four of five places."""
+"""Standard deviation of a stratum of which nothing is known: sqrt(0.8 * 0.2), a map that is right in four of five
+places. Like the two below a guess that only divides the points among the strata: a wrong one costs points or width,
+not the interval's truth, which comes from the judged points (`benchmarks/area_intervals.md` measures it with these)."""
 LEAST_SPREAD = 0.2
-"""Networks are surer of themselves than they should be."""
+"""Of a stratum with probabilities: sqrt(0.96 * 0.04). A network that is surer is not believed, so that no stratum
+is left nearly without points because of its own opinion of itself."""
 LEAST = 20
-"""Points of a stratum at least."""
+"""Points of a stratum at least: where one point in twenty errs, 20 show an error in two samples of three (1 - 0.95^20);
+fewer would mostly see none."""
 RESULT, PAGE, ZONES = "areas.json", "areas.html", "areas.gpkg"
 
 
@@ -237,6 +241,7 @@ def draw_sample(config: Config, census: Census, probabilities: Probabilities | N
     drawn_each[there] = allocate(everything[there], spread, total, each)
     drawn = census.draw(drawn_each.tolist(), config.seed)
     design = make_design(config, census, drawn_each.tolist(), config.seed)
+    folder = OutputFolder(config.output_dir)
     with alone(config.output_dir / TABLE):
         for name in (DESIGN, TABLE, LAYER):
             if (config.output_dir / name).exists():
@@ -244,12 +249,12 @@ def draw_sample(config: Config, census: Census, probabilities: Probabilities | N
                     f"{config.output_dir / name} is there already, with judgements perhaps; give it with --sample, or "
                     "choose another --output-dir for a new sample"
                 )
-        folder = OutputFolder(config.output_dir)
         with folder.delivery(config.maps, [DESIGN, TABLE, LAYER]) as temporary:
             write_sample(temporary, drawn, census, design)
     say(f"{len(drawn)} points in {int(there.sum())} strata to {config.output_dir / LAYER} and {TABLE}")
     say(
-        "judge them in their order: fill the column 'reference' with the class that the ground really has "
+        f"judge them in their order: python potsdam_points/label.py PICTURES --sample {config.output_dir / TABLE}, or "
+        "by filling the column 'reference' with the class that the ground really has "
         f"({', '.join(config.classes)}), in a GIS or a spreadsheet, without looking at the map; then run the same "
         f"command with --sample {config.output_dir / LAYER}"
     )
@@ -320,7 +325,9 @@ def estimate(config: Config, census: Census, probabilities: Probabilities | None
         "zones": results,
     }
     sources = [*config.maps, config.sample]
-    with OutputFolder(config.output_dir).delivery(sources, [RESULT, PAGE, *[ZONES] * bool(config.zones)]) as temporary:
+    outputs = [RESULT, PAGE, *[ZONES] * bool(config.zones)]
+    folder = OutputFolder(config.output_dir)
+    with alone(config.output_dir / RESULT), folder.delivery(sources, outputs) as temporary:
         (temporary / RESULT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         (temporary / PAGE).write_text(page(report), encoding="utf-8")
         if config.zones is not None:

@@ -45,7 +45,12 @@ def patch_id(stem: str) -> str:
 
 
 def find_patches(
-    root: Path | None, *, images: Path | None = None, labels: Path | None = None, points_file: Path | None = None
+    root: Path | None,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    points_file: Path | None = None,
+    classes: Sequence[str] = CLASSES,
 ) -> tuple[list[Patch], list[str]]:
     """Find the patches, in the natural order of their ids.
 
@@ -53,19 +58,25 @@ def find_patches(
         root: folder that holds ``Images`` and ``Labels`` (or ``patches/`` with both).
         images: instead: a folder of images...
         labels: ...and one of labels.
-        points_file: table of points in place of labels.
+        points_file: table of points in place of labels...
+        classes: ...of these classes; labels know Potsdam's alone.
 
     Returns:
         The patches, and a line for each file without a partner.
 
     Raises:
         FileNotFoundError: a folder or file does not exist.
-        ValueError: nothing is found; says what was looked for.
+        ValueError: nothing is found, or labels are to tell other classes; says what was looked for.
     """
+    if points_file is None and list(classes) != CLASSES:
+        raise ValueError(
+            f"labels are read as Potsdam's classes ({', '.join(CLASSES)}), the network tells {', '.join(classes)}: "
+            "give a table of points of those with --points-file"
+        )
     image_folder, label_folder = _folders(root, images, labels, needs_labels=points_file is None)
     found = list_images(image_folder, "--images" if images else "--data-root")
     if points_file is not None:
-        patches, notes = _with_points(found, points_file)
+        patches, notes = _with_points(found, points_file, classes)
     else:
         assert label_folder is not None
         pairs, notes = join(found, list_images(label_folder, "--labels" if labels else "--data-root"), key=patch_id)
@@ -93,8 +104,8 @@ def _folders(
     raise ValueError(f"--data-root {root} holds no Images/ with Labels/; give both folders with --images and --labels")
 
 
-def _with_points(images: Sequence[Path], points_file: Path) -> tuple[list[Patch], list[str]]:
-    table = read_points(points_file)
+def _with_points(images: Sequence[Path], points_file: Path, classes: Sequence[str]) -> tuple[list[Patch], list[str]]:
+    table = read_points(points_file, classes)
     patches, notes = [], []
     for image in images:
         points = find_points(table, patch_id(image.stem))
@@ -130,15 +141,15 @@ def load_patches(
     return loaded, problems
 
 
-def audit(loaded: Sequence[LabeledImage]) -> Facts:
+def audit(loaded: Sequence[LabeledImage], classes: Sequence[str] = CLASSES) -> Facts:
     """What was found, as (name, value) rows: sizes, label values with counts and shares, unlabeled pixels."""
-    counts = np.stack([class_counts([patch.classes]) for patch in loaded])
+    counts = np.stack([class_counts([patch.classes], len(classes)) for patch in loaded])
     rows = [
         ("pairs", str(len(loaded))),
         size_row(patch.classes.shape for patch in loaded),
-        *class_rows(CLASSES, counts, sum(patch.classes.size for patch in loaded)),
+        *class_rows(classes, counts, sum(patch.classes.size for patch in loaded)),
     ]
-    absent = [name for name, n in zip(CLASSES, counts.sum(axis=0), strict=True) if n == 0]
+    absent = [name for name, n in zip(classes, counts.sum(axis=0), strict=True) if n == 0]
     return [*rows, ("never seen", ", ".join(absent))] if absent else rows
 
 

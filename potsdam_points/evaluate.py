@@ -56,7 +56,11 @@ def main() -> int:
 def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
     """Read the patches of these ids."""
     patches, unpaired = find_patches(
-        config.data_root, images=config.images, labels=config.labels, points_file=config.points_file
+        config.data_root,
+        images=config.images,
+        labels=config.labels,
+        points_file=config.points_file,
+        classes=predictor.card.classes,
     )
     say_notes(unpaired)
     chosen, ranges = [p for p in patches if wanted is None or p.id in wanted], predictor.ranges(config.input_range)

@@ -3,6 +3,8 @@
 Trains the source's recipe with and without class weights, ours at several numbers of points with and without the method
 for unlabeled pixels, and ours with full labels. After every run the table and the plot are written anew; runs that are
 done are not repeated, so the command can be stopped and started again.
+
+``--active`` asks another question: which points should be clicked next? See `clicks`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
     help_first(__file__)
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
+from common.data.labeled import LabeledImage
 from common.files import write_text
 from common.report.plots import save
+from common.scenes.aerial import potsdam, render_scene
 from common.training.runs import own_folder, remove_run, require_run
+from potsdam_points import clicks
+from potsdam_points.data import find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES
 
 FOLDER = Path(__file__).resolve().parent
@@ -104,9 +111,21 @@ class Config:
     """Seed of points, weights and order."""
     device: str = "auto"
     """Where to compute."""
+    active: bool = False
+    """Instead of training: simulate sessions of clicking, with several ways to choose the next points."""
+    seeds: int = 5
+    """Of --active: sessions of each strategy, each on pictures of its own."""
+    rounds: int = 20
+    """Of --active: rounds of a session."""
+    clicks: int = 20
+    """Of --active: clicks of a round."""
+    pool: int = 40
+    """Of --active: pictures on which is clicked, drawn from the training part."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
+        if min(self.seeds, self.rounds, self.clicks, self.pool) < 1:
+            raise ValueError("--seeds, --rounds, --clicks and --pool must be greater than 0")
         if self.minutes_per_run <= 0 or min(self.curve, default=1) < 1:
             raise ValueError("--minutes-per-run and the numbers of --curve must be greater than 0")
         unknown = [name for name in self.only if name not in [run.name for run in series(self.curve)]]
@@ -142,6 +161,8 @@ def series(curve: Sequence[int]) -> list[Run]:
 def main() -> int:
     """Train what is not trained yet, and write the table after every run."""
     config = parse_flags(Config)
+    if config.active:
+        return compare_strategies(config)
     rows = {run.name: finished(run, config) for run in series(config.curve)}
     own_folder(config.results, "experiments.py", "--results-dir")
     wanted = [run for run in series(config.curve) if not config.only or run.name in config.only]
@@ -159,6 +180,56 @@ def main() -> int:
     write_results(done, config.results)
     print((config.results / "experiments.md").read_text(encoding="utf-8"), flush=True)
     return PARTIAL if any(rows[run.name] is None for run in wanted) else 0
+
+
+def compare_strategies(config: Config) -> int:
+    """Simulate sessions with every strategy; write active_<data>.csv, .md and .png."""
+    own_folder(config.results, "experiments.py", "--results-dir")
+    network, real = clicks.body(), None
+    if config.data_root or config.images:
+        real = labeled_patches(config)
+
+    def grounds(seed: int) -> tuple[clicks.Ground, clicks.Ground]:
+        pool, held_out = real or (generated(2 * seed, config.pool), generated(2 * seed + 1, config.pool))
+        order = np.random.default_rng(seed).permutation(len(pool))[: config.pool]
+        return clicks.look(network, [pool[i] for i in order]), clicks.look(network, held_out)
+
+    rows = clicks.compare(grounds, config.seeds, config.rounds, config.clicks, list(clicks.STRATEGIES))
+    name = "active_" + ((config.data_root or config.images or Path("generated")).name)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["strategy", "seed", "full", *(config.clicks * (n + 1) for n in range(config.rounds))])
+    table.writerows(
+        [row["strategy"], row["seed"], f"{row['full']:.4f}", *(f"{v:.4f}" for v in row["curve"])] for row in rows
+    )
+    write_text(config.results / f"{name}.csv", text.getvalue())
+    write_text(config.results / f"{name}.md", clicks.markdown(rows, config.clicks))
+    save(clicks.figure(rows, config.clicks), config.results / f"{name}.png")
+    print(clicks.markdown(rows, config.clicks), flush=True)
+    return 0
+
+
+def labeled_patches(config: Config) -> tuple[list[LabeledImage], list[LabeledImage]]:
+    """The training and the validation part of the user's data.
+
+    Raises:
+        ValueError: a patch cannot be used; names the first.
+    """
+    found, _ = find_patches(config.data_root, images=config.images, labels=config.labels)
+    loaded, problems = load_patches(found)
+    if problems:
+        raise ValueError(problems[0])
+    split = split_patches([patch.id for patch in loaded], config.val_last, 0, 0, config.seed, val_ids=config.val_ids)
+    train, val = (set(split[part]) for part in ("train", "val"))
+    return [patch for patch in loaded if patch.id in train], [patch for patch in loaded if patch.id in val]
+
+
+def generated(seed: int, count: int) -> list[LabeledImage]:
+    """Scenes of a generated town."""
+    scenes = [render_scene(10_000 * (seed + 1) + i, 300, 300, 0.2) for i in range(count)]
+    return [
+        LabeledImage(str(i), image.transpose(2, 0, 1), potsdam(classes)) for i, (image, classes) in enumerate(scenes)
+    ]
 
 
 def finished(run: Run, config: Config) -> Row | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
@@ -20,6 +22,7 @@ from common.images.write import write_picture
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig, load_predictor
 from common.inference.products import Extra
+from common.labels import Color
 from potsdam_points.labels import decode
 from potsdam_points.task import TASK
 
@@ -48,13 +51,14 @@ def main() -> int:
 
     products = config.products(tags)
     if not config.input:
-        products = replace(products, prob=False, overlay=False, extra=Extra("_mask.png", write_colors))
+        colored = Extra("_mask.png", partial(write_colors, predictor.card.palette))
+        products = replace(products, prob=False, overlay=False, extra=colored)
     return infer_inputs(config, paths, predictor, folder, products)
 
 
-def write_colors(source: Path, mask: Path, target: Path) -> None:
+def write_colors(palette: Mapping[int, Color], source: Path, mask: Path, target: Path) -> None:
     """Write a mask in palette colors (no data: black) as PNG, in place of a PNG of classes."""
-    write_picture(target, decode(read_label(mask, colors=False)))
+    write_picture(target, decode(read_label(mask, colors=False), palette))
 
 
 if __name__ == "__main__":

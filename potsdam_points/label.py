@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,32 +27,20 @@ from common.command.cli import run_command, say
 from common.command.config import parse_flags
 from common.data.inputs import find_images
 from common.files import alone
-from common.labels import Color
 from common.networks.checkpoint import RUNS, ModelCard
 from common.networks.precision import choose_precision
 from potsdam_points.data import patch_id
+from potsdam_points.labeling.judging import Judging, Sample, classes_of
 from potsdam_points.labeling.learner import Learner
 from potsdam_points.labeling.server import PageServer
 from potsdam_points.labeling.session import Session
 from potsdam_points.labeling.store import PointStore
 from potsdam_points.labeling.tiles import TileSource
-from potsdam_points.labels import CLASSES, PALETTE
+from potsdam_points.labels import CLASSES, check_classes, palette_of
 from potsdam_points.task import TASK
 
 WIDTHS = (32, 64, 128, 192)
 NORMALIZATION = {"mean": [0.45, 0.45, 0.42], "std": [0.22, 0.21, 0.2]}
-COLORS: list[Color] = [
-    (230, 60, 40),
-    (60, 120, 230),
-    (250, 200, 60),
-    (40, 160, 90),
-    (160, 80, 200),
-    (60, 200, 210),
-    (240, 130, 40),
-    (150, 110, 80),
-    (240, 120, 180),
-    (120, 120, 120),
-]
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,7 @@ class Config:
     Examples:
         python potsdam_points/label.py pictures/ --points-file points.csv
         python potsdam_points/label.py sheet.tif --classes water meadow road
+        python potsdam_points/label.py sheet.tif --sample outputs/areas/sample.csv
     """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
@@ -71,6 +59,8 @@ class Config:
     """Table of points; made at the first click, gone on with if it is there. Several people use several files."""
     checkpoint: Path | None = None
     """Network to go on with; default: a new one."""
+    sample: Path | None = None
+    """Judge this sample of permeability/estimate.py (sample.csv) instead: its points one after the other."""
     classes: tuple[str, ...] = tuple(CLASSES)
     """Names of the classes; number keys choose among the first nine."""
     input_range: tuple[float, float] | None = None
@@ -86,8 +76,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
-        if not 2 <= len(set(self.classes)) == len(self.classes) <= 100:
-            raise ValueError(f"--classes {' '.join(self.classes)}: two or more different names are needed")
+        check_classes(self.classes)
         if not 0 <= self.port < 65536:
             raise ValueError(f"--port {self.port} must lie in 0...65535")
 
@@ -95,26 +84,28 @@ class Config:
 def main() -> int:
     """Open pictures, points and network, then serve the page until Ctrl-C."""
     config = parse_flags(Config)
-    with alone(config.points_file):
-        return serve(config)
+    with alone(config.sample or config.points_file):
+        serve(config, open_judging(config) if config.sample else open_session(config))
+    return 0
 
 
-def serve(config: Config) -> int:
-    """Open pictures, points and network, and serve the page."""
-    session = open_session(config)
+def serve(config: Config, session: Session | Judging) -> None:
+    """Answer the page until Ctrl-C."""
     server = PageServer(session, config.port)
-    say(f"points: {config.points_file}, {sum(session.store.counts())} so far; network: {session.learner.folder}")
+    if isinstance(session, Session):
+        say(f"points: {session.store.path}, {sum(session.store.counts())} so far; network: {session.learner.folder}")
+    else:
+        say(f"sample: {session.store.path}, {session.store.next} of {len(session.store.points)} points are judged")
     print(f"open {server.url}", flush=True)
     if config.browser:
         webbrowser.open(server.url)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        say(f"stopped; {sum(session.store.counts())} points in {config.points_file}")
+        say(f"stopped; {sum(session.store.counts())} points in {session.store.path}")
     finally:
         server.server_close()
         session.close()
-    return 0
 
 
 def open_session(config: Config) -> Session:
@@ -122,6 +113,33 @@ def open_session(config: Config) -> Session:
 
     Raises:
         FileNotFoundError, ValueError: a picture, the table or the checkpoint cannot be used.
+    """
+    sources = open_pictures(config)
+    store = PointStore(config.points_file, config.classes, {n: (s.height, s.width) for n, s in sources.items()})
+    network, card = open_network(config)
+    folder = config.output_dir or RUNS / TASK.name / f"label-{time.strftime('%Y%m%d-%H%M%S')}"
+    learner = Learner(network, card, store, sources, folder, choose_precision(), trained=config.checkpoint is not None)
+    return Session(sources, store, learner, [card.palette[i] for i in range(len(config.classes))])
+
+
+def open_judging(config: Config) -> Judging:
+    """A sample and its pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: a picture or the sample cannot be used.
+    """
+    assert config.sample is not None
+    classes = classes_of(config.sample)
+    sources = open_pictures(config)
+    sample = Sample(config.sample, classes, sources)
+    return Judging(sources, sample, list(palette_of(classes).values()))
+
+
+def open_pictures(config: Config) -> dict[str, TileSource]:
+    """The pictures by id.
+
+    Raises:
+        FileNotFoundError, ValueError: one cannot be opened, or two have one id.
     """
     sources: dict[str, TileSource] = {}
     for path in find_images(config.images):
@@ -131,11 +149,7 @@ def open_session(config: Config) -> Session:
                 f"{path} and {sources[name].path} have one name, {name}; the table could not tell them apart"
             )
         sources[name] = TileSource(path, config.cache_dir, config.input_range)
-    store = PointStore(config.points_file, config.classes, {n: (s.height, s.width) for n, s in sources.items()})
-    network, card = open_network(config)
-    folder = config.output_dir or RUNS / TASK.name / f"label-{time.strftime('%Y%m%d-%H%M%S')}"
-    learner = Learner(network, card, store, sources, folder, choose_precision(), trained=config.checkpoint is not None)
-    return Session(sources, store, learner, [card.palette[i] for i in range(len(config.classes))])
+    return sources
 
 
 def open_network(config: Config) -> tuple[nn.Module, ModelCard]:
@@ -154,18 +168,9 @@ def open_network(config: Config) -> tuple[nn.Module, ModelCard]:
         return network, card
     torch.manual_seed(0)
     arch_args: dict[str, Any] = {"outputs": len(config.classes), "widths": list(WIDTHS), "stem": 2}
-    palette = dict(enumerate(colors(config.classes)))
-    card = TASK.card(
-        "unet_small", arch_args, classes=list(config.classes), palette=palette, normalization=NORMALIZATION
-    )
+    names, palette = list(config.classes), palette_of(config.classes)
+    card = TASK.card("unet_small", arch_args, classes=names, palette=palette, normalization=NORMALIZATION)
     return TASK.build(card.arch, **arch_args), card
-
-
-def colors(classes: Sequence[str]) -> list[Color]:
-    """A color for each class: Potsdam's own, or distinct ones."""
-    if list(classes) == CLASSES:
-        return [PALETTE[index] for index in range(len(CLASSES))]
-    return [COLORS[index % len(COLORS)] for index in range(len(classes))]
 
 
 if __name__ == "__main__":

@@ -30,8 +30,44 @@ PALETTE: dict[int, Color] = {
     4: (255, 255, 0),
     5: (255, 0, 0),
 }
+OTHERS: list[Color] = [
+    (230, 60, 40),
+    (60, 120, 230),
+    (250, 200, 60),
+    (40, 160, 90),
+    (160, 80, 200),
+    (60, 200, 210),
+    (240, 130, 40),
+    (150, 110, 80),
+    (240, 120, 180),
+    (120, 120, 120),
+]
+"""Of classes that are not Potsdam's."""
 NAMED = 5
 """Unknown values that a message lists."""
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Make sure that names of classes can be told apart in a table of points.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    plain = {plain_name(name) for name in classes}
+    if not 2 <= len(plain) == len(classes) <= 100 or "" in plain:
+        raise ValueError(f"--classes {' '.join(classes)}: two or more different names are needed, 100 at most")
+
+
+def plain_name(name: str) -> str:
+    """How names of classes are compared: ``Low vegetation`` is ``low_vegetation``."""
+    return name.strip().lower().replace(" ", "_")
+
+
+def palette_of(classes: Sequence[str]) -> dict[int, Color]:
+    """A color for each class: Potsdam's own, or distinct ones."""
+    if list(classes) == CLASSES:
+        return PALETTE
+    return {index: OTHERS[index % len(OTHERS)] for index in range(len(classes))}
 
 
 def encode(colors: NDArray[Any], *, source: str = "label", ignore_unknown: bool = False) -> ClassMap:
@@ -51,10 +87,10 @@ def encode(colors: NDArray[Any], *, source: str = "label", ignore_unknown: bool 
     return _translate(keys, known, source, "color", ignore_unknown)
 
 
-def decode(classes: ClassMap) -> NDArray[np.uint8]:
+def decode(classes: ClassMap, palette: Mapping[int, Color] = PALETTE) -> NDArray[np.uint8]:
     """Class indices (H, W) -> palette colors (H, W, 3); 255 = undefined black."""
     table = np.zeros((256, 3), np.uint8)
-    for index, color in PALETTE.items():
+    for index, color in palette.items():
         table[index] = color
     return table[classes]
 
@@ -91,10 +127,10 @@ def read_classes(path: Path, coding: Coding = "auto", *, ignore_unknown: bool = 
     return encoder(label, source=str(path), ignore_unknown=ignore_unknown)
 
 
-def class_counts(maps: Sequence[ClassMap]) -> NDArray[np.int64]:
-    """Pixels per class over all maps, (6,) int64; ignored pixels are not counted."""
-    counts = [np.bincount(classes[classes != IGNORE].ravel(), minlength=len(CLASSES)) for classes in maps]
-    return np.sum(counts, axis=0, dtype=np.int64) if counts else np.zeros(len(CLASSES), np.int64)
+def class_counts(maps: Sequence[ClassMap], count: int = len(CLASSES)) -> NDArray[np.int64]:
+    """Pixels of each of ``count`` classes over all maps, int64; ignored pixels are not counted."""
+    counts = [np.bincount(classes[classes != IGNORE].ravel(), minlength=count) for classes in maps]
+    return np.sum(counts, axis=0, dtype=np.int64) if counts else np.zeros(count, np.int64)
 
 
 def _key(color: Color) -> int:

@@ -11,7 +11,7 @@ import csv
 import io
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.files import atomic_path
 from common.labels import IGNORE
-from potsdam_points.labels import CLASSES, ClassMap
+from potsdam_points.labels import CLASSES, ClassMap, plain_name
 
 Sampling = Literal["uniform", "balanced"]
 FARTHEST = 2**31
@@ -103,17 +103,26 @@ def from_points(points: Points, height: int, width: int, *, source: str, table: 
     return sparse
 
 
-def write_points(path: Path, points: Iterable[tuple[str, Points]]) -> None:
+def write_points(path: Path, points: Iterable[tuple[str, Points]], classes: Sequence[str] = CLASSES) -> None:
     """Write ``id,x,y,class`` with class names, one row per point."""
+    quoted = [_quoted(name) for name in classes]
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         file.write(",".join(HEADER) + "\n")
         for name, rows in points:
-            quoted = '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\n') else name
-            file.writelines([f"{quoted},{x},{y},{CLASSES[label]}\n" for x, y, label in rows.tolist()])
+            image = _quoted(name)
+            file.writelines([f"{image},{x},{y},{quoted[label]}\n" for x, y, label in rows.tolist()])
 
 
-def read_points(path: Path) -> dict[str, Points]:
-    """Read a table ``id,x,y,class``; the class is a name or an index 0...5, the id an image's number or stem.
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') else name
+
+
+def read_points(path: Path, classes: Sequence[str] = CLASSES) -> dict[str, Points]:
+    """Read a table ``id,x,y,class``; the class is a name or an index from 0, the id an image's number or stem.
+
+    Args:
+        path: the table.
+        classes: names by index.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -121,7 +130,7 @@ def read_points(path: Path) -> dict[str, Points]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--points-file {path} does not exist")
-    codes = {name: index for index, name in enumerate(CLASSES)} | {str(i): i for i in range(len(CLASSES))}
+    codes = {str(i): i for i in range(len(classes))} | {plain_name(name): i for i, name in enumerate(classes)}
     table: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
     data = path.read_bytes()
     try:
@@ -139,24 +148,24 @@ def read_points(path: Path) -> dict[str, Points]:
         for row in reader:
             if None in row:
                 raise ValueError(f"there are more values than the {len(reader.fieldnames or [])} columns")
-            table[row["id"]].append((*_point(row, codes), reader.line_num))
+            table[row["id"]].append((*_point(row, codes, classes), reader.line_num))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"--points-file {path}, line {max(reader.line_num, 1)}: {error}") from error
     return {name: np.array(rows, np.int64) for name, rows in table.items()}
 
 
-def _point(row: Mapping[str, str | None], codes: Mapping[str, int]) -> tuple[int, int, int]:
+def _point(row: Mapping[str, str | None], codes: Mapping[str, int], classes: Sequence[str]) -> tuple[int, int, int]:
     """Column, row and class of a line."""
     try:
         x, y = int(row["x"] or ""), int(row["y"] or "")
         if max(abs(x), abs(y)) > FARTHEST:
             raise ValueError
-        return x, y, codes[(row["class"] or "").strip().lower().replace(" ", "_")]
+        return x, y, codes[plain_name(row["class"] or "")]
     except (ValueError, KeyError) as error:
         shown = ", ".join(str(row[name])[:60] for name in HEADER)
         raise ValueError(
-            f"{shown} is no point; x and y are whole pixels, the class one of {', '.join(CLASSES)} "
-            f"or 0...{len(CLASSES) - 1}"
+            f"{shown} is no point; x and y are whole pixels, the class one of {', '.join(classes)} "
+            f"or 0...{len(classes) - 1}"
         ) from error
 
 
@@ -169,7 +178,7 @@ def find_points(table: Mapping[str, Points], image_id: str) -> Points | None:
 
 
 def class_weights(counts: NDArray[np.int64]) -> Tensor:
-    """Median frequency / frequency over labeled points (Eigen and Fergus 2015), (6,) float32; never labeled = 0."""
+    """Median frequency / frequency over labeled points (Eigen and Fergus 2015), float32; never labeled = 0."""
     labeled = counts > 0
     weights = np.zeros(len(counts))
     if labeled.any():

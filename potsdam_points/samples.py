@@ -22,7 +22,6 @@ from common.data.labeled import LabeledImage
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from common.labels import IGNORE
-from potsdam_points.labels import CLASSES
 
 NORMALIZATION = {"mean": [0.45, 0.45, 0.43], "std": [0.22, 0.20, 0.20]}
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
@@ -152,7 +151,9 @@ class PointCrops:
 def _images_by_class(patches: Sequence[LabeledImage]) -> dict[int, tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """For each labeled class the images that show it, with the chance of each: the root of its points."""
     table = {}
-    for label in range(len(CLASSES)):
+    for label in np.unique(np.concatenate([np.unique(patch.classes) for patch in patches])).tolist():
+        if label == IGNORE:
+            continue
         counts = np.array([int((patch.classes == label).sum()) for patch in patches])
         numbers = np.flatnonzero(counts)
         if len(numbers):

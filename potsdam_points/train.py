@@ -38,7 +38,7 @@ from common.training.runs import RunFolder, demo_data
 from common.training.suspects import Labeled, without_suspects
 from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import Unknown, audit, find_patches, load_patches, split_patches
-from potsdam_points.labels import CLASSES, Coding, class_counts
+from potsdam_points.labels import CLASSES, Coding, check_classes, class_counts, palette_of
 from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
 from potsdam_points.samples import NORMALIZATION, Augmentation, CropPlan, PointCrops, WholePatches
 from potsdam_points.task import TASK
@@ -98,6 +98,8 @@ class Config(TrainConfig):
     loss: str = "ce"
     """Weighted sum of partial_ce (of points: fast), ce, focal, dice, jaccard, such as partial_ce+dice."""
     # Training
+    classes: tuple[str, ...] = tuple(CLASSES)
+    """Names of the classes; other ones than Potsdam's need --points-file."""
     class_weights: bool = True
     """Weight classes by median frequency / frequency over the labeled points."""
     weight_power: float = 1.0
@@ -114,6 +116,7 @@ class Config(TrainConfig):
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         LossRecipe.of_config(vars(self)).check(SEVERAL_LOGITS)
+        check_classes(self.classes)
         if self.points_file is not None and self.labels is None and self.images is not None:
             replace(self, images=None)  # points need no --labels; everything else is checked on this copy
         else:
@@ -151,7 +154,9 @@ def main() -> int:
 def load_data(config: Config) -> Data:
     """Read and split the patches, draw their points, and print what they are."""
     root = config.data_root if config.has_data else demo_scenes()
-    found, unpaired = find_patches(root, images=config.images, labels=config.labels, points_file=config.points_file)
+    found, unpaired = find_patches(
+        root, images=config.images, labels=config.labels, points_file=config.points_file, classes=config.classes
+    )
     say_notes(unpaired)
     ranges = ValueRanges(config.input_range)
     loaded, problems = load_patches(found, config.label_coding, config.unknown, ranges)
@@ -161,17 +166,21 @@ def load_data(config: Config) -> Data:
     split = without_suspects(split, config.skip_suspects)
     part = {name: [patch for patch in loaded if patch.id in set(ids)] for name, ids in split.items()}
     sparse = [with_points(patch, config) for patch in part["train"]]
-    counts = class_counts([patch.classes for patch in sparse])
+    counts = class_counts([patch.classes for patch in sparse], len(config.classes))
     weights = class_weights(counts) ** config.weight_power if config.class_weights else None
+    names = config.classes
     facts = [
-        *audit(loaded),
+        *audit(loaded, names),
         *value_rows(ranges),
         ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs"),
         ("split", count_parts(split)),
-        ("training points", f"{counts.sum()} ({counts.sum() / len(sparse):.0f} an image): {numbers(counts.tolist())}"),
-        ("class weights", "none" if weights is None else numbers(weights.tolist())),
+        (
+            "training points",
+            f"{counts.sum()} ({counts.sum() / len(sparse):.0f} an image): {numbers(names, counts.tolist())}",
+        ),
+        ("class weights", "none" if weights is None else numbers(names, weights.tolist())),
     ]
-    if never := [name for name, count in zip(CLASSES, counts, strict=True) if count == 0]:
+    if never := [name for name, count in zip(names, counts, strict=True) if count == 0]:
         facts.append(("never labeled", f"{', '.join(never)}: cannot be learned"))
     say_facts(facts)
     return Data(part, sparse, weights, facts, root or config.images or Path(), ranges)
@@ -179,7 +188,7 @@ def load_data(config: Config) -> Data:
 
 def build(config: Config, data: Data) -> Experiment:
     """The network with its initial weights, its card, its criterion, and the samples it is trained on."""
-    arch_args: dict[str, Any] = {"outputs": len(CLASSES), "upsample": config.shrink}
+    arch_args: dict[str, Any] = {"outputs": len(config.classes), "upsample": config.shrink}
     arch_args |= (
         {"decoder": config.decoder} if config.arch == "resnet18" else {"widths": list(config.widths), "stem": 2}
     )
@@ -190,6 +199,8 @@ def build(config: Config, data: Data) -> Experiment:
     card = TASK.card(
         config.arch,
         arch_args,
+        classes=list(config.classes),
+        palette=palette_of(config.classes),
         normalization=NORMALIZATION | data.ranges.card(),
         scale=1 / config.shrink,
         loss=loss,
@@ -258,15 +269,16 @@ def with_points(patch: LabeledImage, config: Config) -> LabeledImage:
     return replace(patch, classes=drawn)
 
 
-def numbers(values: Sequence[float]) -> str:
+def numbers(classes: Sequence[str], values: Sequence[float]) -> str:
     """``impervious 12, building 3...``."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in zip(CLASSES, values, strict=True))
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(classes, values, strict=True))
 
 
 def save_annotation(folder: Path, config: Config, data: Data) -> None:
     """Write points.csv (unless every pixel is labeled) and class_weights.pt into the run folder."""
     if config.points > 0 or config.points_file is not None:
-        write_points(folder / "points.csv", ((patch.id, to_points(patch.classes)) for patch in data.sparse))
+        points = ((patch.id, to_points(patch.classes)) for patch in data.sparse)
+        write_points(folder / "points.csv", points, config.classes)
     if data.class_weights is not None:
         save_class_weights(folder / "class_weights.pt", data.class_weights)
 

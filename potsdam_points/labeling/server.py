@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from potsdam_points.labeling.judging import Judging
 from potsdam_points.labeling.session import Session
 
 LARGEST_BODY = 64 * 1024
@@ -46,13 +47,13 @@ class PageServer(ThreadingHTTPServer):
     """The server of one session.
 
     Args:
-        session: what is labeled.
+        session: what is labeled, or judged.
         port: 0 = any free one.
     """
 
     daemon_threads = True
 
-    def __init__(self, session: Session, port: int = 0) -> None:
+    def __init__(self, session: Session | Judging, port: int = 0) -> None:
         self.token = secrets.token_urlsafe(24)
         self.session = session
         self.answering, self._idle = 0, threading.Condition()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from common.command.cli import say
 from common.labels import Color
 from potsdam_points.labeling.learner import FINEST, Learner
 from potsdam_points.labeling.store import Point, PointStore
-from potsdam_points.labeling.suggest import Strategy, choose, uncertainty, values
+from potsdam_points.labeling.suggest import PATCH, Strategy, choose, uncertainty, values
 from potsdam_points.labeling.tiles import DIRECT, TILE, TileSource
 
 SUGGESTED = 10
@@ -26,6 +26,43 @@ APART = 32
 """Pixels between two suggestions, about."""
 STEP = 2
 """Every n-th pixel of a tile is a candidate."""
+
+
+class Copies:
+    """Small copies of large pictures without overviews, made in the background one after the other."""
+
+    def __init__(self, sources: Iterable[TileSource]) -> None:
+        self._sources, self._stop = list(sources), threading.Event()
+        self._thread = threading.Thread(target=self._make, name="overviews")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop; what is half made is not kept."""
+        self._stop.set()
+        self._thread.join()
+
+    def _make(self) -> None:
+        for source in self._sources:
+            if source.needs_copy:
+                try:
+                    source.make_copy(self._stop)
+                except (OSError, ValueError) as error:
+                    say(f"{source.path}: no overviews: {' '.join(str(error).split())}; zoom in to see it")
+
+
+def picture_states(sources: Mapping[str, TileSource]) -> list[dict[str, Any]]:
+    """What the page knows of each picture."""
+    return [
+        {
+            "id": name,
+            "width": one.width,
+            "height": one.height,
+            "top": one.top,
+            "coarse": not one.needs_copy,
+            "direct": DIRECT,
+        }
+        for name, one in sources.items()
+    ]
 
 
 class Session:
@@ -44,38 +81,17 @@ class Session:
         self.sources, self.store, self.learner = dict(sources), store, learner
         self.palette = np.array(palette, np.uint8)
         self._generator = np.random.default_rng()
-        self._stop = threading.Event()
-        self._copying = threading.Thread(target=self._make_copies, name="overviews")
-        self._copying.start()
+        self._copies = Copies(self.sources.values())
 
     def close(self) -> None:
         """End what goes on in the background."""
-        self._stop.set()
-        self._copying.join()
+        self._copies.close()
         self.learner.close()
-
-    def _make_copies(self) -> None:
-        for source in self.sources.values():
-            if source.needs_copy:
-                try:
-                    source.make_copy(self._stop)
-                except (OSError, ValueError) as error:
-                    say(f"{source.path}: no overviews: {' '.join(str(error).split())}; zoom in to see it")
 
     def state(self) -> dict[str, Any]:
         """All that the page shows besides tiles and points."""
         return {
-            "images": [
-                {
-                    "id": name,
-                    "width": one.width,
-                    "height": one.height,
-                    "top": one.top,
-                    "coarse": not one.needs_copy,
-                    "direct": DIRECT,
-                }
-                for name, one in self.sources.items()
-            ],
+            "images": picture_states(self.sources),
             "classes": [
                 {"name": name, "color": color.tolist(), "points": count}
                 for name, color, count in zip(self.store.classes, self.palette, self.store.counts(), strict=True)
@@ -118,16 +134,16 @@ class Session:
         """
         match content["do"]:
             case "add":
-                point = Point(str(content["image"]), *(_whole(content, name) for name in ("x", "y", "label")))
+                point = Point(str(content["image"]), *(whole(content, name) for name in ("x", "y", "label")))
                 number = self.store.add(point)
             case "move":
-                number = _whole(content, "number")
-                self.store.change(number, x=_whole(content, "x"), y=_whole(content, "y"))
+                number = whole(content, "number")
+                self.store.change(number, x=whole(content, "x"), y=whole(content, "y"))
             case "label":
-                number = _whole(content, "number")
-                self.store.change(number, label=_whole(content, "label"))
+                number = whole(content, "number")
+                self.store.change(number, label=whole(content, "label"))
             case "remove":
-                number = _whole(content, "number")
+                number = whole(content, "number")
                 self.store.remove(number)
             case other:
                 raise ValueError(f"cannot do {other!r}")
@@ -161,7 +177,7 @@ class Session:
                 shape = min(TILE, source.height - row), min(TILE, source.width - col)
                 found = np.zeros((len(self.palette), *shape))
             found = found[:, ::STEP, ::STEP]
-            worth = values(found, self.store.counts(), strategy)
+            worth = values(found, self.store.counts(), strategy, PATCH // STEP)
             points = choose(worth, found, (known - (row, col)) // STEP, 3, self._generator, APART / STEP)
             parts += [(float(worth[r, c]), row + int(r) * STEP, col + int(c) * STEP) for r, c in points]
         best: list[tuple[int, int]] = []
@@ -184,7 +200,12 @@ class Session:
         return [(r, c) for r, c in (*seen, *elsewhere) if r < source.height and c < source.width]
 
 
-def _whole(content: Mapping[str, Any], name: str) -> int:
+def whole(content: Mapping[str, Any], name: str) -> int:
+    """A whole number of a request.
+
+    Raises:
+        KeyError, ValueError: it is missing, or something else.
+    """
     value = content[name]
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} {value!r} is no whole number")

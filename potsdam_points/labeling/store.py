@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.files import write_text
-from potsdam_points.points import HEADER
+from potsdam_points.points import HEADER, read_points
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,18 @@ class PointStore:
     def _read(self) -> list[Point]:
         if not self.path.exists():
             return []
-        codes = {name: index for index, name in enumerate(self.classes)}
+        rows = [
+            (row[3], name, row)
+            for name, found in read_points(self.path, self.classes).items()
+            for row in found.tolist()
+        ]
         points = []
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in HEADER if name not in (reader.fieldnames or [])]:
-                raise ValueError(f"{self.path}: column {', '.join(missing)} is missing; it is no table of points")
-            for row in reader:
-                name = str(row["class"] or "").strip()
-                try:
-                    label = codes[name] if name in codes else int(name)
-                    point = Point(row["id"], int(row["x"]), int(row["y"]), label)
-                    self._check(point)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{self.path}, line {reader.line_num}: {error}") from error
-                points.append(point)
+        for line, name, (x, y, label, _) in sorted(rows):
+            points.append(Point(name, x, y, label))
+            try:
+                self._check(points[-1])
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {line}: {error}") from error
         return points
 
     def _check(self, point: Point) -> None:

@@ -17,7 +17,7 @@ from scipy import ndimage
 Floats = NDArray[np.float64]
 Strategy = Literal["random", "margin", "patch", "balanced"]
 
-PATCH = 9
+PATCH = 18
 """Side of the patch over which uncertainty is averaged, pixels."""
 APART = 0.5
 """How much a point like one that is known is worth less, at most."""
@@ -31,7 +31,7 @@ def uncertainty(probabilities: Floats) -> Floats:
     return np.asarray(1 - (ordered[-1] - ordered[-2]), np.float64)
 
 
-def values(probabilities: Floats, counts: Sequence[int], strategy: Strategy = "balanced") -> Floats:
+def values(probabilities: Floats, counts: Sequence[int], strategy: Strategy = "balanced", patch: int = PATCH) -> Floats:
     """What a click on each pixel is worth, (H, W).
 
     Args:
@@ -39,19 +39,20 @@ def values(probabilities: Floats, counts: Sequence[int], strategy: Strategy = "b
         counts: points that each class has so far.
         strategy: ``random``: all the same; ``margin``: the uncertainty of the pixel; ``patch``: its mean over the
             surroundings; ``balanced``: that, weighted by how rare the classes are among the points.
+        patch: side of those surroundings, cells.
     """
     if strategy == "random":
         return np.ones(probabilities.shape[1:])
     single = uncertainty(probabilities)
     if strategy == "margin":
         return single
-    patch = np.asarray(ndimage.uniform_filter(single, PATCH, mode="nearest"))
+    around = np.asarray(ndimage.uniform_filter(single, patch, mode="nearest"))
     if strategy == "patch":
-        return patch
+        return around
     known = np.asarray(counts, np.float64) + 1
     rarity = np.sqrt(known.mean() / known)
     expected = np.tensordot(rarity / rarity.max(), probabilities, axes=1)
-    return np.asarray((0.1 + patch) * expected)
+    return np.asarray((0.1 + around) * expected)
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pyogrio
@@ -170,12 +171,6 @@ def test_another_map_and_a_missing_design_are_refused(call, tmp_path, ground, ma
     call("estimate", map_file, "--sample", drawn).mistake("design.json does not exist")
 
 
-def test_a_sample_is_not_drawn_while_another_is(call, tmp_path, map_file):
-    with alone(tmp_path / "out" / "sample.csv"):
-        call("estimate", map_file, "--points", "50", "--output-dir", tmp_path / "out").mistake("sample.csv: process")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_judged_sample_is_never_drawn_over(call, tmp_path, ground, map_file, drawn):
     judge(drawn, truth_text(ground))
     before = drawn.read_bytes()
@@ -297,3 +292,19 @@ def test_allotment_follows_the_wanted_half_width(call, tmp_path, map_file):
         call("estimate", map_file, "--half-width", width, "--output-dir", tmp_path / str(width))
         counts.append(len((tmp_path / str(width) / "sample.csv").read_text().splitlines()) - 1)
     assert counts[0] == pytest.approx(4 * counts[1], rel=0.05)
+
+
+def test_a_sample_is_not_drawn_while_another_is(call, tmp_path, map_file):
+    with alone(tmp_path / "out" / "sample.csv"):
+        call("estimate", map_file, "--points", "50", "--output-dir", tmp_path / "out").mistake("sample.csv: process")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_estimate_at_a_time(call, tmp_path, ground, map_file, drawn):
+    judge(drawn, truth_text(ground))
+    flags = (map_file, "--sample", drawn, "--output-dir", tmp_path / "result")
+    with alone(tmp_path / "result" / "areas.json"):
+        call("estimate", *flags).mistake(f"areas.json: process {os.getpid()}")
+    with alone(drawn):  # somebody judges on: what is judged so far can be estimated
+        assert call("estimate", *flags).code == 0
+    assert [path.name for path in tmp_path.glob("*/.*")] == []

@@ -5,6 +5,7 @@ import pytest
 import tifffile
 import torch
 
+from common.images.rasters import read_label
 from common.networks.checkpoint import load_checkpoint
 from potsdam_points.labels import class_counts, read_classes
 from potsdam_points.points import class_weights, draw_points, from_points, read_points
@@ -131,3 +132,38 @@ def test_evaluate_refuses_what_it_cannot_know(trained, blobs, scene, call):
         "--threshold"
     )
     assert call("evaluate", "--checkpoint", checkpoint, "--data-root", scene, "--split", "all").code == 0
+
+
+def test_any_classes_from_points_to_masks_and_scores(call, blobs, small, tmp_path):
+    """Ground, disc and square are no classes of Potsdam's; the table names them, in its own spelling."""
+    names, table = {0: "ground", 3: "Big disc", 5: "square"}, ["id,x,y,class"]
+    for number in range(10):
+        drawn = draw_points(read_classes(blobs / "Labels" / f"Label_{number}.tif"), 200, seed=1, image_id=str(number))
+        table += [f"{number},{x},{y},{names[drawn[y, x]]}" for y, x in zip(*(drawn != 255).nonzero(), strict=True)]
+    points, run = tmp_path / "points.csv", tmp_path / "run"
+    points.write_text("\n".join(table))
+    classes = ("--classes", "square", "ground", "big disc")
+    flags = ("--images", blobs / "Images", "--points-file", points)
+    done = call("train", *flags, *classes, *small, "--epochs", 3, "--samples-per-epoch", 64, "--output-dir", run)
+    assert done.code == 0, done.err
+    assert {row["class"] for row in csv.DictReader((run / "points.csv").read_text().splitlines())} == {
+        "square",
+        "ground",
+        "big disc",
+    }
+    scored = call("evaluate", "--checkpoint", run / "best_iou.pt", *flags, "--split", "val")
+    assert scored.code == 0, scored.err
+    scores = json.loads(scored.out.splitlines()[-1])
+    assert list(scores["per_class_iou"]) == ["square", "ground", "big disc"] and scores["miou"] > 0.4
+    done = call(
+        "infer", blobs / "Images" / "Image_8.tif", "--checkpoint", run / "best_iou.pt", "--output-dir", tmp_path
+    )
+    assert done.code == 0, done.err
+    truth = read_classes(blobs / "Labels" / "Label_8.tif")
+    mask = next(iter(tmp_path.glob("Image_8_mask.*")))
+    assert (read_label(mask, colors=False)[truth == 0] == 1).mean() > 0.8
+    call("evaluate", "--checkpoint", run / "best_iou.pt", "--data-root", blobs, "--split", "all").mistake(
+        "square, ground, big disc", "--points-file"
+    )
+    call("train", "--data-root", blobs, *classes).mistake("--points-file")
+    call("train", *flags, "--classes", "a b", "A_b").mistake("--classes")

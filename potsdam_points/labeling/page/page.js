@@ -150,6 +150,7 @@ function nearest(sx, sy, within) {
 async function click(content) {
   const done = await attempt(() => post("click", content));
   if (done) done.counts.forEach((count, i) => { state.classes[i].points = count; });
+  if (done && done.judge) state.judge = done.judge;
   showClasses();
   return done;
 }
@@ -158,6 +159,7 @@ let last = Promise.resolve();
 const inTurn = (work) => (...given) => { last = last.then(() => work(...given)); return last; };
 
 const add = inTurn(async (x, y) => {
+  if (state.judge) { note("a number gives the class; the points stay where they were drawn"); return; }
   [x, y] = [Math.floor(x), Math.floor(y)];
   if (x < 0 || y < 0 || x >= image.width || y >= image.height) return;
   const point = { image: image.id, x, y, label: chosen };
@@ -171,6 +173,7 @@ const add = inTurn(async (x, y) => {
   if (element("auto").checked) learn(2);
 });
 const remove = inTurn(async (number) => {
+  if (state.judge) return;
   const point = points.get(number);
   if (!point || !(await click({ do: "remove", number }))) return;
   points.delete(number);
@@ -178,12 +181,46 @@ const remove = inTurn(async (number) => {
   note("deleted");
   redraw();
 });
-const undoLast = inTurn(async () => {
+const undoChange = inTurn(async () => {
   const change = undo.pop();
   if (!change) { note("nothing to undo"); return; }
   const done = await click(change);
   if (done) { note("undone"); await loadPoints(); }
 });
+// Judging a drawn sample: the class of the point that is asked for, then the next one.
+
+const judge = inTurn(async (label, asked) => {
+  const { number, total } = state.judge;
+  if (number !== asked) return;                  // pressed while another point was still being saved
+  if (number >= total) { note("every point is judged"); return; }
+  if (!(await click({ do: "judge", number, label }))) return;
+  await showTurn(`${state.classes[label].name}: saved. `);
+});
+const takeBack = inTurn(async () => {
+  if (state.judge.number === 0) { note("nothing to undo"); return; }
+  if (await click({ do: "take_back", number: state.judge.number - 1 })) await showTurn("Taken back. ");
+});
+const undoLast = () => (state.judge ? takeBack() : undoChange());
+async function showTurn(before = "") {
+  const { number, total, image: id, x, y } = state.judge;
+  element("turn").textContent = `${number} of ${total} judged`;
+  element("done").max = total;
+  element("done").value = number;
+  if (number >= total) {
+    suggestions = [];
+    await loadPoints();
+    note(`${before}Every point is judged: run estimate.py with --sample`);
+    return;
+  }
+  if (id !== image.id) { element("image").value = id; image = state.images.find((one) => one.id === id); }
+  await loadPoints();
+  suggestions = [{ x, y }];
+  [view.x, view.y] = [x + 0.5, y + 0.5];
+  view.scale = Math.max(view.scale, 2);
+  note(`${before}Point ${number + 1}: what is under the cross, on the ground?`);
+  redraw();
+}
+
 async function loadPoints() {
   const found = await attempt(() => get(`points?image=${encodeURIComponent(image.id)}`));
   if (found) points = new Map(Object.entries(found).map(([number, point]) => [Number(number), point]));
@@ -193,6 +230,7 @@ async function loadPoints() {
 // Suggestions and learning
 
 async function next() {
+  if (state.judge) { await showTurn(); return; }
   suggestions.shift();
   if (!suggestions.length) {
     note("looking for points …");
@@ -207,6 +245,7 @@ async function next() {
   redraw();
 }
 async function learn(seconds) {
+  if (state.judge) return;
   const done = await attempt(() => post("learn", { seconds }));
   if (done && done.started) { element("map").checked ||= version === 0; poll(); }
 }
@@ -239,7 +278,7 @@ function showClasses() {
     name.textContent = index < 9 ? `${index + 1} ${one.name}` : one.name;
     count.className = "count"; count.textContent = one.points;
     button.append(color, name, count);
-    button.setAttribute("aria-pressed", String(index === chosen));
+    button.setAttribute("aria-pressed", String(index === chosen && !state.judge));
     button.addEventListener("click", () => choose(index));
     item.append(button);
     return item;
@@ -247,6 +286,7 @@ function showClasses() {
 }
 function choose(index) {
   if (index >= state.classes.length) return;
+  if (state.judge) { judge(index, state.judge.number); return; }
   chosen = index;
   showClasses();
 }
@@ -260,7 +300,7 @@ async function open(id) {
 canvas.addEventListener("pointerdown", (event) => {
   canvas.focus();
   canvas.setPointerCapture(event.pointerId);
-  const number = nearest(event.offsetX, event.offsetY, GRAB);
+  const number = state.judge ? null : nearest(event.offsetX, event.offsetY, GRAB);
   drag = { x: event.offsetX, y: event.offsetY, moved: false, number, from: number !== null ? { ...points.get(number) } : null };
 });
 canvas.addEventListener("pointermove", (event) => {
@@ -308,6 +348,7 @@ const keys = {
 };
 window.addEventListener("keydown", (event) => {
   if (!image || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input[type=range]")) return;
+  if (state.judge && event.repeat) return;
   if (event.target.matches("button") && (event.key === " " || event.key === "Enter")) return;
   const action = event.key >= "1" && event.key <= "9" ? () => choose(Number(event.key) - 1) : keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!action) return;
@@ -316,6 +357,8 @@ window.addEventListener("keydown", (event) => {
 });
 element("image").addEventListener("change", (event) => open(event.target.value));
 element("suggest").addEventListener("click", next);
+element("ask").addEventListener("click", next);
+element("take").addEventListener("click", undoLast);
 element("learn").addEventListener("click", () => learn(20));
 element("undo").addEventListener("click", undoLast);
 element("remove").addEventListener("click", () => remove(nearest(canvas.clientWidth / 2, canvas.clientHeight / 2, Infinity)));
@@ -327,6 +370,8 @@ await poll();
 element("image").replaceChildren(...state.images.map((one) => new Option(`${one.id} (${one.width} x ${one.height})`, one.id)));
 element("file").textContent = `saved in ${state.file}`;
 paint();
+document.body.dataset.mode = state.judge ? "judge" : "label";
 await open(state.images[0].id);
+if (state.judge) await showTurn();
 canvas.focus();
 document.body.dataset.ready = "yes";

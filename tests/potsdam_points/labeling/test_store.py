@@ -99,7 +99,7 @@ def test_a_full_disk_loses_nothing(store, monkeypatch):
         ("id,x,class\n", "column y is missing"),
         ("id,x,y,class\n7,1,1,tree\n7,a,1,tree\n", "line 3"),
         ("id,x,y,class\n7,99,1,tree\n", "line 2: point 99, 1 lies outside"),
-        ("id,x,y,class\n7,1,1,9\n", "class 9 is none of"),
+        ("id,x,y,class\n7,1,1,9\n", "line 2: 7, 1, 1, 9 is no point"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path, text, words):
