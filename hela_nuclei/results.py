@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from common.command.cli import say
 from common.data.inputs import output_stems
+from common.data.pairs import say_notes
 from common.files import OutputFolder
 from hela_nuclei.tracking import Linker, write_tracks
 
@@ -63,9 +64,7 @@ class ResultSequence:
                 say(f"note: {names}: {shape[0]} x {shape[1]}, unlike the others; not in {self.name}")
         kinds = [dtype for _, dtype in main.frames]
         usual = max(set(kinds), key=kinds.count)
-        for path, dtype in main.frames:
-            if dtype != usual:
-                say(f"note: {path} is {dtype}, most of its sequence {usual}")
+        say_notes([f"{path}: {dtype}, most of its sequence {usual}" for path, dtype in main.frames if dtype != usual])
         if tracks := main.linker.tracks():
             write_tracks(main.folder / "res_track.txt", tracks)
             main.folder.rename(self.scratch / self.name)

@@ -26,8 +26,10 @@ import tyro
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
+from common.command.progress import progress
 from common.command.yaml_file import load_yaml
 from common.data.inputs import find_images, output_stems
+from common.data.pairs import say_notes
 from common.data.splits import PARTS, split_ids
 from common.files import OutputFolder
 from common.images.gdal import open_raster, read_bands
@@ -104,7 +106,7 @@ def main() -> int:
     stems = output_stems([grid.path for grid in covered])
     claim_folders(plan, stems, config)
     with rasterio.Env(GDAL_CACHEMAX=256):
-        for grid, part, window in plan:
+        for grid, part, window in progress(plan, "burning masks", "window"):
             target = config.out / part / f"{stems[grid.path]}.tif"
             try:
                 with OutputFolder(target.parent).delivery([grid.path, config.vector], [target.name]) as temporary:
@@ -204,19 +206,20 @@ def find_covered(cover: PolygonLayer, grids: Sequence[Grid], rule: Rule, *, keep
     Raises:
         ValueError: there are none, or the map does not say the class of a polygon.
     """
-    covered, found = [], 0
+    covered, found, notes = [], 0, list[str]()
     unknown: Counter[str] = Counter()
     for grid in grids:
         if not cover.meets(grid):
-            say(f"note: {grid.path} lies outside of {cover.path}, left out")
+            notes.append(f"{grid.path}: lies outside of {cover.path}, left out")
             continue
         values = cover.over(grid).values
         unknown.update(value for value in values if rule(value) is None)
         found += len(values)
         if not len(values):
-            say(f"note: {grid.path} has no polygon" + ("" if keep_empty else ", left out"))
+            notes.append(f"{grid.path}: has no polygon" + ("" if keep_empty else ", left out"))
         if len(values) or keep_empty:
             covered.append(grid)
+    say_notes(notes)
     if not found:
         raise ValueError(
             f"{cover.path} has no polygon over any of {len(grids)} orthophoto(s): {cover.places(grids[0])}"

@@ -13,6 +13,8 @@ from common.images.ranges import ValueRanges
 Facts = list[tuple[str, str]]
 """What was found in the data, as (name, value) rows."""
 LABEL_SUFFIXES = ("_label", "_mask")
+NAMED = 3
+"""Files of one kind that are named."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,17 @@ def say_facts(facts: Facts) -> None:
 
 
 def say_notes(notes: Sequence[str]) -> None:
-    """Print what is worth knowing, a line each."""
+    """Print what is worth knowing; of more than `NAMED` notes ``file: text`` with one text a single line."""
+    kinds: dict[str, list[str]] = {}
     for note in notes:
-        say(f"note: {note}")
+        name, colon, text = note.partition(": ")
+        kinds.setdefault(text if colon else note, []).append(note if not colon else name)
+    for text, names in kinds.items():
+        if len(names) > NAMED:
+            say(f"note: {len(names)} files: {text}; such as {', '.join(names[:NAMED])}")
+        else:
+            for name in names:
+                say(f"note: {name}" if name == text else f"note: {name}: {text}")
 
 
 def value_rows(ranges: ValueRanges) -> Facts:

@@ -144,7 +144,7 @@ def test_one_bad_input_does_not_stop_the_others(infer, own_scene, tmp_path):
     result.mistake(folder / "t000.tif", code=1)
     assert len([line for line in result.err.splitlines() if "t000.tif" in line]) == 1
     assert "t001.tif: 80 x 81, unlike the others" in result.err
-    assert "t003.tif is uint8, most of its sequence uint16" in result.err
+    assert "t003.tif: uint8, most of its sequence uint16" in result.err
     assert "4 of 5 files" in result.err
     assert np.asarray(Image.open(out / "01_t001_mask.png")).shape == (80, 81)
     assert {p.name for p in (out / "01_RES").glob("*.tif")} == {"mask002.tif", "mask003.tif", "mask004.tif"}

@@ -159,7 +159,7 @@ def test_sheets_without_polygons(land, call):
     write_sheet(land / "ortho" / "between.tif", column=100)
     result = call("make_masks", *flags(land, *by_map(land), vector="corners.gpkg"))
     assert (
-        result.code == 0 and "far.tif lies outside" in result.err and "between.tif has no polygon, left" in result.err
+        result.code == 0 and "far.tif: lies outside" in result.err and "between.tif: has no polygon, left" in result.err
     )
     assert [p.name for p in (land / "masks").rglob("*.tif")] == ["sheet.tif"]
     burn = ("--burn", 0, "--background", 1)
