@@ -7,6 +7,7 @@ alone takes minutes.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -62,8 +63,20 @@ class Work:
     def __init__(self, what: str, total: float = 0, unit: str = "item") -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done, self.note, self.started = 0.0, "", time.monotonic()
-        known = {"total": total} if total else {"bar_format": "{desc}: {elapsed}{postfix}"}
-        self.bar = tqdm(desc=what, unit=unit, leave=False, delay=0.5, disable=None, dynamic_ncols=True, **known)
+        rate = ", {rate_fmt}" if unit == "Mpx" else ""
+        counted = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}" + rate + "{postfix}]"
+        size = shutil.get_terminal_size()  # tqdm's own way shows nothing where a terminal claims to be of size 0
+        self.bar = tqdm(
+            desc=what,
+            total=total or None,
+            unit=unit,
+            leave=False,
+            delay=0.5,
+            disable=None,
+            ncols=size.columns,
+            nrows=size.lines,
+            bar_format=counted if total else "{desc}: {elapsed}{postfix}",
+        )
 
     def __enter__(self) -> Work:
         """Show it."""

@@ -79,7 +79,7 @@ def train_one_epoch(
                 _add_gradients(state, engine.receive(batch), engine, forward, len(group))
                 left = clock.left(state.step)
                 note = f"loss {state.loss_sum / state.batch:.4f}"
-                work.advance(1, note + (f", {duration(left)} left in all" if left is not None else ""))
+                work.advance(1, note + (f", {duration(left)} left" if left is not None else ""))
             _optimize(state, config.clip_norm)
             if engine.interrupted:
                 return "interrupted"

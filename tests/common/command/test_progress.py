@@ -5,7 +5,6 @@ import io
 import os
 import pty
 import re
-import termios
 import threading
 
 import pytest
@@ -79,7 +78,6 @@ def test_one_long_item_is_not_silent_either(monkeypatch):
 def on_a_terminal(action):
     """What appears on a terminal of its own."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 120))
     with os.fdopen(slave, "w") as screen, contextlib.redirect_stderr(screen):
         action()
     shown = b""
@@ -93,12 +91,12 @@ def on_a_terminal(action):
 def test_a_bar_with_unit_note_and_running_clock_on_a_terminal(quiet):
     def action():
         with Work("epoch 3/30", 93, "batch") as work:
-            work.advance(12, "loss 0.2134, 42 min left in all")
+            work.advance(12, "loss 0.2134, 42 min left")
             beat(1.0)
             cli.say("note: something")
 
     text = on_a_terminal(action)
-    bar = re.search(r"epoch 3/30: +13%.*12/93 .*batch/s.*loss 0.2134, 42 min left in all", text)
+    bar = re.search(r"epoch 3/30: +13%.*12/93 \[.*, loss 0.2134, 42 min left\]", text)
     assert bar and "so far" not in text
     assert re.search(r"\r *\rnote: something\r\n", text), "a line takes the bar's place, and is not written behind it"
 
