@@ -118,6 +118,7 @@ def beat(now: float) -> None:
     """Show that the innermost work goes on: move its bar's clock, or say a line after enough silence."""
     for work in _open[-1:]:
         if not work.bar.disable:
+            work.bar.delay = 0  # shown from now on, so that its end takes it away
             work.bar.refresh()
         elif now - max(cli.VOICE.spoke, work.started) >= PATIENCE:
             cli.say(work.line(now))

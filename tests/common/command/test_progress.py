@@ -101,6 +101,16 @@ def test_a_bar_with_unit_note_and_running_clock_on_a_terminal(quiet):
     assert re.search(r"\r *\rnote: something\r\n", text), "a line takes the bar's place, and is not written behind it"
 
 
+def test_a_bar_that_was_shown_is_taken_away(quiet):
+    def action():
+        with Work("building the network"):
+            beat(1.0)
+        cli.say("run folder: out")
+
+    text = on_a_terminal(action)
+    assert re.search(r"building the network: 00:00\r *\rrun folder: out\r\n$", text)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (89, "89 s"), (91, "1.52 min"), (5399, "90 min"), (5401, "1.5 h"), (2913000, "33.7 days")],
