@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.command.config import RENAMED, parse_flags
-from common.command.help import ROOT, page_of
+from common.command.help import ROOT, answer, page_of
 from common.command.seg import commands
 from common.losses import ONE_LOGIT, SEVERAL_LOGITS
 
@@ -108,3 +108,12 @@ def test_old_names_end_with_the_new_one(old):
     config = importlib.import_module("rooftops.train").Config
     with pytest.raises(ValueError, match=r"^--(image-size|no-rotate) is called --(crop-size|rotate 0) now$"):
         parse_flags(config, [old, "3"])
+
+
+@pytest.mark.parametrize("said", [f"{ROOT}/rooftops/infer.py", "seg rooftops infer"])
+def test_usage_says_how_the_command_was_called(said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [said, "--help"])
+    assert answer(source("rooftops", "infer")) == 0
+    expected = "python rooftops/infer.py" if said.startswith("/") else said
+    assert capsys.readouterr().out.startswith(f"usage: {expected} [INPUT ...] [flags]\n")

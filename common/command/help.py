@@ -215,7 +215,7 @@ def show(page: Page, layers: Layers) -> None:
     own = [flag for flags in page.groups.values() for flag in flags if flag.positional]
     words = [flag.name.upper() if flag.default is ... else f"[{flag.name.upper()} ...]" for flag in own]
     script = Path(sys.argv[0]).absolute()
-    name = f"python {script.relative_to(ROOT)}" if script.is_relative_to(ROOT) else sys.argv[0]
+    name = f"python {script.relative_to(ROOT)}" if script.is_file() and script.is_relative_to(ROOT) else sys.argv[0]
     print(" ".join(["usage:", name, *words, "[flags]"]), end="\n\n")
     print("\n".join(textwrap.wrap(" ".join(text.split()), width)), end="\n\n")
     if sources := [source for source, values in layers if values]:
