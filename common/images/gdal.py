@@ -299,7 +299,8 @@ def sample_bands(
 
 def place_of(dataset: DatasetReader) -> Affine | None:
     """The affine map of an open file to coordinates; None where it has no georeference."""
-    if not all(math.isfinite(number) and abs(number) < FARTHEST for number in dataset.transform):
+    sound = all(math.isfinite(number) and abs(number) < FARTHEST for number in dataset.transform)
+    if not sound or dataset.transform.determinant == 0:
         raise ValueError(f"its georeference is no affine map: {tuple(dataset.transform)[:6]}")
     return dataset.transform if dataset.crs is not None or not dataset.transform.is_identity else None
 

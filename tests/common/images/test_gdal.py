@@ -145,10 +145,11 @@ def test_a_pipe_beside_an_image_is_not_waited_for(tmp_path, side):
         open_dataset(path)
 
 
-def test_a_place_beyond_all_coordinates_is_refused(tmp_path):
+@pytest.mark.parametrize("world", ["1e308 0 0 -1e308 1e308 1e308", "1 1 1 1 5 5", "1e-300 0 0 -1e-300 0 0"])
+def test_a_place_that_is_none_is_refused(tmp_path, world):
     path = tmp_path / "x.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
-    (tmp_path / "x.pgw").write_text("1e308\n0\n0\n-1e308\n1e308\n1e308\n")
+    (tmp_path / "x.pgw").write_text(world.replace(" ", "\n"))
     with pytest.raises(ValueError, match="no affine map"):
         open_dataset(path)
 
