@@ -130,6 +130,9 @@ def _check_moments(optimizer: torch.optim.Optimizer) -> None:
         fitting = all(isinstance(mean, Tensor) and mean.shape == parameter.shape for mean in means)
         if not fitting or not isinstance(entries.get("step"), Tensor) or entries["step"].numel() != 1:
             raise ValueError("the run to resume is damaged: its optimizer's state is not of this network")
+        sound = not any(bool(mean.isnan().any()) for mean in means) and not bool((means[1] < 0).any())
+        if not sound or not float(entries["step"]) >= 1:
+            raise ValueError("the run to resume is damaged: its optimizer's state holds impossible numbers")
 
 
 def rng_state() -> dict[str, Any]:

@@ -178,6 +178,21 @@ def test_everything_in_the_state_comes_back(tmp_path):
     assert set(PLAIN) | {"model", "optimizer", "schedule", "scaler", "average"} == {f.name for f in fields(state)}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"step": torch.tensor(-5.0)}, {"step": torch.tensor(math.nan)}, {"exp_avg_sq": -1}, {"exp_avg": math.nan}],
+    ids=str,
+)
+def test_impossible_numbers_of_the_optimizer_are_refused(tmp_path, change):
+    state = train(tmp_path, replace(CONFIG, epochs=1))
+    saved = copy.deepcopy(state.snapshot())
+    for name, value in change.items():
+        entries = saved["optimizer"]["state"][0]
+        entries[name] = value if isinstance(value, torch.Tensor) else torch.full_like(entries[name], value)
+    with pytest.raises(ValueError, match="is damaged: its optimizer's state holds impossible numbers"):
+        state.restore(state.model.state_dict(), saved)
+
+
 def test_resuming_a_finished_run_changes_nothing_and_mends_its_table(tmp_path, whole):
     train(tmp_path, COSINE)
     (tmp_path / "metrics.csv").unlink()
