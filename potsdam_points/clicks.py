@@ -223,9 +223,9 @@ STRATEGIES: dict[str, Strategy] = {
     "classes-in-turn": classes_in_turn,
     "core-set": core_set,
     "margin-apart": valued("margin"),
+    "small-patch-apart": valued("patch", PATCH // 2),
     "patch-apart": valued("patch"),
-    "wide-patch-apart": valued("patch", 2 * PATCH),
-    "balanced-apart": valued("balanced"),
+    "balanced-apart": valued("balanced", PATCH // 2),
 }
 
 

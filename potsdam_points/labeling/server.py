@@ -10,9 +10,10 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,12 +52,13 @@ class PageServer(ThreadingHTTPServer):
         port: 0 = any free one.
     """
 
-    daemon_threads = True
+    daemon_threads = False
 
     def __init__(self, session: Session | Judging, port: int = 0) -> None:
         self.token = secrets.token_urlsafe(24)
         self.session = session
         self.answering, self._idle = 0, threading.Condition()
+        self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), Handler)
 
     @contextmanager
@@ -71,11 +73,24 @@ class PageServer(ThreadingHTTPServer):
                 self.answering -= 1
                 self._idle.notify_all()
 
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the base class'
+        """Answer a connection in a thread of its own, and remember it: browsers keep theirs open."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - the base class'
+        """Forget a connection that ends."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
     def server_close(self) -> None:
-        """Close after the answers that are under way: Python aborts when it ends while a network runs in a thread."""
-        super().server_close()
+        """Close after the answers under way; every thread ends, since Python aborts amid one with a network."""
         with self._idle:
             self._idle.wait_for(lambda: self.answering == 0)
+        for connection in tuple(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     @property
     def url(self) -> str:

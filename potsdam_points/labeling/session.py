@@ -172,7 +172,7 @@ class Session:
         known = np.array([(one.y, one.x) for one in self.store.of(image).values()], np.int64).reshape(-1, 2)
         for row, col in self._places(source, view):
             found = self.learner.probabilities(image, row, col, TILE)
-            strategy: Strategy = "random" if found is None else "balanced"
+            strategy: Strategy = "random" if found is None else "patch"
             if found is None:
                 shape = min(TILE, source.height - row), min(TILE, source.width - col)
                 found = np.zeros((len(self.palette), *shape))

@@ -186,3 +186,20 @@ def test_closing_waits_for_the_answers_under_way():
         assert closing.is_alive()
     closing.join(10)
     assert not closing.is_alive()
+
+
+def test_closing_ends_the_connections_that_a_browser_keeps(tmp_path):
+    server = PageServer(open_session(tmp_path))
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    before = set(threading.enumerate())
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+    connection.request("GET", "/state", headers={"X-Token": server.token})
+    connection.getresponse().read()
+    assert set(threading.enumerate()) > before  # it waits for the next request
+    server.shutdown()
+    server.server_close()
+    server.session.close()
+    serving.join()
+    assert not set(threading.enumerate()) - before
+    connection.close()
