@@ -220,6 +220,8 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         experiment.annotate(run.path)
     card = replace(experiment.card, config=config_values(config))
     state = _begin(experiment.model, config, run, precision, card.task)
+    if state.batch > len(sampler) or len(state.hits) != (len(card.classes) if state.batch else 0):
+        raise ValueError(f"{run.resume_from} is damaged: it has done {state.batch} batches of {len(sampler)} otherwise")
     print_plan(state, config, precision, len(sampler), expected.epoch)
     if advice := advise(card.task, config, expected.epoch):
         say(f"note: {advice}")

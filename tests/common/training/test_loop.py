@@ -193,6 +193,16 @@ def test_impossible_numbers_of_the_optimizer_are_refused(tmp_path, change):
         state.restore(state.model.state_dict(), saved)
 
 
+@pytest.mark.parametrize("change", [{"batch": 10**6}, {"hits": [[1, 2], [3, 4]]}, {"batch": 1, "hits": [[1]]}], ids=str)
+def test_batches_that_cannot_have_been_done_are_refused(tmp_path, change):
+    train(tmp_path, replace(CONFIG, epochs=1))
+    payload = torch.load(tmp_path / "last.pt", weights_only=True)
+    payload["training"].update(change)
+    torch.save(payload, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"last\.pt is damaged: it has done \d+ batches of 5 otherwise"):
+        train(tmp_path, CONFIG, resume=True)
+
+
 def test_resuming_a_finished_run_changes_nothing_and_mends_its_table(tmp_path, whole):
     train(tmp_path, COSINE)
     (tmp_path / "metrics.csv").unlink()
