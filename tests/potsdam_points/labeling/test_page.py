@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.potsdam_points.labeling.pictures import disc_picture, write_picture
+from tests.potsdam_points.labeling.test_judging import references, write_sample
 
 ROOT = Path(__file__).parents[3]
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -49,9 +50,9 @@ def browser():
 class Page:
     """The command and the page that it serves."""
 
-    def __init__(self, browser, folder):
+    def __init__(self, browser, folder, *flags):
         self.browser, self.folder = browser, folder
-        self.start()
+        self.start(*flags)
 
     def start(self, *flags):
         command = [sys.executable, ROOT / "potsdam_points" / "label.py", self.folder / "disc.tif", "--no-browser"]
@@ -173,3 +174,23 @@ def test_a_failed_save_is_said_and_not_shown(page):
     page.click(50, 50)
     wait_for(lambda: "changed by another program" in page.text("note"), "the reason")
     assert page.table() == []
+
+
+def test_number_keys_judge_a_sample(browser, tmp_path):
+    write_picture(tmp_path / "disc.tif", disc_picture()[0])
+    sample = write_sample(tmp_path)
+    page = Page(browser, tmp_path, "--sample", sample)
+    try:
+        for key, count, wanted in (("2", 1, ["bright", ""]), ("1", 2, ["bright", "dark"]), ("u", 1, ["bright", ""])):
+            page.keys(key)
+            wait_for(lambda wanted=wanted: references(sample)[:2] == wanted, f"key {key}")
+            wait_for(lambda count=count: page.text("turn") == f"{count} of 4 judged", "its acknowledgement")
+        page.click(60, 40)
+        wait_for(lambda: "stay where they were drawn" in page.text("note"), "the reason")
+        page.keys(" ")
+        wait_for(lambda: "Point 2" in page.text("note"), "the point that is asked for")
+        assert not page.browser.find_element("id", "learn").is_displayed() and not page.errors()
+        assert references(sample) == ["bright", "", "", ""] and page.kill(signal.SIGINT) == 0
+    finally:
+        if page.process.poll() is None:
+            page.kill(signal.SIGKILL)
