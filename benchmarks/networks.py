@@ -1,6 +1,6 @@
-"""Networks of a task on the same data and recipe, for as many epochs: one table (epochs, minutes, IoU, loss).
+"""Networks of a task on the same data and recipe, one table (epochs, minutes, IoU, loss).
 
-    python benchmarks/networks.py --task hela_nuclei --flag arch --values unet unet_resnet18 \
+    python benchmarks/networks.py --task hela_nuclei --flag arch --values unet \
         --data-root Fluo-N2DL-HeLa --more=--epochs=5 --more=--lr=1e-3 --more=--crop-size=256 \
         --more=--samples-per-epoch=128
     python benchmarks/networks.py --task rooftops --flag encoder --values resnet18 resnet50 efficientnet_b0 \
@@ -8,12 +8,13 @@
         --more=--max-minutes=0
 
 All are trained from scratch and scored on the same test part, nuclei at threshold 0.5 as the original notebook did
-(IoU = mean over images). Minutes are the processor's, so that a busy machine changes nothing. The table is written
-beside this script, as networks_<task>.csv and .md.
+(IoU = mean over images). Minutes are the processor's, of training and scoring, so that a busy machine changes little.
+The table is written beside this script, as networks_<task>.csv and .md; further networks are added to it.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -61,12 +62,12 @@ def measure(value: str, config: Config, folder: Path) -> dict[str, object]:
     words += [f"--{config.flag}", value, *config.more]
     started = os.times()
     subprocess.run([sys.executable, *map(str, words)], check=True)
-    ended = os.times()
-    seconds = ended.children_user + ended.children_system - started.children_user - started.children_system
     words = [task / "evaluate.py", "--checkpoint", run / "best_iou.pt", "--data-root", config.data_root]
     words += ["--threshold", 0.5] if config.task == "hela_nuclei" else []
     done = subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
     scores = json.loads(done.stdout.splitlines()[-1])
+    ended = os.times()
+    seconds = ended.children_user + ended.children_system - started.children_user - started.children_system
     weights = load_checkpoint(run / "best_iou.pt")[1]
     return {
         config.flag: value,
@@ -75,18 +76,25 @@ def measure(value: str, config: Config, folder: Path) -> dict[str, object]:
         "CPU minutes": round(seconds / 60, 1),
         **{name: round(scores[name], 4) for name in (*SCORES[config.task], "loss")},
         "test images": scores["n_images"],
+        "recipe": " ".join([f"{recipe.parent.name}/{recipe.name}", *config.more]),
     }
 
 
+def earlier(path: Path, config: Config) -> list[dict[str, object]]:
+    """Rows of networks that are not measured now, from the table so far."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file) if row.get(config.flag) not in (None, *config.values)]
+
+
 def main() -> None:
-    """Measure all and write the table."""
+    """Measure all and write the table; networks that were measured before stay in it."""
     config = tyro.cli(Config)
+    script = Path(__file__).with_stem(f"networks_{config.task}")
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(value, config, Path(folder)) for value in config.values]
-    recipe = config.recipe or Path(config.task) / "source.yaml"
-    more = f" with {' '.join(config.more)}" if config.more else ""
-    note = f"{recipe.parent.name}/{recipe.name}{more}; CPU minutes of the whole command; {processor()}."
-    write_table(Path(__file__).with_stem(f"networks_{config.task}"), rows, note)
+    write_table(script, [*earlier(script.with_suffix(".csv"), config), *rows], f"{processor()}.")
 
 
 if __name__ == "__main__":
