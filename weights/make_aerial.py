@@ -130,7 +130,7 @@ class Crops:
         if number not in self._rendered:
             self._rendered[number] = scene(self.seed, number, SIDE)
         image, classes = self._rendered[number]
-        turn, zoom = rng.integers(4) * np.pi / 2, np.exp(rng.uniform(-0.2, 0.2))
+        turn, zoom = rng.integers(4) * np.pi / 2, np.exp(rng.uniform(-0.3, 0.75))
         cos, sin, flip = zoom * np.cos(turn), zoom * np.sin(turn), 1 if rng.random() < 0.5 else -1
         linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
         center = SIDE / 2 + rng.uniform(-0.5, 0.5, 2) * max(SIDE - 1.1 * self.side / zoom, 0)

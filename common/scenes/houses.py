@@ -17,14 +17,15 @@ def houses(plot: Plot) -> None:
     depth = plot.size[1] / 2
     terraced, setback = rng.random() < 0.2, rng.uniform(2.5, 6.5)
     style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
+    size = 1.0 if terraced else rng.choice((1.0, 1.0, 1.3, 1.6))  # of houses, as wealthy as the quarter
     for side in (1, -1):
         edge = plot.v0 if side > 0 else plot.v1
         u = plot.u0 + (0.0 if terraced else rng.uniform(0, 3))
         while u < plot.u1 - 9:
-            width = min(rng.uniform(7, 9) if terraced else rng.uniform(14, 23), plot.u1 - u)
+            width = min(rng.uniform(7, 9) if terraced else rng.uniform(14, 23) * size**0.6, plot.u1 - u)
             if not terraced and rng.random() < 0.6:
                 style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
-            _lot(plot, u, width, edge, side, depth, setback, terraced, style, roof)
+            _lot(plot, u, width, edge, side, depth, setback, terraced, size, style, roof)
             u += width
 
 
@@ -76,18 +77,19 @@ def _lot(
     depth: float,
     setback: float,
     terraced: bool,
+    size: float,
     style: str,
     roof: Surface,
 ) -> None:
     """One house with its garden; ``side`` is the direction of v from the street at ``edge``."""
     rng, middle = plot.rng, u + width / 2
     plot.patch(YARD, lawn(rng, plot.season), u, edge, u + width, edge + side * depth)
-    long = width if terraced else min(rng.uniform(8.5, 13), width - 4.5)
-    deep, floors = rng.uniform(7.5, 11), rng.choice((1.0, 1.0, 1.6, 2.0))
+    long = width if terraced else min(rng.uniform(8.5, 13) * size, width - 4.5)
+    deep, floors = min(rng.uniform(7.5, 11) * size**0.7, depth - setback - 3), rng.choice((1.0, 1.0, 1.6, 2.0))
     front = setback if terraced else setback + rng.uniform(-1, 2)
     v = edge + side * (front + deep / 2)
     at = middle if terraced else u + 0.7 + long / 2 if rng.random() < 0.5 else u + width - 0.7 - long / 2
-    covering = tint(rng, rng.choice(FLAT) if style == "flat" else roof, 0.08)
+    covering = tint(rng, rng.choice(FLAT) if style == "flat" else roof, 0.15)
     plot.building(at, v, long, deep, floors, style, covering)
     if not terraced:
         free = u + width - (width - long - 0.7) / 2 if at < middle else u + (width - long - 0.7) / 2
@@ -97,7 +99,7 @@ def _lot(
         if rng.random() < 0.4:
             plot.car(free, edge + side * max(front - 2.2, 1.5), math.pi / 2)
         if rng.random() < 0.45:
-            wing, reach = rng.uniform(4, 7), rng.choice((-1, 1, 1)) * (deep / 2 + 1.5)
+            wing, reach = rng.uniform(4, 7) * size, rng.choice((-1, 1, 1)) * (deep / 2 + 1.5)
             aside = at + rng.uniform(-0.5, 0.5) * (long - wing)
             plot.building(aside, v + side * reach, wing, wing, max(floors - 0.3, 0.9), style, covering)
     plot.put("box", YARD, paving(rng), at, edge + side * front / 2, front, 1.3, turn=math.pi / 2)

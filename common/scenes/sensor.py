@@ -23,10 +23,12 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
     Returns:
         (H, W, 3) uint8; another array.
     """
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         return image.copy()
     light = _tone(image.astype(np.float32) / np.float32(255), rng)
-    blur = rng.uniform(0.3, 1.2) if rng.random() < 0.4 else 0.0
+    if rng.random() < 0.4:
+        light *= _clouds(light.shape, rng)
+    blur = rng.uniform(0.3, 1.4) if rng.random() < 0.4 else 0.0
     if blur:
         light = cv2.GaussianBlur(light, (0, 0), blur)
     if rng.random() < (0.6 if blur > 0.7 else 0.2):
@@ -41,11 +43,20 @@ def photograph(image: Image, rng: np.random.Generator) -> Image:
     return pixels
 
 
+def _clouds(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Light that is uneven over the picture: thin clouds, the lens, mosaics of several flights."""
+    coarse = np.exp(rng.normal(0, 0.18, (int(rng.integers(2, 5)),) * 2)).astype(np.float32)
+    return np.asarray(cv2.resize(coarse, shape[1::-1], interpolation=cv2.INTER_CUBIC), np.float32)[..., None]
+
+
 def _tone(light: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Saturation, gamma, contrast and exposure, a cast, and haze."""
     gray = (light @ LUMA)[..., None]
-    saturation = 0.0 if rng.random() < 0.04 else np.exp(rng.normal(0, 0.3))
+    saturation = 0.0 if rng.random() < 0.06 else np.exp(rng.normal(-0.1, 0.45))
     light = np.maximum(gray + (light - gray) * np.float32(saturation), 0)
+    if rng.random() < 0.6:  # another sensor's bands
+        bands = np.eye(3) + rng.normal(0, 0.12, (3, 3))
+        light = np.maximum(light @ (bands / bands.sum(1, keepdims=True)).T.astype(np.float32), 0)
     light = light ** np.float32(np.exp(rng.normal(-0.1, 0.2)))
     gains = np.exp(rng.normal(0, 0.06, 3)) * np.exp(rng.normal(0.0, 0.25))
     contrast, level = np.exp(rng.normal(0.15, 0.2)), light.mean()
