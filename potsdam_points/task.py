@@ -37,5 +37,11 @@ def tile(card: ModelCard) -> int:
 GROUPS = [["impervious", "soil"], ["building"], ["low vegetation"], ["tree"], ["car"], ["clutter", "water"]]
 """Classes of the weights that ship, by class of this task."""
 TASK = Task(
-    "potsdam_points", CLASSES, PALETTE, ARCHITECTURES, adopt, tile, shipped=Shipped("aerial.pt", "unet_small", GROUPS)
+    "potsdam_points",
+    CLASSES,
+    PALETTE,
+    ARCHITECTURES,
+    adopt,
+    tile,
+    shipped=Shipped("aerial.pt", "unet_small", GROUPS, scale=0.3),
 )

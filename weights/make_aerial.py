@@ -35,6 +35,8 @@ MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1."""
 GSD = (0.3, 0.45)
 """Finest and coarsest ground resolution of the scenes, metres per pixel."""
+SEEN = (0.3, 0.55)
+"""Of the crops, which are zoomed: what images are read at."""
 SIDE = 256
 """Height and width of the generated scenes, pixels."""
 CLASS_WEIGHTS = (1.0, 1.3, 1.0, 1.0, 2.0, 1.5, 1.5, 1.0)
@@ -84,7 +86,7 @@ def main() -> int:
     arch_args: dict[str, Any] = {"outputs": len(LAND), **SMALL, "widths": list(config.widths)}
     card = ModelCard(
         TASK, "unet_small", arch_args, list(LAND), PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
-        gsd=GSD, loss=LossRecipe(config.loss, class_weights=CLASS_WEIGHTS), data_root="generated scenes",
+        gsd=SEEN, loss=LossRecipe(config.loss, class_weights=CLASS_WEIGHTS), data_root="generated scenes",
     )  # fmt: skip
     crops = Crops(config.scenes, config.samples_per_epoch, config.crop_size, config.seed)
     held_out = HeldOut(max(2, min(24, config.scenes // 8)), config.crop_size, config.seed + 1)

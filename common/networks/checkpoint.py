@@ -64,9 +64,14 @@ class ModelCard:
     """Where the training data lay, so that evaluation can tell whether a root is another one."""
 
     def scale_at(self, gsd: float) -> float:
-        """The scale at which an image of so many metres per pixel comes within the training's ground resolutions."""
+        """The scale at which an image of so many metres per pixel comes within the training's ground resolutions.
+
+        A finer image is read at the coarsest of them: detail that was never seen tells nothing, context does.
+        """
         finest, coarsest = self.gsd
-        return gsd / min(max(gsd, finest), coarsest) if coarsest else self.scale
+        if not coarsest or finest <= gsd <= coarsest:
+            return 1.0 if coarsest else self.scale
+        return gsd / coarsest
 
 
 OPTIONAL = {f.name for f in fields(ModelCard) if f.default is not MISSING or f.default_factory is not MISSING}
