@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.command.cli import VERSION, say
+from common.command.cli import STARTED, VERSION, say
 from common.command.config import TrainConfig, config_values
 from common.command.progress import Work
 from common.data.pairs import Facts
@@ -35,6 +35,8 @@ SHOWN = 4
 """Ordinary, best and worst samples in the report, each."""
 DRAWN = 2
 """Of those in predictions.png."""
+SEARCH_SECONDS, SEARCH_SHARE = 20.0, 0.1
+"""Label errors are looked for for so long, or this share of the time that the run took."""
 LATER = 20.0
 """Seconds after --max-minutes until which examples are predicted and label errors looked for."""
 UNSEEN = {
@@ -119,6 +121,8 @@ def finish_run(
     until = end_of(config) + LATER
     with Work("drawing examples"):
         examples, legend = _examples(run, outcome, len(history), until)
+    now = time.monotonic()
+    until = min(until, now + max(SEARCH_SECONDS, SEARCH_SHARE * (now - STARTED)))
     suspects = find_suspects(outcome.labeled, outcome.predict, until)
     write_suspects(run.path / SUSPECTS, suspects, card.classes)
     run.close()

@@ -56,14 +56,18 @@ def find_suspects(
     Args:
         samples: by part; of more than ``LOOKED_AT`` in a part so many are taken.
         predict: image -> probabilities (1 or K, H, W).
-        deadline: by ``time.monotonic()``, when to stop looking.
+        deadline: by ``time.monotonic()``, when to stop looking; until then the parts are looked at evenly.
 
     Returns:
         At most ``MOST``; a line says how many samples were not looked at.
     """
-    chosen = [(part, one) for part, every in samples.items() for one in every[:: -(-len(every) // LOOKED_AT) or 1]]
+    chosen: list[tuple[float, str, Labeled]] = []
+    for part, every in samples.items():
+        some = every[:: -(-len(every) // LOOKED_AT) or 1]
+        chosen += [(index / len(some), part, one) for index, one in enumerate(some)]
+    chosen.sort(key=lambda one: one[0])  # where time ends early, some of each part were looked at
     found, done = [], 0
-    for part, sample in progress(chosen, "looking for label errors", "sample"):
+    for _, part, sample in progress(chosen, "looking for label errors", "sample"):
         if time.monotonic() > deadline:
             break
         image, truth = sample.read()
