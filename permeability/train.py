@@ -248,7 +248,7 @@ def demo_scenes() -> Path:
     return demo_data(
         DEMO,
         "aerial scenes",
-        lambda folder: write_permeability(folder, sheets=(4, 1, 1), seed=0, height=512, width=640),
+        lambda folder: write_permeability(folder, sheets=(24, 4, 4), seed=0, height=256, width=320),
     )
 
 
