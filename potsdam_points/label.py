@@ -29,6 +29,7 @@ from common.data.inputs import find_images
 from common.files import alone
 from common.networks.checkpoint import RUNS, ModelCard
 from common.networks.precision import choose_precision
+from common.networks.unet_small import SMALL
 from potsdam_points.data import patch_id
 from potsdam_points.labeling.judging import Judging, Sample, classes_of
 from potsdam_points.labeling.learner import Learner
@@ -37,10 +38,8 @@ from potsdam_points.labeling.session import Session
 from potsdam_points.labeling.store import PointStore
 from potsdam_points.labeling.tiles import TileSource
 from potsdam_points.labels import CLASSES, check_classes, palette_of
+from potsdam_points.samples import NORMALIZATION
 from potsdam_points.task import TASK
-
-WIDTHS = (32, 64, 128, 192)
-NORMALIZATION = {"mean": [0.45, 0.45, 0.42], "std": [0.22, 0.21, 0.2]}
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def open_pictures(config: Config) -> dict[str, TileSource]:
 
 
 def open_network(config: Config) -> tuple[nn.Module, ModelCard]:
-    """The network to go on with, or a new one.
+    """The network to go on with, or one that begins with the weights that ship.
 
     Raises:
         ValueError: the checkpoint has other classes.
@@ -167,10 +166,12 @@ def open_network(config: Config) -> tuple[nn.Module, ModelCard]:
             )
         return network, card
     torch.manual_seed(0)
-    arch_args: dict[str, Any] = {"outputs": len(config.classes), "widths": list(WIDTHS), "stem": 2}
+    arch_args: dict[str, Any] = {"outputs": len(config.classes), **SMALL}
     names, palette = list(config.classes), palette_of(config.classes)
     card = TASK.card("unet_small", arch_args, classes=names, palette=palette, normalization=NORMALIZATION)
-    return TASK.build(card.arch, **arch_args), card
+    network = TASK.build(card.arch, **arch_args)
+    TASK.initialize(network, "shipped")
+    return network, card
 
 
 if __name__ == "__main__":
