@@ -87,6 +87,7 @@ class Config:
         python potsdam_points/experiments.py --data-root patches --curve 20 300 20000 --minutes-per-run 20
     """
 
+    # Data
     data_root: Path | None = None
     """Folder of patches with dense labels. Without any data flag the built-in demo scenes are used."""
     images: Path | None = None
@@ -97,20 +98,24 @@ class Config:
     """The last N ids are validation; every figure is measured on them."""
     val_ids: tuple[str, ...] = ()
     """Ids that are validation, in place of --val-last: names, or ranges of numbers such as 20-29."""
+    # Trainings
     curve: tuple[int, ...] = (20, 100, 1000, 20000)
     """Numbers of points per image."""
     only: tuple[str, ...] = ()
     """Names of the runs to do; default all: source, source-unweighted, points-N, points-N-method, full."""
     minutes_per_run: float = 5.0
     """Time budget of each training."""
+    # Output
     output_dir: Path = Path("runs/potsdam_points/experiments")
     """Where the trainings go; those that are finished there are not repeated."""
     results_dir: Path | None = None
     """Where table and plot go; default: results in --output-dir."""
+    # Machine
     seed: int = 0
     """Seed of points, weights and order."""
     device: str = "auto"
     """Where to compute."""
+    # Simulated clicks
     active: bool = False
     """Instead of training: simulate sessions of clicking, with several ways to choose the next points."""
     seeds: int = 5

@@ -170,7 +170,7 @@ def test_stages_beyond_the_depth_are_not_built(name):
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("name", ["resnet18", "mit_b0"])
 def test_the_number_of_bands_is_read_off_the_weights(name, channels):
-    encoder = build_encoder(name, channels)
+    encoder = build_encoder(name, channels).eval()
     assert encoder(torch.randn(1, channels, 32, 32))[-1].shape[1] == encoder.widths[-1]
     state = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     assert recognize_encoder(state, "encoder.") == (name, channels)

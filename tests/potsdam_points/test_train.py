@@ -144,7 +144,7 @@ def test_any_classes_from_points_to_masks_and_scores(call, blobs, small, tmp_pat
     points.write_text("\n".join(table))
     classes = ("--classes", "square", "ground", "big disc")
     flags = ("--images", blobs / "Images", "--points-file", points)
-    done = call("train", *flags, *classes, *small, "--epochs", 3, "--samples-per-epoch", 64, "--output-dir", run)
+    done = call("train", *flags, *classes, *small, "--epochs", 8, "--samples-per-epoch", 64, "--output-dir", run)
     assert done.code == 0, done.err
     assert {row["class"] for row in csv.DictReader((run / "points.csv").read_text().splitlines())} == {
         "square",

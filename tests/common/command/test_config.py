@@ -98,7 +98,7 @@ def test_the_command_line_wins_over_yaml_over_base_over_the_dataclass(yaml_file)
         ("note: --skip-bad", ["note", "'--skip-bad' is a flag"]),
         ("widths: [8, --epochs, 99]", ["widths", "'--epochs' is a flag"]),
         ("lr: .nan", ["lr", "'.nan'"]),
-        ("lr: nan", ["lr", "'nan'"]),
+        ("lr: nan", ["--lr nan", "finite"]),
         ("a: [1", ["not valid YAML"]),
     ],
 )

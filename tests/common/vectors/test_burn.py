@@ -338,5 +338,5 @@ def test_corners_beyond_the_edge_of_the_projection_are_one_line(tmp_path):
 
 def test_pixels_without_extent_are_refused(tmp_path):
     path = make_raster(tmp_path / "sheet.tif", place=Affine(1, 0, 440_000, 0, 0, 4_470_000))
-    with pytest.raises(ValueError, match=r"sheet\.tif: its georeference gives pixels no extent"):
+    with pytest.raises(ValueError, match=r"sheet\.tif: .*its georeference is no affine map"):
         Grid.of(path)
