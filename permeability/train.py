@@ -212,7 +212,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
     part = "test" if data.tiles["test"] else "val"
-    parts = {name: tiles_at_own_size(config, data, name) for name in data.split}
+    parts = tiles_at_own_size(config, data)
     tiles = {tile.id: tile for some in parts.values() for tile in some}
     samples = read_samples(parts[part], config.channels)
     scores = score_samples(predictor, samples, len(parts[part]), end_of(config))
@@ -230,17 +230,21 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
     finish_run(run, config, data.facts, history, precision, outcome)
 
 
-def tiles_at_own_size(config: Config, data: Data, part: str) -> list[Tile]:
-    """The tiles of a part in the files' own pixels, also where training reads them at another resolution."""
-    if not config.resolution and part in data.tiles:
-        return data.tiles[part]
-    if not config.resolution:
-        every = plan_tiles(data.found.part(data.split[part]), TILE_SIDE, CONTEXT)
-        return list(islice(every, LOOKED_AT))
-    files = find_files(data.root, config.images, config.labels)
-    sites, _, _ = join_sites(*files, Join(config.reproject, ranges=data.ranges))
-    wanted = {site.id for site in data.found.part(data.split[part])}
-    return list(plan_tiles([site for site in sites if site.id in wanted], TILE_SIDE, CONTEXT))
+def tiles_at_own_size(config: Config, data: Data) -> dict[str, list[Tile]]:
+    """The tiles of each part in the files' own pixels, also where training reads them at another resolution.
+
+    Of the training part, in which label errors are looked for, at most ``LOOKED_AT``.
+    """
+    sites, known = data.found.sites, data.tiles
+    if config.resolution:
+        files = find_files(data.root, config.images, config.labels)
+        sites, known = join_sites(*files, Join(config.reproject, ranges=data.ranges))[0], {}
+    parts = {}
+    for part, ids in data.split.items():
+        wanted = {site.id for site in data.found.part(ids)}
+        planned = plan_tiles([site for site in sites if site.id in wanted], TILE_SIDE, CONTEXT)
+        parts[part] = known[part] if part in known else list(islice(planned, LOOKED_AT if part == "train" else None))
+    return parts
 
 
 def demo_scenes() -> Path:

@@ -19,7 +19,7 @@ from common.command.config import TrainConfig, config_values
 from common.command.progress import Work
 from common.data.pairs import Facts
 from common.files import write_text
-from common.images.display import RGB, Palette, Pixels, stretch, strip
+from common.images.display import RGB, Pixels, stretch, strip
 from common.metrics.split_scores import SplitScores, score_table
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
@@ -195,7 +195,7 @@ def _examples(
         for number, (name, score, _) in enumerate(samples):
             if rows and time.monotonic() >= until:
                 break
-            row = _panels(outcome.example(name), {index: card.palette[index] for index in range(len(card.classes))})
+            row = _panels(outcome.example(name), card)
             columns = [title for title, _ in row]
             strips[group].append((name, score, strip([picture for _, picture in row])))
             if number < DRAWN:
@@ -209,13 +209,13 @@ def _examples(
 def _disputed(suspect: Suspect, outcome: Outcome) -> tuple[str, None, Pixels]:
     """A suspected label error as a picture strip, and what is disputed."""
     card, (sample, part, why) = outcome.card, suspect
-    palette = {index: card.palette[index] for index in range(len(card.classes))}
     names = f"{card.classes[why.label]}, or {card.classes[why.prediction]}?"
-    panels = _panels(outcome.example(sample.id), palette)
-    return f"{sample.id} ({part}): {names} {why.share:.0%}", None, strip([picture for _, picture in panels])
+    row = _panels(outcome.example(sample.id), card)
+    return f"{sample.id} ({part}): {names} {why.share:.0%}", None, strip([picture for _, picture in row])
 
 
-def _panels(example: Example, palette: Palette) -> list[tuple[str, Pixels]]:
+def _panels(example: Example, card: ModelCard) -> list[tuple[str, Pixels]]:
+    palette = {index: card.palette[index] for index in range(len(card.classes))}
     points = {} if example.points is None else {"points": example.points}
     maps = {**points, "truth": example.truth, "prediction": example.prediction}
     return panels(stretch(example.image), maps, palette)

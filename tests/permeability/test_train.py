@@ -257,7 +257,7 @@ def test_masks_on_another_grid_need_a_flag_at_any_resolution(folders, configure,
         config = configure("--reproject", *more, root=root)
         data = train.load_data(config)
         assert data.split["test"] == ["test/9"]
-        assert [tile.id for tile in train.tiles_at_own_size(config, data, "test")] == ["test/9"]
+        assert [tile.id for tile in train.tiles_at_own_size(config, data)["test"]] == ["test/9"]
 
 
 def test_a_validation_part_that_is_ignored_everywhere_is_told(folders, configure, tmp_path):
