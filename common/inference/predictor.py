@@ -142,10 +142,19 @@ class Predictor:
         return predict_array(image, self.probabilities, self.outputs, self.tiling)
 
     def rows(
-        self, read: Read, size: tuple[int, int], *, first_row: int = 0
+        self, read: Read, size: tuple[int, int], *, first_row: int = 0, last_row: int | None = None
     ) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Probabilities of an image that is read window by window, as bands of rows; see `tiling.predict_rows`."""
-        return predict_rows(read, size, self.probabilities, self.outputs, self.tiling, first_row=first_row, ahead=AHEAD)
+        return predict_rows(
+            read,
+            size,
+            self.probabilities,
+            self.outputs,
+            self.tiling,
+            first_row=first_row,
+            last_row=last_row,
+            ahead=AHEAD,
+        )
 
     def band_edges(self, size: tuple[int, int]) -> list[int]:
         """Rows of an image at which its bands end, and 0."""

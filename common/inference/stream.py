@@ -9,7 +9,7 @@ temporary name and then renamed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -112,24 +112,28 @@ class StripReader:
         return np.concatenate(parts)
 
 
-def predict_raster(
+def predict_bands(
     source: Path,
     predictor: Predictor,
-    spool: Spool,
+    layers: Mapping[str, Layer],
+    rows: tuple[int, int],
     *,
     input_range: Range | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Predict a raster into a spool, from the spool's last finished row on.
+) -> Generator[tuple[int, dict[str, NDArray[Any]]]]:
+    """Predict a range of a raster's rows, band by band.
 
     Memory holds some strips of rows: it grows with the raster's width, not with its height.
 
     Args:
         source: any file that GDAL reads: 8 or 16 bits or floats, one band or many, with or without georeference.
         predictor: the network(s).
-        spool: where finished rows go; 255 and NaN where the raster has no data.
+        layers: what is kept of each pixel.
+        rows: first row and end of the range, both ends of bands (`Predictor.band_edges`); what a band holds does not
+            depend on them.
         input_range: values that mean black and white; None = the number type's.
-        progress: called with the number of pixels that were finished since the last call.
+
+    Yields:
+        The first row of a band, and its layers (C, rows, W); 255 and NaN where the raster has no data.
 
     Raises:
         ValueError: the file is damaged, or the network gives NaN.
@@ -140,15 +144,38 @@ def predict_raster(
             return to_channels(data, valid, predictor.channels, input_range)
 
         strips = StripReader(dataset, convert)
-        bands = predictor.rows(strips.read, dataset.shape, first_row=spool.rows)
+        bands = predictor.rows(strips.read, dataset.shape, first_row=rows[0], last_row=rows[1])
         with closing(bands):  # whatever happens, the reading thread ends before the file is closed
             for row, band in bands:
                 valid = strips.take_valid(row, row + band.shape[1])
                 if not np.isfinite(band[:, valid]).all():
                     raise ValueError(f"{source}: {NOT_FINITE}")
-                spool.append(_layers(predictor, band, valid, spool.layers))
-                if progress is not None:
-                    progress(valid.size)
+                yield row, _layers(predictor, band, valid, layers)
+
+
+def predict_raster(
+    source: Path,
+    predictor: Predictor,
+    spool: Spool,
+    *,
+    input_range: Range | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Predict a raster into a spool, from the spool's last finished row on; see `predict_bands`.
+
+    Args:
+        source: the raster.
+        predictor: the network(s).
+        spool: where finished rows go.
+        input_range: values that mean black and white.
+        progress: called with the number of pixels that were finished since the last call.
+    """
+    rows = spool.rows, spool.size[0]
+    with closing(predict_bands(source, predictor, spool.layers, rows, input_range=input_range)) as bands:
+        for _, band in bands:
+            spool.append(band)
+            if progress is not None:
+                progress(band["mask"].size)
 
 
 def _layers(

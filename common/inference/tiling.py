@@ -216,6 +216,7 @@ def predict_rows(
     tiling: Tiling,
     *,
     first_row: int = 0,
+    last_row: int | None = None,
     ahead: int = 0,
 ) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
     """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
@@ -230,25 +231,29 @@ def predict_rows(
             mixed precision take the sigmoid or softmax of ``logits.float()``: bfloat16 probabilities have two digits.
         num_outputs: Channels of the prediction.
         tiling: How the image is cut.
-        first_row: Where to begin: the row after a band handed out before. The bands from there on are the same, bit for
-            bit, as those of a run from the top.
+        first_row: Where to begin: a row at which a band begins.
+        last_row: Where to stop: the end of a band; None = that of the image. The bands in between are the same, bit for
+            bit, as those of a run over the whole image.
         ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
-        The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the image from
-        ``first_row`` on.
+        The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the rows from
+        ``first_row`` to ``last_row`` (excluded).
 
     Raises:
-        ValueError: Bad tile or overlap, a prediction of the wrong shape, memory too small for one tile.
+        ValueError: Bad tile or overlap, rows at which no band ends, a prediction of the wrong shape, memory too small
+            for one tile.
     """
     height, width = size
     windows, edges = tiling.windows(size), tiling.edges(size)
     weights = BlendWeights(windows)
     ring = _Ring(num_outputs, windows[0].height, width, tiling.device)
-    if first_row not in edges:
-        raise ValueError(f"row {first_row} is not the end of a band; those are {edges[1:]}")
-    wanted = [window for window in windows if window.row + window.height > first_row]
-    bands = [band for band in pairwise(edges) if band[0] >= (wanted[0].row if wanted else height)]
+    last_row = height if last_row is None else last_row
+    for row in (first_row, last_row):
+        if row not in edges:
+            raise ValueError(f"row {row} is not the end of a band; those are {edges[1:]}")
+    wanted = [window for window in windows if window.row + window.height > first_row and window.row < last_row]
+    bands = [band for band in pairwise(edges) if (wanted[0].row if wanted else height) <= band[0] < last_row]
     predictions = predict_windows(read, wanted, predict, tiling, ahead=ahead)
     with closing(predictions):
         for window, output in predictions:

@@ -33,7 +33,7 @@ from common.inference.files import Job
 from common.inference.predictor import Predictor
 from common.inference.products import Products
 from common.inference.spool import Layer, Spool, spool_key, workplace
-from common.inference.stream import Streamed, is_streamed, layers_of, open_spool, predict_raster
+from common.inference.stream import Streamed, is_streamed, layers_of, open_spool, predict_bands, predict_raster
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 
@@ -138,6 +138,46 @@ def test_streamed_equals_predicted_in_memory(
     np.testing.assert_allclose(probability[:, raster.valid], expected[:, raster.valid], atol=1e-5)
     sure = ~raster.valid | (np.abs(expected - 0.5).min(0) > 1e-4 if classes == 2 else True)
     assert (spool.read("mask", 0, height)[0] == mask)[sure].mean() > 0.999
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 120),
+    width=st.integers(20, 90),
+    tile=st.integers(12, 48),
+    overlap=st.sampled_from([0.0, 0.25, 0.75]),
+    block=st.sampled_from([0, 16, 32]),
+    classes=st.sampled_from([2, 3]),
+    batch=st.integers(1, 3),
+    hole=st.integers(0, 60),
+    data=st.data(),
+)
+def test_bands_are_the_same_bytes_wherever_a_range_of_rows_begins_and_ends(
+    tmp_path_factory, height, width, tile, overlap, block, classes, batch, hole, data
+):
+    folder = tmp_path_factory.mktemp("cuts")
+    bands = picture(height, width)
+    bands[:, height // 4 : height // 4 + hole, : width - 10] = 0
+    layout = {"tiled": True, "blockxsize": block, "blockysize": block} if block else {"blockysize": 3}
+    source = save(folder / "a.tif", bands, nodata=0, **layout)
+    model = predictor(classes, tile=tile, overlap=overlap, place=2.0)
+    model.batch = batch
+    layers = layers_of(model, probability=True, confidence=True)
+
+    def joined(*cuts):
+        parts = [part for rows in pairwise(cuts) for part in predict_bands(source, model, layers, rows)]
+        assert [row for row, _ in parts] == model.band_edges((height, width))[:-1]
+        return {name: np.concatenate([band[name] for _, band in parts], axis=1).tobytes() for name in layers}
+
+    cuts = sorted(data.draw(st.sets(st.sampled_from(model.band_edges((height, width))[1:-1] or [height]))))
+    assert joined(0, *[cut for cut in cuts if cut < height], height) == joined(0, height)
+
+
+def test_a_range_of_rows_ends_with_a_band(tmp_path):
+    source = save(tmp_path / "a.tif", picture())
+    layers = {"mask": Layer(1, "uint8")}
+    with pytest.raises(ValueError, match="row 7 is not the end of a band"):
+        next(predict_bands(source, predictor(), layers, (0, 7)))
 
 
 @pytest.mark.parametrize("told", ["by the flag", "by the network"])
