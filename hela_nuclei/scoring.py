@@ -19,7 +19,6 @@ from common.losses import LossRecipe
 from common.metrics.counts import ConfusionMatrix
 from common.metrics.split_scores import SplitScores
 from common.training.experiment import Batch, Criterion
-from common.training.state import TrainState
 from hela_nuclei.ctc import CtcScore, drop_border_objects
 from hela_nuclei.data import LoadedFrame
 from hela_nuclei.predict import NucleiPredictor, Prediction
@@ -35,7 +34,7 @@ def build_criterion(recipe: LossRecipe) -> Criterion:
     """
     pixels = recipe.build()
 
-    def criterion(logits: Tensor, batch: Batch, state: TrainState | None = None) -> Tensor:
+    def criterion(logits: Tensor, batch: Batch) -> Tensor:
         total: Tensor = pixels(logits[:, :1], batch["target"])
         if logits.shape[1] > 1:
             valid = batch["target"] != IGNORE
@@ -116,7 +115,7 @@ def score_frames(
             "distance": torch.from_numpy(distance_map(item.labels))[None],
         }
         pairs = zip(criteria, logits, strict=True)
-        losses = [float(criterion(torch.from_numpy(each)[None], batch, None)) for criterion, each in pairs]
+        losses = [float(criterion(torch.from_numpy(each)[None], batch)) for criterion, each in pairs]
         loss = sum(losses) / len(losses)
         scores.update(item.frame.sequence, item.frame.id, item.labels, prediction, loss)
         if time.monotonic() >= until:

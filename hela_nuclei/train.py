@@ -209,7 +209,7 @@ def overfit_one(config: Config, precision: Precision) -> int:
             optimizer.zero_grad()
             with precision.autocast():
                 logits = model(image)
-            loss = criterion(logits.float(), batch, None)
+            loss = criterion(logits.float(), batch)
             torch.autograd.backward(loss)
             optimizer.step()
             guess, truth = (logits[:, 0] >= 0) & valid, (target == 1) & valid

@@ -1,8 +1,8 @@
 """How far do clicks go? ``python potsdam_points/experiments.py --data-root patches --val-last 40 --minutes-per-run 5``.
 
-Trains the source's recipe with and without class weights, ours at several numbers of points with and without the method
-for unlabeled pixels, and ours with full labels. After every run the table and the plot are written anew; runs that are
-done are not repeated, so the command can be stopped and started again.
+Trains the source's recipe with and without class weights, ours at several numbers of points, and ours with full labels.
+After every run the table and the plot are written anew; runs that are done are not repeated, so the command can be
+stopped and started again.
 
 ``--active`` asks another question: which points should be clicked next? See `clicks`.
 """
@@ -44,13 +44,10 @@ DONE = "experiment.json"
 """In the folder of a run that is finished: how it was trained, and its row of the table."""
 SOURCE_POINTS = 20000
 """Points per image of the source's recipe."""
-ON = ("--pseudo", "0.5")
-OFF = ("--pseudo", "0", "--affinity", "0")
 COLUMNS = (
     "run",
     "recipe",
     "points",
-    "unlabeled_pixels",
     "class_weights",
     "minutes",
     "epochs",
@@ -68,20 +65,18 @@ class Run:
     recipe: str
     points: int
     """Per image; 0 = every labeled pixel."""
-    method: bool = False
-    """Whether unlabeled pixels are used."""
     class_weights: bool = True
 
     def flags(self) -> list[str]:
         """What is passed to train.py besides data, budget and folder."""
         flags = ["--config", str(FOLDER / f"{self.recipe}.yaml"), "--points", str(self.points)]
         weights = "--class-weights" if self.class_weights else "--no-class-weights"
-        return [*flags, weights, *(ON if self.method else OFF)]
+        return [*flags, weights]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Measure what points, class weights and unlabeled pixels are worth.
+    """Measure what points and class weights are worth.
 
     Examples:
         python potsdam_points/experiments.py --data-root patches --curve 20 300 20000 --minutes-per-run 20
@@ -102,7 +97,7 @@ class Config:
     curve: tuple[int, ...] = (20, 100, 1000, 20000)
     """Numbers of points per image."""
     only: tuple[str, ...] = ()
-    """Names of the runs to do; default all: source, source-unweighted, points-N, points-N-method, full."""
+    """Names of the runs to do; default all: source, source-unweighted, points-N, full."""
     minutes_per_run: float = 5.0
     """Time budget of each training."""
     # Output
@@ -152,15 +147,12 @@ class Config:
 
 def series(curve: Sequence[int]) -> list[Run]:
     """All runs, in the order of their use: recipes first (with the source's points), then the curve."""
-    runs = [
+    return [
         Run("source", "source", SOURCE_POINTS),
         Run("source-unweighted", "source", SOURCE_POINTS, class_weights=False),
         Run("full", "best", 0),
+        *(Run(f"points-{points}", "best", points) for points in sorted(curve)),
     ]
-    for points in sorted(curve):
-        runs.append(Run(f"points-{points}-method", "best", points, method=True))
-        runs.append(Run(f"points-{points}", "best", points))
-    return runs
 
 
 def main() -> int:
@@ -296,7 +288,6 @@ def row_of(run: Run, config: Config, folder: Path) -> Row:
         "run": run.name,
         "recipe": run.recipe,
         "points": run.points or "all",
-        "unlabeled_pixels": run.method,
         "class_weights": run.class_weights,
         "minutes": config.minutes_per_run,
         "epochs": len(epochs),
@@ -324,7 +315,6 @@ def markdown(rows: Sequence[Row]) -> str:
     header = [
         "run",
         "points",
-        "unlabeled pixels",
         "class weights",
         "minutes",
         "epochs",
@@ -339,7 +329,6 @@ def markdown(rows: Sequence[Row]) -> str:
         cells = [
             row["run"],
             row["points"],
-            yes(row["unlabeled_pixels"]),
             yes(row["class_weights"]),
             row["minutes"],
             row["epochs"],
@@ -366,14 +355,12 @@ def number(value: float | None) -> str:
 
 
 def curve_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Plot mIoU against points per image, with and without unlabeled pixels, and full supervision as a line."""
+    """Plot mIoU against points per image, and full supervision as a line."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for method, style, title in ((True, "o-", "with unlabeled pixels"), (False, "s--", "labeled points alone")):
-        chosen = [r for r in rows if r["recipe"] == "best" and r["points"] != "all" and r["unlabeled_pixels"] == method]
-        points = sorted((int(row["points"]), float(row["miou"])) for row in chosen)
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=title)
+    chosen = [row for row in rows if row["recipe"] == "best" and row["points"] != "all"]
+    if points := sorted((int(row["points"]), float(row["miou"])) for row in chosen):
+        axes.plot(*zip(*points, strict=True), "o-", label="labeled points")
     for row in rows:
         if row["run"] == "full":
             axes.axhline(row["miou"], color="black", linewidth=1, label="every pixel labeled")

@@ -61,6 +61,15 @@ def draw_points(classes: ClassMap, count: int, *, seed: int, image_id: str, samp
     return sparse.reshape(classes.shape)
 
 
+def at_points(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick the labeled pixels: (N, C, H, W) and (N, H, W) -> (1, C, 1, n) and (1, 1, n); n may be 0.
+
+    Every loss over them costs what the points cost, not what the image costs.
+    """
+    labeled = target != IGNORE
+    return logits.movedim(1, -1)[labeled].T[None, :, None, :], target[labeled][None, None, :]
+
+
 def even_quotas(sizes: list[int], total: int) -> list[int]:
     """Share ``total`` among groups as evenly as ``sizes`` allow; what a small group cannot take goes to the others."""
     quotas, left = [0] * len(sizes), total

@@ -68,23 +68,10 @@ class PointCrops:
         patches: images and their (sparse) classes.
         plan: which crops are drawn.
         augment: off (None) = upright crops without changes.
-        teacher: also give ``weak``: the same crop without color changes, for a teacher network.
     """
 
-    def __init__(
-        self,
-        patches: Sequence[LabeledImage],
-        plan: CropPlan,
-        *,
-        augment: Augmentation | None = None,
-        teacher: bool = False,
-    ) -> None:
-        self.patches, self.length, self.augment, self.teacher = (
-            patches,
-            plan.length or len(patches),
-            augment,
-            teacher,
-        )
+    def __init__(self, patches: Sequence[LabeledImage], plan: CropPlan, *, augment: Augmentation | None = None) -> None:
+        self.patches, self.length, self.augment = patches, plan.length or len(patches), augment
         self.crop, self.shrink = plan.crop, plan.shrink
         self.most_points, self.balance = plan.most_points, plan.balance
         self.images: list[NDArray[Any]] = [np.ascontiguousarray(np.moveaxis(patch.image, 0, -1)) for patch in patches]
@@ -107,8 +94,6 @@ class PointCrops:
             side = self.crop // self.shrink
             image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
         sample = {"target": torch.from_numpy(self._target(number, matrix, rng)), "id": patch.id}
-        if self.teacher:
-            sample["weak"] = to_tensor(image)
         if self.augment is not None and self.augment.color > 0:
             image = change_colors(image, self.augment.color, rng)
         return {"image": to_tensor(image), **sample}

@@ -25,7 +25,7 @@ from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.inference.score import score_samples
 from common.losses import SEVERAL_LOGITS, LossRecipe
-from common.networks.precision import Precision, choose_precision
+from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_potsdam
@@ -36,10 +36,17 @@ from common.training.finish import Example, Outcome, finish_run
 from common.training.pictures import thicken
 from common.training.runs import RunFolder, demo_data
 from common.training.suspects import Labeled, without_suspects
-from potsdam_points.criterion import PointCriterion
 from potsdam_points.data import Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, Coding, check_classes, class_counts, palette_of
-from potsdam_points.points import Sampling, class_weights, draw_points, save_class_weights, to_points, write_points
+from potsdam_points.points import (
+    Sampling,
+    at_points,
+    class_weights,
+    draw_points,
+    save_class_weights,
+    to_points,
+    write_points,
+)
 from potsdam_points.samples import NORMALIZATION, Augmentation, CropPlan, PointCrops, WholePatches
 from potsdam_points.task import TASK
 
@@ -106,12 +113,6 @@ class Config(TrainConfig):
     """Exponent of the class weights: 0.5 softens them."""
     gamma: float = 2.0
     """Focal exponent of partial_ce."""
-    pseudo: float = 0.0
-    """Weight of pseudo-labels from the moving average, on unlabeled pixels (needs --ema)."""
-    confidence: float = 0.8
-    """Probability from which on a pseudo-label is believed."""
-    affinity: float = 0.0
-    """Weight of the color-affinity term, on all pixels."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""
@@ -121,10 +122,6 @@ class Config(TrainConfig):
             replace(self, images=None)  # points need no --labels; everything else is checked on this copy
         else:
             super().__post_init__()
-        if self.pseudo > 0 and self.ema == 0:
-            raise ValueError(
-                "--pseudo takes its labels from the moving average of the weights: set --ema too, such as --ema 0.99"
-            )
         if self.shrink < 1 or self.crop_size < 32 * self.shrink or self.crop_size % self.shrink:
             raise ValueError(
                 f"--crop-size {self.crop_size} must be a multiple of --shrink {self.shrink}, at least 32 times as large"
@@ -216,11 +213,9 @@ def build(config: Config, data: Data) -> Experiment:
             balance=config.balance,
             most_points=config.points_per_step,
         ),
-        teacher=config.pseudo > 0,
         augment=Augmentation(config.zoom, config.rotate, config.color) if config.augment else None,
     )
-    precision = choose_precision(config.device, config.amp)
-    criterion = PointCriterion(loss.build(), precision, config.pseudo, config.confidence, config.affinity)
+    loss_of_points = loss.build()
     whole = WholePatches(data.part["val"], shrink=config.shrink)
     return Experiment(
         model,
@@ -228,7 +223,7 @@ def build(config: Config, data: Data) -> Experiment:
         crops,
         whole,
         len(data.part["test"]),
-        criterion,
+        lambda logits, batch: loss_of_points(*at_points(logits, batch["target"])),
         annotate=lambda folder: save_annotation(folder, config, data),
     )
 

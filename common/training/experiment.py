@@ -21,13 +21,10 @@ from common.networks.checkpoint import ModelCard
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.networks.probabilities import Probabilities, probabilities_of
-from common.training.state import TrainState
 
 Batch = dict[str, Any]
-IMAGES = ("image", "weak")
-"""What a batch has for the network, or for a teacher."""
-Criterion = Callable[[Tensor, Batch, TrainState | None], Tensor]
-"""Logits and their batch -> scalar loss; in training the state too, for terms that need the average or the progress."""
+Criterion = Callable[[Tensor, Batch], Tensor]
+"""Logits and their batch -> scalar loss."""
 
 
 class SegmentationData(Protocol):
@@ -87,7 +84,7 @@ class Engine:
     def of(cls, experiment: Experiment, precision: Precision, stop: StopRequest | None = None) -> Engine:
         """That of an experiment: its own criterion, or the loss that its card names."""
         loss = experiment.card.loss.build()
-        criterion = experiment.criterion or (lambda logits, batch, state: loss(logits, batch["target"]))
+        criterion = experiment.criterion or (lambda logits, batch: loss(logits, batch["target"]))
         card = experiment.card
         return cls(criterion, probabilities_of(card), precision, stop, card.normalization, len(card.classes))
 
@@ -99,8 +96,7 @@ class Engine:
     def receive(self, batch: Batch) -> Batch:
         """A batch on the device, its images normalized."""
         moved = to_device(batch, self.precision.device)
-        images = {name: normalize(moved[name], self.normalization) for name in IMAGES if name in moved}
-        return {**moved, **images}
+        return {**moved, "image": normalize(moved["image"], self.normalization)}
 
     def classes(self, logits: Tensor, threshold: float) -> Tensor:
         """Class indices (N, H, W) of logits; of two classes the foreground where its P is at least the threshold."""

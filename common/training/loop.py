@@ -91,7 +91,7 @@ def train_one_epoch(
 def _add_gradients(state: TrainState, batch: Batch, engine: Engine, forward: nn.Module, group: int) -> None:
     """Add a batch's gradients, its loss and its hits to those of its group of batches and of the epoch."""
     logits = engine.logits(forward, batch)
-    loss = engine.criterion(logits, batch, state)
+    loss = engine.criterion(logits, batch)
     value = float(loss.detach())
     if not math.isfinite(value):
         names = ", ".join(map(str, batch["id"]))
@@ -157,7 +157,7 @@ def evaluate(
     for batch in progress(_loader(data, workers, batch_size=1), what, "image"):
         batch = engine.receive(batch)
         logits = _at_size(engine.logits(model, batch), batch["target"].shape[-2:])
-        name, loss = str(batch["id"][0]), float(engine.criterion(logits, batch, None))
+        name, loss = str(batch["id"][0]), float(engine.criterion(logits, batch))
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"the loss of {name} is {loss} in evaluation; lower --lr or look at the file")
         scores.update(engine.probabilities(logits), batch["target"], loss, [name])

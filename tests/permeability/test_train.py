@@ -296,7 +296,7 @@ def test_the_loss_is_that_of_the_flags(configure, fitted):
     assert experiment.card.loss == LossRecipe("ce+focal", label_smoothing=0.3) and experiment.criterion is None
     logits, target = torch.randn(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)
     expected = build_loss("ce+focal", label_smoothing=0.3)(logits, target)
-    loss = Engine.of(experiment, Precision(torch.device("cpu"), None)).criterion(logits, {"target": target}, None)
+    loss = Engine.of(experiment, Precision(torch.device("cpu"), None)).criterion(logits, {"target": target})
     assert torch.equal(loss, expected)
 
 

@@ -51,6 +51,6 @@ SMALL = (
 )  # fmt: skip
 
 small, trained = training_fixtures(
-    "blobs", SMALL, "--epochs", "4", "--samples-per-epoch", "128", "--pseudo", "0.5", "--ema", "0.9", "--color",
+    "blobs", SMALL, "--epochs", "4", "--samples-per-epoch", "128", "--ema", "0.9", "--color",
     "0.2", "--balance", "0.5", "--augment",
 )  # fmt: skip

@@ -200,13 +200,6 @@ def test_some_points_of_many_are_drawn_anew_for_each_crop():
     assert not torch.equal(some, others)
 
 
-def test_the_teacher_sees_the_crop_without_color_changes():
-    data = PointCrops([patch()], CropPlan(crop=64, shrink=2), augment=Augmentation(color=1.0), teacher=True)
-    plain = PointCrops([patch()], CropPlan(crop=64, shrink=2), augment=Augmentation())
-    assert torch.equal(data[(0, 3)]["weak"], plain[(0, 3)]["image"])
-    assert not torch.equal(data[(0, 3)]["weak"], data[(0, 3)]["image"])
-
-
 def test_changed_colors_stay_in_range():
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
     for seed in range(20):

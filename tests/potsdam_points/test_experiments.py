@@ -10,12 +10,11 @@ from potsdam_points.experiments import Config, Run, markdown, series, write_resu
 from potsdam_points.labels import CLASSES
 
 
-def row(run, points, miou, method=False, recipe="best"):
+def row(run, points, miou, recipe="best"):
     values = {
         "run": run,
         "recipe": recipe,
         "points": points,
-        "unlabeled_pixels": method,
         "class_weights": True,
         "minutes": 5.0,
     }
@@ -29,34 +28,31 @@ def test_the_series_holds_every_comparison():
         "source",
         "source-unweighted",
         "full",
-        "points-20-method",
         "points-20",
-        "points-1000-method",
         "points-1000",
     ]
     assert runs["full"].points == 0
     assert "--no-class-weights" in runs["source-unweighted"].flags()
-    assert runs["points-20"].flags()[-4:] == ["--pseudo", "0", "--affinity", "0"]
-    assert runs["points-20-method"].flags()[-2:] == ["--pseudo", "0.5"]
+    assert runs["points-20"].flags()[-3:] == ["--points", "20", "--class-weights"]
 
 
 def test_table_and_plot_are_written(tmp_path):
     rows = [
         row("source", 1000, 0.4, recipe="source"),
         row("full", "all", 0.8),
-        row("points-20-method", 20, 0.6, True),
-        row("points-20", 20, 0.5),
+        row("points-20", 20, 0.6),
+        row("points-1000", 1000, 0.5),
     ]
     write_results(rows, tmp_path)
     table = csv.DictReader((tmp_path / "experiments.csv").read_text().splitlines())
     assert [line["miou"] for line in table] == ["0.4", "0.8", "0.6", "0.5"]
-    assert "| points-20-method | 20 | yes | yes | 5.0 | 9 | 0.600 | 75% |" in markdown(rows)
+    assert "| points-20 | 20 | yes | 5.0 | 9 | 0.600 | 75% |" in markdown(rows)
     assert "low_vegetation" not in markdown(rows)
     assert (tmp_path / "points_curve.png").stat().st_size > 5000
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"--only best is no run.*points-100-method"):
+    with pytest.raises(ValueError, match=r"--only best is no run.*points-100"):
         Config(only=("best",))
     with pytest.raises(ValueError, match="--minutes-per-run"):
         Config(minutes_per_run=0)
@@ -79,10 +75,10 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_are(call, tmp_path, mon
     RunFolder(tmp_path / "out" / "points-20").create(TrainConfig())  # stopped half-way
     (tmp_path / "out" / "points-20" / "best_iou.pt").write_text("half")
     result = call("experiments", *flags)
-    assert result.code == 1 and "5 trainings, 30 min at most in all" in result.err
+    assert result.code == 1 and "4 trainings, 24 min at most in all" in result.err
     assert not (tmp_path / "out" / "points-20" / "best_iou.pt").exists()
     assert (tmp_path / "out" / "results" / "experiments.md").is_file()
-    assert trained == ["source", "source-unweighted", "full", "points-20-method", "points-20"]
+    assert trained == ["source", "source-unweighted", "full", "points-20"]
     trained.clear()
     assert call("experiments", *flags).code == 1
     assert trained == ["full"]

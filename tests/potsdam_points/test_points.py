@@ -4,7 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.losses import build_loss
 from potsdam_points.points import (
+    at_points,
     class_weights,
     draw_points,
     even_quotas,
@@ -121,3 +123,21 @@ def test_class_weights_are_median_over_frequency(tmp_path):
     assert torch.allclose(weights, torch.tensor([median / 600, median / 300, 0, median / 90, median / 10, 0]).float())
     save_class_weights(tmp_path / "class_weights.pt", weights)
     assert torch.equal(torch.load(tmp_path / "class_weights.pt", weights_only=True), weights)
+
+
+def test_losses_at_points_equal_those_over_the_image():
+    torch.manual_seed(0)
+    target = torch.full((2, 32, 32), 255)
+    target.view(-1)[torch.randperm(target.numel())[:20]] = torch.randint(0, 6, (20,))
+    logits = torch.randn(2, 6, 32, 32)
+    for name in ("partial_ce", "ce", "dice", "focal"):
+        loss = build_loss(name)
+        assert torch.allclose(loss(*at_points(logits, target)), loss(logits, target), atol=1e-6)
+
+
+def test_a_crop_without_points_is_fine():
+    logits = torch.randn(2, 6, 32, 32, requires_grad=True)
+    loss = build_loss("partial_ce+dice")(*at_points(logits, torch.full((2, 32, 32), 255)))
+    loss.backward()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()

@@ -60,7 +60,6 @@ def test_saved_points_repeat_a_run(trained, blobs, call, small, tmp_path):
 
 def test_mistakes_before_the_first_step(call, blobs, tmp_path):
     call("train", "--data-root", tmp_path / "no").mistake("--data-root", "no")
-    call("train", "--data-root", blobs, "--pseudo", 1, "--ema", 0).mistake("--pseudo", "--ema")
     call("train", "--data-root", blobs, "--crop-size", 63).mistake("--crop-size 63")
     call("train", "--data-root", blobs, "--points-file", tmp_path / "no.csv").mistake("no.csv")
     (tmp_path / "x.yaml").write_text("decodr: skip\n")
@@ -79,7 +78,7 @@ def test_unknown_colors_stop_training_unless_told(call, tmp_path, blobs):
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(call, blobs, small, tmp_path, monkeypatch):
-    flags = ["--data-root", blobs, *small, "--epochs", 2, "--samples-per-epoch", 16, "--pseudo", 0.5, "--ema", 0.9]
+    flags = ["--data-root", blobs, *small, "--epochs", 2, "--samples-per-epoch", 16, "--ema", 0.9]
     check_resume(call, monkeypatch, tmp_path, *flags)
 
 

@@ -26,13 +26,13 @@ def test_bytes_and_numbers_in_0_to_1_become_the_same(normalization):
     assert torch.equal(unit, kept) and (given.numpy() == image).all(), "what is given stays"
 
 
-def test_a_training_normalizes_what_the_network_and_a_teacher_see():
+def test_a_training_normalizes_what_the_network_sees():
     card = ModelCard("t", "a", {}, ["x", "y"], {0: (0, 0, 0), 1: (1, 1, 1)}, NAMED, loss=LossRecipe("bce"))
     engine = Engine.of(Experiment(torch.nn.Identity(), card, [], []), Precision(torch.device("cpu"), None))
     image = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     target = torch.ones(2, 4, 4, dtype=torch.int64)
-    got = engine.receive({"image": image, "weak": image / 255, "target": target, "id": ["a", "b"]})
+    got = engine.receive({"image": image, "target": target, "id": ["a", "b"]})
     expected = normalize(image / 255, NAMED)
-    assert torch.allclose(got["image"], expected, atol=1e-5) and torch.allclose(got["weak"], expected, atol=1e-5)
+    assert torch.allclose(got["image"], expected, atol=1e-5)
     assert torch.equal(got["target"], target) and got["id"] == ["a", "b"]
     assert torch.allclose(engine.logits(torch.nn.Identity(), got), expected, atol=1e-5)

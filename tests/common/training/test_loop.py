@@ -83,7 +83,7 @@ def network(norm=True):
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *middle, nn.Conv2d(4, 1, 1))
 
 
-def criterion(logits, batch, state):
+def criterion(logits, batch):
     return F.binary_cross_entropy_with_logits(logits[:, 0], batch["target"].float())
 
 
