@@ -1,7 +1,8 @@
 import runpy
+import shutil
 import subprocess
 import sys
-import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,27 @@ def test_a_misspelt_name_is_exit_2_and_names_the_nearest(call, words, text):
     assert code == 2 and text in err and len(err.splitlines()) == 1
 
 
-def test_the_installed_command_is_this_one_and_brings_what_it_reads():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    assert project["project"]["scripts"]["seg"] == "common.command.seg:main"
-    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "common.command.cli.VERSION"
-    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert {name.rstrip("*") for name in packages} == {"common", *TASKS}
-    assert {"*.yaml", "*.j2"} <= set(project["tool"]["setuptools"]["package-data"]["*"])
+def test_the_wheel_brings_the_command_and_all_that_it_reads(tmp_path):
+    tree, wheels = tmp_path / "tree", tmp_path / "wheels"
+    for name in ("common", "weights", *TASKS):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.txt"):
+        shutil.copy(ROOT / name, tree)
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(wheels)], cwd=tree, capture_output=True, check=True)
+    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+        found = set(wheel.namelist())
+        points = next(name for name in found if name.endswith("entry_points.txt"))
+        assert "seg = common.command.seg:main" in wheel.read(points).decode()
+    assert f"plain_segmentation-{VERSION}.dist-info/METADATA" in found
+    read = {".py", ".yaml", ".j2", ".html", ".js", ".css", ".pt"}
+    needed = {
+        path.relative_to(tree).as_posix()
+        for path in tree.rglob("*")
+        if path.suffix in read and "build" not in path.parts
+    }
+    assert needed <= found, needed - found
+    assert {"weights/aerial.pt", "weights/nuclei.pt", "potsdam_points/labeling/page/index.html"} <= needed
 
 
 def test_version(call):
