@@ -31,7 +31,9 @@ INPUT, OUTPUT = Path("input_images"), Path("output_images")
 
 @dataclass(frozen=True)
 class Config(InferConfig):
-    """Segment images of any size. Without inputs: input_images/ to output_images/<name>_mask.png in palette colors.
+    """Segment images of any size.
+
+    Without inputs, or of input_images/ alone, as its source: to output_images/<name>_mask.png in palette colors.
 
     Examples:
         python potsdam_points/infer.py folder/ --tta
@@ -41,16 +43,17 @@ class Config(InferConfig):
 def main() -> int:
     """Find inputs, load networks, segment one input after another."""
     config = parse_flags(Config)
+    inputs = config.input or (INPUT,)
+    as_source = tuple(inputs) == (INPUT,)
     if not config.input and not INPUT.is_dir():
         raise FileNotFoundError(
             f"no INPUT given and there is no folder {INPUT}/; pass images or folders, or make that folder"
         )
-    paths = find_images(config.input or (INPUT,))
+    paths = find_images(inputs)
     predictor, tags = load_predictor(config, TASK)
-    folder = config.output_dir or (Path("outputs") / TASK.name if config.input else OUTPUT)
-
+    folder = config.output_dir or (OUTPUT if as_source else Path("outputs") / TASK.name)
     products = config.products(tags)
-    if not config.input:
+    if as_source:
         colored = Extra("_mask.png", partial(write_colors, predictor.card.palette))
         products = replace(products, prob=False, overlay=False, extra=colored)
     return infer_inputs(config, paths, predictor, folder, products)

@@ -82,12 +82,13 @@ def test_masks_are_right_and_alike_for_all_kinds_of_files(trained, pictures, blo
     assert (masks["large"][96:192, 96:192] == masks["sixteen"]).mean() > 0.9
 
 
-def test_without_inputs_the_sources_folders_are_used(trained, geotiff, blobs, call, tmp_path):
+@pytest.mark.parametrize("inputs", [(), ("input_images/",)])
+def test_without_inputs_the_sources_folders_are_used(trained, geotiff, blobs, call, tmp_path, inputs):
     here = tmp_path / "here"
     (here / "input_images").mkdir(parents=True)
     (here / "input_images" / "geo.tif").write_bytes(geotiff.read_bytes())
     Image.fromarray(tifffile.imread(blobs / "Images" / "Image_8.tif")).save(here / "input_images" / "a.jpg")
-    result = call("infer", "--checkpoint", trained[0] / "best_iou.pt", cwd=here)
+    result = call("infer", *inputs, "--checkpoint", trained[0] / "best_iou.pt", cwd=here)
     assert result.code == 0, result.err
     assert sorted(path.name for path in (here / "output_images").iterdir()) == [
         "a_mask.png",
