@@ -28,8 +28,9 @@ from common.files import OutputFolder, atomic_path, relative_source, write_text
 from common.images.display import Pixels
 from common.images.ranges import range_warning
 from common.images.write import Arrays, write_mask, write_picture, write_probability
-from common.inference.files import announce, each_input, keep_apart, keep_inputs, working
+from common.inference.files import announce, each_input, keep_apart, keep_inputs
 from common.inference.flags import PredictConfig, load_predictor
+from common.inference.job import working
 from common.inference.products import SAFE_STEM, give_names
 from common.inference.spool import workplace
 from common.inference.stream import warn_of_range

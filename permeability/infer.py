@@ -31,9 +31,10 @@ from common.command.config import parse_flags
 from common.data.inputs import find_images, output_stems
 from common.images.gdal import decoding, open_raster
 from common.images.write import GEOTIFF
-from common.inference.files import complaint, infer_inputs
+from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig, load_predictor
 from common.inference.products import Extra
+from common.inference.tally import complaint
 from common.networks.checkpoint import ModelCard
 from permeability.task import TASK
 

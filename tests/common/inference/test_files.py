@@ -18,8 +18,9 @@ from common.files import RECORD, OutputFolder
 from common.images import write
 from common.images.gdal import open_raster
 from common.inference import files
-from common.inference.files import Job, infer_inputs
+from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig
+from common.inference.job import Job
 from common.inference.predictor import Predictor
 from common.inference.products import Extra, Products, polygon_classes
 from common.inference.spool import workplace

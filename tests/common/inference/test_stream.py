@@ -29,7 +29,7 @@ from common.files import RECORD, OutputFolder
 from common.images.display import overlay, stretch
 from common.images.ranges import to_channels
 from common.images.rasters import read_raster
-from common.inference.files import Job
+from common.inference.job import Job
 from common.inference.predictor import Predictor
 from common.inference.products import Products
 from common.inference.spool import Layer, Spool, spool_key, workplace
