@@ -8,7 +8,8 @@ What they all promise, through the one function `labeled_pixels`:
 
 - the sums run in fp32 (fp64 stays fp64) outside autocast, so fp16 and bf16 logits give finite losses;
 - logits under ignored pixels influence neither value nor gradient;
-- a target without a labeled pixel gives 0.0 with a graph, so ``backward`` leaves zero gradients and not NaN.
+- a target without a labeled pixel gives 0.0 with a graph, so ``backward`` leaves zero gradients and not NaN;
+- where several processes share a batch, sums are added up before they are divided: the loss is that of the whole batch.
 
 `build_loss` turns a name such as ``"0.3*ce+0.7*dice"`` into a module; `LossRecipe` is what a checkpoint keeps of it.
 """
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.labels import IGNORE
+from common.processes import total
 
 
 class LabeledPixels(NamedTuple):
@@ -85,11 +87,22 @@ def _class_weight(weight: Tensor | Sequence[float], pixels: LabeledPixels) -> Te
     return vector
 
 
-def _mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Average a loss per pixel over valid pixels; one that is weighted already is divided by the sum of ``weight``."""
+def labeled_mean(loss: Tensor, valid: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Average a loss per pixel over valid pixels; one that is weighted already is divided by the sum of ``weight``.
+
+    Args:
+        loss: ``(N, H, W)``, or of any other shape.
+        valid: bool of that shape.
+        weight: the same, if pixels do not count alike.
+    """
     mass = valid if weight is None else weight.masked_fill(~valid, 0.0)
-    total = mass.sum().to(loss.dtype)
-    return loss.masked_fill(~valid, 0.0).sum() / torch.where(total > 0, total, 1.0)
+    return _quotient(loss.masked_fill(~valid, 0.0).sum(), mass.sum())
+
+
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    """Divide two sums of the batch, of all processes that share it; 0 for nothing over nothing."""
+    above, below = total(torch.stack([above, below.to(above.dtype)])).unbind()
+    return above / torch.where(below > 0, below, 1.0)
 
 
 def _surprise(logits: Tensor, target: Tensor) -> Tensor:
@@ -124,7 +137,7 @@ def cross_entropy(
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
         weights = None if weight is None else _class_weight(weight, pixels)
         loss = F.cross_entropy(scores, pixels.target, weights, reduction="none", label_smoothing=label_smoothing)
-        return _mean(loss, pixels.valid, None if weights is None else weights[pixels.target])
+        return labeled_mean(loss, pixels.valid, None if weights is None else weights[pixels.target])
 
 
 def bce(logits: Tensor, target: Tensor) -> Tensor:
@@ -136,7 +149,7 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
     if logits.shape[1] != 1:
         raise ValueError(f"bce needs one logit channel, got {logits.shape[1]}; use ce")
     with labeled_pixels(logits, target) as pixels:
-        return _mean(_surprise(pixels.logits, pixels.target), pixels.valid)
+        return labeled_mean(_surprise(pixels.logits, pixels.target), pixels.valid)
 
 
 def _focal_terms(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
@@ -164,7 +177,7 @@ def focal(
     """
     with labeled_pixels(logits, target) as pixels:
         weights = None if weight is None else _class_weight(weight, pixels)
-        return _mean(_focal_terms(pixels.logits, pixels.target, gamma, weights), pixels.valid)
+        return labeled_mean(_focal_terms(pixels.logits, pixels.target, gamma, weights), pixels.valid)
 
 
 def partial_cross_entropy(
@@ -184,7 +197,7 @@ def partial_cross_entropy(
         weights = None if weight is None else _class_weight(weight, pixels)
         points = pixels.logits.movedim(1, -1)[pixels.valid]
         loss = _focal_terms(points, pixels.target[pixels.valid], gamma, weights)
-        return loss.sum() / max(len(points), 1)
+        return _quotient(loss.sum(), pixels.valid.sum())
 
 
 def _overlap(logits: Tensor, target: Tensor, score: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
@@ -201,11 +214,12 @@ def _overlap(logits: Tensor, target: Tensor, score: Callable[[Tensor, Tensor, Te
         sums = []
         for label, plane in enumerate(probability.unbind(dim=1), start=int(binary)):
             here = (pixels.target == label) & pixels.valid
-            sums.append(torch.stack([(plane * here).sum(), (plane * pixels.valid).sum(), here.sum().to(plane.dtype)]))
-        intersection, predicted, truth = torch.stack(sums, dim=1).unbind()
+            counts = [here.sum().to(plane.dtype), pixels.valid.sum().to(plane.dtype)]
+            sums.append(torch.stack([(plane * here).sum(), (plane * pixels.valid).sum(), *counts]))
+        intersection, predicted, truth, pixel_count = total(torch.stack(sums, dim=1)).unbind()
         present = truth > 0
         safe_truth = torch.where(present, truth, 1.0)  # absent classes must not divide by zero, not even behind a mask
-        absent_loss = predicted / pixels.valid.sum().clamp_min(1) if binary else torch.zeros_like(predicted)
+        absent_loss = predicted / pixel_count.clamp_min(1) if binary else torch.zeros_like(predicted)
         loss = torch.where(present, 1.0 - score(intersection, predicted, safe_truth), absent_loss)
         return loss.sum() / present.sum().clamp_min(1)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.command.progress import progress
 from common.labels import IGNORE
-from common.losses import LossRecipe
+from common.losses import LossRecipe, labeled_mean
 from common.metrics.counts import ConfusionMatrix
 from common.metrics.split_scores import SplitScores
 from common.training.experiment import Batch, Criterion
@@ -37,9 +37,8 @@ def build_criterion(recipe: LossRecipe) -> Criterion:
     def criterion(logits: Tensor, batch: Batch) -> Tensor:
         total: Tensor = pixels(logits[:, :1], batch["target"])
         if logits.shape[1] > 1:
-            valid = batch["target"] != IGNORE
             per_pixel = F.binary_cross_entropy_with_logits(logits[:, 1], batch["distance"], reduction="none")
-            total = total + (per_pixel * valid).sum() / valid.sum().clamp(min=1)
+            total = total + labeled_mean(per_pixel, batch["target"] != IGNORE)
         return total
 
     return criterion

@@ -16,6 +16,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 import torch
 from torch import nn
 
+from common import processes
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
 from common.data.pairs import Facts, require_usable, say_facts, say_notes
@@ -81,6 +82,8 @@ class Config(TrainConfig):
         LossRecipe.of_config(vars(self)).check(ONE_LOGIT)
         if 0 < self.crop_size < SMALLEST_SIDE:
             raise ValueError(f"--crop-size {self.crop_size} must be 0 (whole frames) or at least {SMALLEST_SIDE}")
+        if self.overfit_one and processes.launched():
+            raise ValueError("--overfit-one is for one process; start it without torchrun")
         if min(self.widths) < 1:
             raise ValueError(f"--widths {' '.join(map(str, self.widths))} must be greater than 0")
 
@@ -98,8 +101,8 @@ class Data:
 def main() -> int:
     """Load data, build, fit, finish; or only see whether one frame can be learned by heart."""
     folder = Path(__file__).resolve().parent
-    config = load_train_config(Config, folder)
-    if config.overfit_one:
+    config = None if processes.launched() else load_train_config(Config, folder)
+    if config is not None and config.overfit_one:
         seed_everything(config.seed)
         return overfit_one(config, choose_precision(config.device, config.amp))
     return run_training(TASK, Config, folder, load_data, build, finish)

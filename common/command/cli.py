@@ -53,6 +53,10 @@ class DiskFull(RuntimeError):
     """The disk is full; the text says what is kept and how to go on."""
 
 
+class ProcessLost(RuntimeError):
+    """Another process of the same training has ended; the text says how to go on."""
+
+
 class StopRequest:
     """Notes SIGINT and SIGTERM so that a loop can end where its state is whole; a second signal ends at once."""
 
@@ -86,10 +90,10 @@ def one_line(error: Exception) -> str:
 
 
 class Voice:
-    """What stderr heard last, and how a line gets past the bars on it."""
+    """What stderr heard last, how a line gets past the bars on it, and who speaks, where several processes do."""
 
     def __init__(self) -> None:
-        self.spoke = STARTED
+        self.spoke, self.prefix = STARTED, ""
         self.pause: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
 
@@ -99,7 +103,7 @@ VOICE = Voice()
 def say(message: str) -> None:
     """Print one line of progress to stderr."""
     with VOICE.pause():
-        print(message, file=sys.stderr, flush=True)
+        print(VOICE.prefix + message, file=sys.stderr, flush=True)
     VOICE.spoke = time.monotonic()
 
 
@@ -143,7 +147,7 @@ def exit_code(main: Callable[[], int]) -> int:
     except NonFiniteLoss as error:
         say(f"error: {error}")
         return NON_FINITE
-    except DiskFull as error:
+    except (DiskFull, ProcessLost) as error:
         say(f"error: {error}")
         return PARTIAL
     except Interrupted as error:

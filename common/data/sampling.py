@@ -22,9 +22,13 @@ class EpochBatches(Sampler[list[Key]]):
         length: number of samples in the dataset.
         batch_size: samples per batch; an incomplete last batch is left out, unless it is the only one.
         seed: seed of the run.
+        rank: number of this process among ``processes``, which share every batch; at most ``batch_size``, so that none
+            goes without.
+        processes: how many there are; the order does not depend on it.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.rank, self.processes = rank, processes
         self.length, self.batch_size, self.seed = length, min(batch_size, length), seed
         self.epoch = 0
         self.first_batch = 0
@@ -34,10 +38,10 @@ class EpochBatches(Sampler[list[Key]]):
         return self.length // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield the epoch's batches from ``first_batch`` on."""
+        """Yield the epoch's batches from ``first_batch`` on, this process' share of each."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.length).tolist()
         seeds = rng.integers(0, 2**31, self.length).tolist()
         for batch in range(self.first_batch, len(self)):
             part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield list(zip(order[part], seeds[part], strict=True))
+            yield list(zip(order[part], seeds[part], strict=True))[self.rank :: self.processes]

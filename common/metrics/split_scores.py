@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +100,19 @@ class SplitScores:
                 areas = single.counts.sum(1)
                 mixed = int((areas >= MIXED * areas.sum()).sum()) > 1
                 self.per_image.append(ImageScore(name, score, mixed))
+
+    def join(self, gathered: Callable[[Any], list[Any]], add_up: Callable[[Tensor], Tensor]) -> None:
+        """Take in the scores of the other processes, to which the images were dealt in turn (with ``quick`` alone).
+
+        Args:
+            gathered: a value -> those of all processes.
+            add_up: sums a tensor over the processes in place.
+        """
+        add_up(self.confusion.counts)
+        add_up(self.curve.counts)
+        dealt = zip_longest(*gathered(list(zip(self.ids, self.losses, strict=True))))
+        images = [image for turn in dealt for image in turn if image is not None]
+        self.ids, self.losses, self.n_images = [name for name, _ in images], [loss for _, loss in images], len(images)
 
     def result(self) -> dict[str, Any]:
         """The scores under the keys of ``SCORE_KEYS``; undefined = None."""

@@ -150,7 +150,7 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
     check_weights(payload["model"], path)
     training = payload.get("training", {})
     if "training" in payload:
-        check_table(TRAINING, training, "training state", path, optional=("hits",))  # older runs have none
+        check_table(TRAINING, training, "training state", path, optional=("hits", "others_rng"))
     return card, payload["model"], training
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from common import processes
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -55,7 +57,19 @@ def _device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     elif not available[name]:
         raise ValueError(f"--device {name} is not available here; use --device cpu or auto")
-    return torch.device(name)
+    return _own_gpu() if name == "cuda" else torch.device(name)
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process, the only one that it uses; a single process uses the current one."""
+    if not processes.launched():
+        return torch.device("cuda")
+    number, gpus = processes.local_rank(), torch.cuda.device_count()
+    if number >= gpus:
+        raise ValueError(f"this machine has {gpus} GPU(s): start with --nproc-per-node={gpus}, or use --device cpu")
+    device = torch.device("cuda", number)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _fast_type(device: torch.device) -> torch.dtype | None:

@@ -132,6 +132,7 @@ CARD = {
     "config": PLAIN,
     "data_root": TEXT,
 }
+RNG = _has("torch", "cuda", "numpy", "python")
 TRAINING = {
     "epoch": COUNT,
     "batch": COUNT,
@@ -158,7 +159,8 @@ TRAINING = {
     "scaler": PLAIN,
     "average": Check("averaged weights, or nothing", lambda v: v is None or weights_problem(v) is None),
     "average_updates": COUNT,
-    "rng": Check("the state of the random generators", _has("torch", "cuda", "numpy", "python")),
+    "rng": Check("the state of the random generators", RNG),
+    "others_rng": Check("such a state of every further process", lambda v: isinstance(v, list) and all(map(RNG, v))),
 }
 RULES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("its palette lacks a class", lambda card: set(range(len(card.classes))) <= card.palette.keys()),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common import processes
 from common.command.cli import STARTED
 from common.command.config import TrainConfig
 from common.command.progress import duration
@@ -35,7 +36,7 @@ class Budget:
     Args:
         ends: when the command should end.
         scored: images of the part that the final scores are of.
-        image_seconds: for predicting and judging one image.
+        image_seconds: for predicting and judging one image in one process.
         finish_seconds: kept for final scores, pictures and report; at most half of what is left.
     """
 
@@ -70,8 +71,8 @@ class Budget:
         return self.ends - self.finish_seconds
 
     def optimization_end(self, images: int) -> float:
-        """When optimization must end for a validation of so many images to fit."""
-        return self.validation_end - SLOWER * self.image_seconds * images
+        """When optimization must end for a validation of so many images, shared by all processes, to fit."""
+        return self.validation_end - SLOWER * self.image_seconds * math.ceil(images / processes.count())
 
     def watched(self, images: int, seed: int, now: float) -> Sequence[int]:
         """Which of so many validation images every epoch is judged by: as many as fit into a third of the time.
@@ -81,6 +82,6 @@ class Budget:
         if math.isinf(self.ends):
             return range(images)
         room = max(self.validation_end - now, 0.0) / 3
-        fitting = int(room / max(SLOWER * self.image_seconds, 1e-9))
+        fitting = processes.count() * int(room / max(SLOWER * self.image_seconds, 1e-9))
         order: list[int] = np.random.default_rng(seed).permutation(images).tolist()
         return order[: max(1, min(images, fitting))]

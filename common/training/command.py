@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from common import processes
 from common.command.config import TrainConfig
 from common.command.progress import Work
 from common.networks.precision import Precision, choose_precision
@@ -16,6 +17,7 @@ from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything
 from common.training.pictures import preview
 from common.training.runs import RunFolder, load_train_config, open_run
+from common.training.together import check_processes, together
 
 LEAST_BYTES = 100
 """Of memory that training takes for every pixel of a batch, whatever the network: its input and first features."""
@@ -44,19 +46,31 @@ def run_training(
     Returns:
         The exit code.
     """
-    config = load_train_config(config_type, folder)
-    run = open_run(task.name, config)
-    precision = choose_precision(config.device, config.amp)
-    seed_everything(config.seed)
-    with Work("reading and checking the data"):
-        data = load_data(config)
-    with Work("building the network and its samples"):
-        experiment = build(config, data)
-    check_memory(config, len(experiment.train_data))
-    if config.preview:
-        return preview(experiment, run, config.seed)
-    state = fit(experiment, config, run, precision)
-    finish(run, config, data, state.history, precision)
+
+    def open_training() -> tuple[Config, RunFolder]:
+        config = load_train_config(config_type, folder)
+        return config, open_run(task.name, config)
+
+    def prepare() -> tuple[Data, Experiment]:
+        seed_everything(config.seed)
+        with Work("reading and checking the data"):
+            data = load_data(config)
+        with Work("building the network and its samples"):
+            experiment = build(config, data)
+        check_memory(config, len(experiment.train_data))
+        check_processes(config, len(experiment.train_data))
+        return data, experiment
+
+    with together():
+        config, run = processes.from_first(open_training)
+        precision = processes.in_turn(lambda: choose_precision(config.device, config.amp))
+        data, experiment = processes.in_turn(prepare)
+        first = processes.is_first()
+        if config.preview:
+            return preview(experiment, run, config.seed) if first else 0
+        state = fit(experiment, config, run, precision)
+    if first:  # alone from here on
+        finish(run, config, data, state.history, precision)
     return 0
 
 

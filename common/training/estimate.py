@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from common import processes
 from common.command.cli import say
 from common.command.config import TrainConfig
 from common.command.progress import Work, duration
@@ -54,15 +55,19 @@ def time_forward(model: nn.Module, image: Tensor, precision: Precision) -> float
 
 
 def estimate(experiment: Experiment, config: TrainConfig, batches: int, precision: Precision) -> Estimate:
-    """Estimate epochs of so many batches; a sample of a training step is taken as three forward passes."""
+    """Estimate epochs of so many batches; a sample of a training step is taken as three forward passes.
+
+    Of several processes, each takes its share of a batch and of the validation images.
+    """
     image = torch.as_tensor(experiment.val_data[0]["image"])
     seen = normalize(image[None], experiment.card.normalization)[0]
     with Work("measuring the network's speed"):
         seconds = time_forward(experiment.model, seen, precision)
     ratio = torch.as_tensor(experiment.train_data[(0, 0)]["image"]).numel() / image.numel()
-    batch = 3 * seconds * ratio * min(config.batch_size, len(experiment.train_data))
+    samples = min(config.batch_size, len(experiment.train_data))
+    batch = 3 * seconds * ratio * math.ceil(samples / processes.count())
     step = batch * min(config.grad_accum, batches)
-    return Estimate(seconds, step, seconds * len(experiment.val_data) + batch * batches)
+    return Estimate(seconds, step, seconds * math.ceil(len(experiment.val_data) / processes.count()) + batch * batches)
 
 
 def print_plan(state: TrainState, config: TrainConfig, precision: Precision, batches: int, seconds: float) -> None:
@@ -70,8 +75,9 @@ def print_plan(state: TrainState, config: TrainConfig, precision: Precision, bat
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     left = duration(seconds * (config.epochs - state.epoch))
     planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left}"
+    shared = f", {processes.count()} processes" if processes.count() > 1 else ""
     say(
-        f"network: {parameters:.3f} M parameters on {precision}; {config.epochs} epochs x {batches} batches, "
+        f"network: {parameters:.3f} M parameters on {precision}{shared}; {config.epochs} epochs x {batches} batches, "
         f"{duration(seconds)} an epoch, {planned} on this device"
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import processes
 from common.command.cli import FULL, DiskFull, one_line, say
 from common.command.config import (
     ELSEWHERE,
@@ -48,6 +49,8 @@ MAY_CHANGE = frozenset({
 
 class RunFolder:
     """One training's folder: checkpoints, configuration, history, TensorBoard events, pictures, the report.
+
+    Of several processes only the first one writes.
 
     Args:
         path: the folder; `create` makes it.
@@ -180,9 +183,16 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self.close()
 
+    def save_best(self, name: str, state: TrainState, card: ModelCard) -> None:
+        """Write the weights that were validated, as ``best_iou.pt`` or ``best_loss.pt``."""
+        if processes.is_first():
+            save_checkpoint(self.path / name, card, state.inference_model.state_dict())
+
     def save_last(self, state: TrainState, card: ModelCard) -> None:
-        """Write ``last.pt``: weights and everything that resuming needs."""
-        save_checkpoint(self.path / "last.pt", card, state.model.state_dict(), training=state.snapshot())
+        """Write ``last.pt``: weights and everything that resuming needs, of all processes."""
+        snapshot = state.snapshot()
+        if processes.is_first():
+            save_checkpoint(self.path / "last.pt", card, state.model.state_dict(), training=snapshot)
 
     def restore(self, state: TrainState, task: str) -> None:
         """Bring ``state`` back to where the resumed run stopped, and ``metrics.csv`` with it.
@@ -195,6 +205,8 @@ class RunFolder:
         assert self.resume_from is not None
         _, model, training = self._read(task)
         state.restore(model, training)
+        if not processes.is_first():
+            return
         if state.history:
             write_history(self.path / "metrics.csv", state.history)
         for best in (self.resume_from.with_name("best_iou.pt"), self.resume_from.with_name("best_loss.pt")):
@@ -208,6 +220,8 @@ class RunFolder:
 
         The curves wait while epochs are so short that drawing them would take a good part of the time.
         """
+        if not processes.is_first():
+            return
         write_history(self.path / "metrics.csv", history)
         if time.monotonic() - self._drawn > 20 * self._drawing:
             started = time.monotonic()

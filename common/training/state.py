@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common import processes
 from common.training.schedule import Schedule
 
 PLAIN = (
@@ -76,7 +77,11 @@ class TrainState:
         return self.average.module if self.average else self.model
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain values and tensors only, so that the checkpoint loads with ``weights_only=True``."""
+        """Plain values and tensors only, so that the checkpoint loads with ``weights_only=True``.
+
+        All processes take it together: each one's random generators are in it.
+        """
+        rng, *others = processes.gathered(rng_state())
         return {
             **{name: getattr(self, name) for name in PLAIN},
             "optimizer": self.optimizer.state_dict(),
@@ -84,7 +89,8 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "average": self.average.module.state_dict() if self.average else None,
             "average_updates": self.average.updates if self.average else 0,
-            "rng": rng_state(),
+            "rng": rng,
+            **({"others_rng": others} if others else {}),
         }
 
     def restore(self, model: dict[str, Tensor], saved: dict[str, Any]) -> None:
@@ -116,7 +122,15 @@ class TrainState:
             self.scaler.load_state_dict(saved["scaler"])
         for name in PLAIN:
             setattr(self, name, saved.get(name, getattr(self, name)))
-        set_rng_state(saved["rng"])
+        if processes.is_first():
+            set_rng_state(saved["rng"])
+            return
+        self.hits = [[0 for _ in row] for row in self.hits]  # the first one has those of all
+        others = saved.get("others_rng", [])
+        if len(others) == processes.count() - 1:
+            set_rng_state(others[processes.rank() - 1])
+        else:
+            draw_apart(self.step)
 
 
 def _check_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -133,6 +147,11 @@ def _check_moments(optimizer: torch.optim.Optimizer) -> None:
         sound = not any(bool(mean.isnan().any()) for mean in means) and not bool((means[1] < 0).any())
         if not sound or not float(entries["step"]) >= 1:
             raise ValueError("the run to resume is damaged: its optimizer's state holds impossible numbers")
+
+
+def draw_apart(seed: int) -> None:
+    """Let this process draw otherwise than the others that have drawn alike so far, such as in dropout."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, processes.rank())).generate_state(1)[0]))
 
 
 def rng_state() -> dict[str, Any]:
