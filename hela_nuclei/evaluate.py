@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
 from common.data.pairs import say_notes
-from common.inference.predictor import AS_SUITS, Predictor
+from common.inference.predictor import Cut, Predictor
 from common.inference.score import EvaluateConfig, ids_of_split
 from common.metrics.split_scores import print_scores
 from common.networks.precision import choose_precision
@@ -45,8 +45,8 @@ def main() -> int:
     """Load, predict, score, print."""
     config = parse_flags(Config)
     checkpoints, precision = TASK.checkpoints(config.checkpoint), choose_precision(config.device, config.amp)
-    tiling = replace(AS_SUITS, tta=config.tta)
-    predictor = Predictor.load(TASK, checkpoints, precision, tiling, threshold=config.threshold)
+    cut = Cut(tta=config.tta)
+    predictor = Predictor.load(TASK, checkpoints, precision, cut, threshold=config.threshold)
     wanted = ids_of_split(predictor.card, config)
     found = find_frames(config.data_root, images=config.images, labels=config.labels, truth=config.truth)
     say_notes(found.notes())

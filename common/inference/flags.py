@@ -10,9 +10,8 @@ from typing import Literal
 import tyro
 
 from common.command.config import Amp, Device, check_prediction, check_range
-from common.inference.predictor import Predictor
+from common.inference.predictor import Cut, Predictor
 from common.inference.products import Extra, Products, Refine, free_bytes, provenance
-from common.inference.tiling import Tiling
 from common.inference.windows import check_overlap
 from common.networks.precision import choose_precision
 from common.networks.task import Task
@@ -40,9 +39,9 @@ class PredictConfig:
     tta: bool = False
     """Average over flips: four times slower, a little better."""
     tile_size: int = 0
-    """Side of the tiles in which larger images are predicted, pixels (0 = what suits the network)."""
-    overlap: float = 0.25
-    """Share of a tile that the next one covers again."""
+    """Side of the tiles in which larger images are predicted, pixels (0 = what takes the least time)."""
+    overlap: float | None = None
+    """What tiles share: a share of their side (0.25) or pixels (64); default: twice as far as the network sees."""
     # Output
     output_dir: Path | None = None
     """Where results go; default outputs/<task>."""
@@ -62,7 +61,8 @@ class PredictConfig:
             raise ValueError(
                 f"--tile-size {self.tile_size} must be at least {SMALLEST_TILE} pixels, or 0 for what suits the network"
             )
-        check_overlap(self.overlap)
+        if self.overlap is not None:
+            check_overlap(self.overlap, self.tile_size)
         check_prediction(self.threshold, self.scale)
         check_range(self.input_range)
         free_bytes(self.output_dir or Path())
@@ -118,7 +118,7 @@ def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[s
         FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
     """
     checkpoints = task.checkpoints(config.checkpoint)
-    tiling = Tiling(config.tile_size, config.overlap, config.tta)
+    cut = Cut(config.tile_size, config.overlap, config.tta)
     precision = choose_precision(config.device, config.amp)
-    predictor = Predictor.load(task, checkpoints, precision, tiling, scale=config.scale, threshold=config.threshold)
+    predictor = Predictor.load(task, checkpoints, precision, cut, scale=config.scale, threshold=config.threshold)
     return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)

@@ -6,10 +6,12 @@ Networks read an image at the scale they were trained at; tiles and blending are
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Generator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from common.networks.checkpoint import ModelCard
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.networks.probabilities import class_probabilities, foreground_probability
+from common.networks.reach import FARTHEST, measure_reach
 from common.networks.task import Task
 
 BATCHES = {"cuda": 8, "mps": 4}
@@ -33,7 +36,33 @@ AHEAD = 2
 """Batches of tiles that are read while the network works on another."""
 
 
-AS_SUITS = Tiling(tile=0)
+MOST = 3 << 18
+"""Pixels of the network's input in a tile whose size is planned: the maps of larger ones leave a CPU's caches."""
+LARGEST = 1 << 24
+"""Pixels of the image in such a tile, of networks that read it at a part of its size."""
+WIDEST = 128
+"""Pixels of the network's input that tiles share at most, unless the flags say so."""
+
+
+QUARTER = 0.25
+"""Share of a tile of a given size, or of a network that sees far, that the next one covers again."""
+LARGE = (8192, 8192)
+
+
+class Cut(NamedTuple):
+    """How the flags want images to be cut."""
+
+    tile: int = 0
+    """Side of the tiles, pixels of the image; 0 = planned for each image."""
+    overlap: float | None = None
+    """A share of the tile below 1, else pixels; None = twice the network's reach."""
+    tta: bool = False
+    """Average over flips."""
+    usual: int = 512
+    """Side of the tiles where only the overlap is given, or where the network sees too far for any overlap."""
+
+
+PLANNED = Cut()
 
 
 class Predictor:
@@ -42,9 +71,7 @@ class Predictor:
     Args:
         networks: each with its card: scale, normalization, classes.
         precision: device and mixed precision.
-        tile: side of the tiles of larger images, pixels of the image.
-        overlap: share of a tile that the next one covers again.
-        tta: average over flips.
+        cut: how larger images are cut into tiles.
         scale: images are read at this multiple of their size; None = each network's own.
         threshold: two classes: foreground iff P >= threshold; None = the mean of the networks' own.
 
@@ -57,9 +84,7 @@ class Predictor:
         networks: Sequence[tuple[nn.Module, ModelCard]],
         precision: Precision,
         *,
-        tile: int = 512,
-        overlap: float = 0.25,
-        tta: bool = False,
+        cut: Cut = PLANNED,
         scale: float | None = None,
         threshold: float | None = None,
     ) -> None:
@@ -79,9 +104,10 @@ class Predictor:
         check_prediction(threshold, scale)
         self.threshold = float(np.mean([card.threshold for card in cards])) if threshold is None else threshold
         self.outputs = (1 if self.binary else len(self.card.classes)) + len(self.card.maps)
-        self.precision, self.tile, self.overlap, self.tta = precision, tile, overlap, tta
+        self.precision, self.cut = precision, cut
         self.batch = BATCHES.get(precision.device.type, 1)
         self.fixed = scale is not None
+        self._reaches: dict[int, int] = {}  # by number of the network; shared with what `at` gives
         self.notes: set[str] = set()  # what was said of how images are read
         self._networks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
 
@@ -93,7 +119,9 @@ class Predictor:
         """This predictor for images of so many metres per pixel, read at a resolution that its networks saw."""
         fitted = copy.copy(self)
         fitted._networks = [(network, card.scale_at(gsd), card) for network, _, card in self._networks]
-        fitted.tile = round(self.tile * self._networks[0][1] / fitted._networks[0][1])
+        larger = self._networks[0][1] / fitted._networks[0][1]
+        tile, usual = (round(side * larger) for side in (self.cut.tile, self.cut.usual))
+        fitted.cut = self.cut._replace(tile=tile, usual=usual)
         return fitted
 
     @classmethod
@@ -102,17 +130,15 @@ class Predictor:
         task: Task,
         checkpoints: Sequence[Path],
         precision: Precision,
-        tiling: Tiling = AS_SUITS,
+        cut: Cut = PLANNED,
         *,
         scale: float | None = None,
         threshold: float | None = None,
     ) -> Predictor:
-        """Load checkpoints of a task; a ``tile`` of 0 = what suits the first network."""
+        """Load checkpoints of a task, whose usual tiles suit the first network."""
         networks = [task.load(path) for path in checkpoints]
-        tile = tiling.tile or task.tile_of(networks[0][1], scale)
-        return cls(
-            networks, precision, tile=tile, overlap=tiling.overlap, tta=tiling.tta, scale=scale, threshold=threshold
-        )
+        cut = cut._replace(usual=task.tile_of(networks[0][1], scale))
+        return cls(networks, precision, cut=cut, scale=scale, threshold=threshold)
 
     def ranges(self, given: Range | None = None) -> ValueRanges:
         """Values that mean black and white: those given, else those of the training, else the number type's.
@@ -127,19 +153,42 @@ class Predictor:
         """Bands that the networks read."""
         return int(self.card.arch_args.get("channels", 3))
 
-    @property
-    def tiling(self) -> Tiling:
-        """How images are cut: tiles that every network's scale divides."""
+    def tiling(self, size: tuple[int, int]) -> Tiling:
+        """How an image of a height and width is cut: into tiles that every network's scale divides.
+
+        It depends on the networks, the flags, the size and the kind of device alone. If neither tile nor overlap is
+        given, tiles share twice the networks' reach and are as large as takes the least time. The reach is the cards',
+        or measured once for an image of more than one tile.
+        """
         stride = max(max(1, round(1 / scale)) for _, scale, _ in self._networks)
         device, amp = self.precision.device, self.precision.amp_dtype
-        return Tiling(self.tile, self.overlap, self.tta, self.batch, stride, device, amp)
+        tile, overlap, tta, usual = self.cut
+        finest = max(scale for _, scale, _ in self._networks)
+        most = max(min(round(MOST / finest**2), LARGEST), usual**2)
+        if tile or overlap is not None or math.prod(size) <= most:
+            side, share = tile or (usual if overlap is not None else max(size)), QUARTER if overlap is None else overlap
+            return Tiling(side, share, tta, self.batch, stride, device, amp)
+        reach = self._reach()
+        if reach is None:
+            return Tiling(usual, QUARTER, tta, self.batch, stride, device, amp)
+        shared = round(min(2 * reach, WIDEST / finest))
+        return Tiling(0, shared + -shared % stride, tta, self.batch, stride, device, amp, most)
+
+    def _reach(self) -> float | None:
+        """How far the networks see, in pixels of the image; None if farther than is measured."""
+        for number, (network, _, card) in enumerate(self._networks):
+            if number not in self._reaches:
+                self._reaches[number] = card.reach or measure_reach(network, card)
+        if max(self._reaches.values()) >= FARTHEST:
+            return None
+        return max(self._reaches[number] / scale for number, (_, scale, _) in enumerate(self._networks))
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes.
 
         The further maps of the networks' cards, in 0...1, follow them.
         """
-        return predict_array(image, self.probabilities, self.outputs, self.tiling)
+        return predict_array(image, self.probabilities, self.outputs, self.tiling(image.shape[1:]))
 
     def rows(
         self, read: Read, size: tuple[int, int], *, first_row: int = 0, last_row: int | None = None
@@ -150,7 +199,7 @@ class Predictor:
             size,
             self.probabilities,
             self.outputs,
-            self.tiling,
+            self.tiling(size),
             first_row=first_row,
             last_row=last_row,
             ahead=AHEAD,
@@ -158,7 +207,7 @@ class Predictor:
 
     def band_edges(self, size: tuple[int, int]) -> list[int]:
         """Rows of an image at which its bands end, and 0."""
-        return self.tiling.edges(size)
+        return self.tiling(size).edges(size)
 
     def classify(self, probability: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Class indices (H, W): P >= threshold with two classes, else the most probable one."""
@@ -171,22 +220,24 @@ class Predictor:
         for network, _, _ in self._networks:
             network.compile()
 
-    def settings(self) -> dict[str, object]:
-        """All that probabilities and classes depend on besides the weights."""
+    def settings(self, size: tuple[int, int]) -> dict[str, object]:
+        """All that probabilities and classes of an image of a size depend on besides the weights."""
         scales = [scale for _, scale, _ in self._networks]
         own = {"threshold": self.threshold, "scales": scales, "precision": str(self.precision)}
-        return own | {key: value for key, value in vars(self.tiling).items() if key not in ("device", "amp_dtype")}
+        return own | {
+            key: value for key, value in vars(self.tiling(size)).items() if key not in ("device", "amp_dtype")
+        }
 
     def seconds_per_pixel(self) -> float:
-        """Time of one small prediction, per pixel: the base of estimates."""
-        side = min(256, self.tile)
+        """Time of one small prediction, per pixel of a large image: the base of estimates."""
+        side = min(256, self.cut.usual)
         image = np.zeros((self.channels, side, side), np.float32)
         seconds = []
         for _ in range(2):  # the first one sets up kernels
             started = time.monotonic()
             self(image)
             seconds.append(time.monotonic() - started)
-        return min(seconds) / side**2 / (1 - self.overlap) ** 2
+        return min(seconds) / side**2 * self.tiling(LARGE).redundancy(LARGE)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Of tiles (N, C, h, w) in 0...1: (N, 1, h, w) P(foreground), or (N, K, h, w) for more classes; then maps."""
@@ -221,7 +272,7 @@ class Predictor:
             logits = self.logits(tiles)
             return torch.cat([self._mean_probability(logits), *logits], dim=1)
 
-        maps = predict_array(image, predict, self.outputs + sum(counts), self.tiling)
+        maps = predict_array(image, predict, self.outputs + sum(counts), self.tiling(image.shape[1:]))
         probability, *logits = np.split(maps, np.cumsum([self.outputs, *counts[:-1]]))
         return probability, logits
 

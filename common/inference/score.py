@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from common.command.config import Amp, Device, check_pair
 from common.command.progress import Work
 from common.data.pairs import require_usable, value_rows
 from common.images.ranges import ValueRanges
-from common.inference.predictor import AS_SUITS, Predictor
+from common.inference.predictor import Cut, Predictor
 from common.inference.resolution import fitted
 from common.metrics.split_scores import SplitScores, check_root, print_scores
 from common.networks.checkpoint import ModelCard
@@ -121,7 +121,7 @@ def evaluate_command(
     """
     checkpoints, precision = task.checkpoints(config.checkpoint), choose_precision(config.device, config.amp)
     options: dict[str, float | None] = {"scale": config.scale, "threshold": config.threshold}
-    predictor = Predictor.load(task, checkpoints, precision, replace(AS_SUITS, tta=config.tta), **options)
+    predictor = Predictor.load(task, checkpoints, precision, Cut(tta=config.tta), **options)
     found = load(predictor, ids_of_split(predictor.card, config))
     require_usable(found.images, found.problems, skip_bad=True)
     value_rows(found.ranges)

@@ -287,7 +287,7 @@ def open_spool(
     """The spool of a run: a new one, or what a run with the same input, checkpoints and options left behind."""
     layers = layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
     arguments = {
-        **predictor.settings(),
+        **predictor.settings(size),
         "checkpoints": products.tags.get("checkpoint_sha256"),
         "range": value_range,
         "layers": sorted(layers),

@@ -22,7 +22,14 @@ from torch import Tensor
 from common.command.cli import is_out_of_memory
 from common.images.windows import Window
 from common.inference.read_ahead import read_ahead
-from common.inference.windows import BlendWeights, plan_windows
+from common.inference.windows import (
+    ALIGNED,
+    BlendWeights,
+    cheapest_tile,
+    check_overlap,
+    plan_windows,
+    shared_pixels,
+)
 from common.networks.padding import pad_to_multiple
 
 Predictor = Callable[[Tensor], Tensor]
@@ -41,9 +48,10 @@ class Tiling:
     """
 
     tile: int = 512
-    """Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding."""
+    """Side of a window; rounded up to a multiple of ``stride``, so that inner windows see no padding.
+    0 = for each image what takes the least time, any rectangle of at most ``most`` pixels."""
     overlap: float = 0.25
-    """Least fraction of a window shared with its neighbor, 0-0.9."""
+    """What a window shares with its neighbor at least: a fraction of its side, 0-0.9, or pixels, from 2 on."""
     tta: bool = False
     """Average over flips."""
     batch: int = 4
@@ -54,16 +62,28 @@ class Tiling:
     """Where the network runs."""
     amp_dtype: torch.dtype | None = None
     """Mixed precision; None = full precision."""
+    most: int = 0
+    """Pixels of a window that is planned."""
 
     def __post_init__(self) -> None:
-        """Check the batch; `plan_windows` checks tile and overlap."""
+        """Check the numbers."""
         if self.batch < 1:
             raise ValueError(f"the tile batch must be at least 1, got {self.batch}")
+        if self.tile < 0 or (self.tile == 0 and self.most < 1):
+            raise ValueError(f"--tile-size must be a positive number of pixels, got {self.tile}")
+        check_overlap(self.overlap, self.tile)
 
     def windows(self, size: tuple[int, int]) -> list[Window]:
         """The windows of an image of a height and width."""
-        tile = self.tile + -self.tile % self.stride if self.tile > 0 else self.tile
-        return plan_windows(*size, tile, self.overlap)
+        side = self.tile + -self.tile % self.stride
+        shared = shared_pixels(self.overlap, side)
+        if side:
+            return plan_windows(*size, (side, side), shared)
+        return plan_windows(*size, cheapest_tile(size, shared, self.most, math.lcm(self.stride, ALIGNED)), shared)
+
+    def redundancy(self, size: tuple[int, int]) -> float:
+        """Pixels that are predicted for each one of an image."""
+        return sum(window.height * window.width for window in self.windows(size)) / math.prod(size)
 
     def edges(self, size: tuple[int, int]) -> list[int]:
         """Rows at which the bands of `predict_rows` begin, and the last one's end."""

@@ -21,25 +21,33 @@ from common.images.windows import Window
 Profile = npt.NDArray[np.float64]
 
 MAX_OVERLAP = 0.9
+FEWEST_PIXELS = 2
+"""Overlaps from this number on are pixels, smaller ones shares."""
 ALIGNED = 32
 """Pixels: the total stride of most networks."""
+TILE_COST = 1 << 15
+"""Pixels that take the time which every tile costs beside its own ones."""
+EQUAL = 1.02
+"""Plans whose times differ by no more than this factor are equal."""
+LEAST_SIDE = 128
+"""Pixels: sides of tiles that are planned are hardly smaller."""
 OUTER = 3 / 8
 """Share of the strip in common with a neighbor in which a window hardly counts."""
 FAINT = 1e-6
 """What it still counts there: nothing that shows, but never nothing at all."""
 
 
-def plan_axis(size: int, tile: int, overlap: float) -> list[int]:
+def plan_axis(size: int, tile: int, shared: int) -> list[int]:
     """First pixels of the windows along one axis: the fewest that keep the overlap, evenly spread, none outside.
 
-    Neighbors are at most ``round(tile * (1 - overlap))`` pixels apart. Where the last window would stick out, all
+    Neighbors are at most ``tile - shared`` pixels apart. Where the last window would stick out, all
     strides shrink a little; shifting only that window inwards would give it a much larger overlap than the others.
     As far as that allows, all but the last begin at multiples of `ALIGNED`, or half of it and so on: a network that
     halves its maps then takes the same pixels together in every window, and windows agree where they overlap.
     """
     if size <= tile:
         return [0]
-    stride = max(1, round(tile * (1.0 - overlap)))
+    stride = max(1, tile - shared)
     gaps = math.ceil((size - tile) / stride)
     align = ALIGNED
     while align > 1 and (4 * align > stride or math.ceil((size - tile) / align) > gaps * (stride // align)):
@@ -48,36 +56,88 @@ def plan_axis(size: int, tile: int, overlap: float) -> list[int]:
     return [*(index * steps // gaps * align for index in range(gaps)), size - tile]
 
 
-def plan_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
-    """Windows of ``min(tile, height) x min(tile, width)`` pixels that cover an image exactly, row by row.
+def plan_windows(height: int, width: int, tile: tuple[int, int], shared: int) -> list[Window]:
+    """Windows of ``min(tile, side)`` pixels that cover an image exactly, row by row.
 
     Args:
         height: Rows of the image.
         width: Columns of the image.
-        tile: Side of a window in pixels.
-        overlap: Least fraction of a window shared with its neighbor, 0-0.9.
+        tile: Height and width of a window in pixels.
+        shared: Pixels that a window has in common with its neighbor at least.
 
     Raises:
-        ValueError: ``tile`` or a side is not positive, or ``overlap`` is outside 0-0.9.
+        ValueError: a side is not positive.
     """
-    if tile <= 0:
-        raise ValueError(f"--tile-size must be a positive number of pixels, got {tile}")
-    check_overlap(overlap)
+    if min(tile) <= 0:
+        raise ValueError(f"--tile-size must be a positive number of pixels, got {min(tile)}")
     if height <= 0 or width <= 0:
         raise ValueError(f"an image of {height} x {width} pixels has nothing to predict")
-    size = min(tile, height), min(tile, width)
-    columns = plan_axis(width, tile, overlap)
-    return [Window(row, col, *size) for row in plan_axis(height, tile, overlap) for col in columns]
+    size = min(tile[0], height), min(tile[1], width)
+    rows, columns = plan_axis(height, tile[0], shared), plan_axis(width, tile[1], shared)
+    return [Window(row, col, *size) for row in rows for col in columns]
 
 
-def check_overlap(overlap: float) -> None:
-    """Refuse a share of a tile that is none.
+def check_overlap(overlap: float, tile: int = 0) -> None:
+    """Refuse an overlap that is neither a share of a tile nor a number of pixels.
+
+    Args:
+        overlap: 0-0.9: a share; from 2 on: pixels.
+        tile: side of the tiles; 0 = not known yet.
 
     Raises:
-        ValueError: it is outside 0-0.9.
+        ValueError: it is something else, or more than 0.9 of the tile.
     """
-    if not 0.0 <= overlap <= MAX_OVERLAP:
-        raise ValueError(f"--overlap must lie between 0 and {MAX_OVERLAP} (a fraction of the tile), got {overlap}")
+    pixels = overlap >= FEWEST_PIXELS and float(overlap).is_integer()
+    if not (0.0 <= overlap <= MAX_OVERLAP or pixels):
+        raise ValueError(
+            f"--overlap must be a share of the tile, 0 to {MAX_OVERLAP}, or whole pixels, {FEWEST_PIXELS} or more; "
+            f"got {overlap}"
+        )
+    if pixels and tile and overlap > MAX_OVERLAP * tile:
+        raise ValueError(f"--overlap {overlap:g} must be at most {MAX_OVERLAP} of a tile, whose side is {tile}")
+
+
+def shared_pixels(overlap: float, tile: int) -> int:
+    """Pixels that neighboring tiles of a side have in common: those given, or a share."""
+    return round(overlap) if overlap >= FEWEST_PIXELS else tile - max(1, round(tile * (1.0 - overlap)))
+
+
+def cheapest_tile(size: tuple[int, int], shared: int, most: int, align: int = ALIGNED) -> tuple[int, int]:
+    """Height and width of the tiles with which an image takes the least time.
+
+    A tile takes the time of its pixels and of `TILE_COST` more. Every number of rows and columns of tiles is looked at;
+    tiles as wide as the image save the overlap across. Of those within `EQUAL` of the best the lowest are taken: they
+    need the least memory.
+
+    Args:
+        size: of the image.
+        shared: pixels that neighbors have in common.
+        most: pixels of a tile.
+        align: sides are multiples of this, unless they are the image's.
+    """
+    if math.prod(size) <= most:
+        return size
+    heights, widths = (_sides(side, shared, align) for side in size)
+    plans = [
+        (rows * columns * (height * width + TILE_COST), height, width)
+        for rows, height in heights
+        for columns, width in widths
+        if height * width <= most
+    ]
+    if not plans:  # only where a tile can hardly hold the overlap
+        return (smallest := min(heights[-1][1], widths[-1][1])), smallest
+    limit = EQUAL * min(plans)[0]
+    return min((height, width) for cost, height, width in plans if cost <= limit)
+
+
+def _sides(size: int, shared: int, align: int) -> list[tuple[int, int]]:
+    """Numbers of tiles along an axis and the side that each then needs, down to four times the overlap."""
+    found = [(1, size)]
+    least = max(LEAST_SIDE, 4 * shared)
+    while found[-1][1] > least and (count := found[-1][0] + 1):
+        side = math.ceil((size + (count - 1) * shared) / count)
+        found.append((count, min(size, side + -side % align)))
+    return found
 
 
 def blend_profile(length: int, shared: int = 0, ends: tuple[bool, bool] = (False, False)) -> Profile:

@@ -60,6 +60,8 @@ class ModelCard:
     """The resolved training configuration."""
     gsd: tuple[float, float] = (0.0, 0.0)
     """Finest and coarsest ground resolution of the training, metres per pixel of the network's input; 0 = unknown."""
+    reach: int = 0
+    """How far the network sees, pixels of its input (`common.networks.reach`); 0 = not measured."""
     data_root: str = ""
     """Where the training data lay, so that evaluation can tell whether a root is another one."""
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from common.inference.predictor import Predictor
+from common.inference.predictor import Cut, Predictor
 from common.networks.precision import choose_precision
 from hela_nuclei.model import recognize
 from hela_nuclei.predict import NucleiPredictor
@@ -153,8 +153,9 @@ def test_predictions_of_any_size_scale_and_several_networks():
     card = TASK.card("unet", {"outputs": 2, "channels": 1}, maps=("distance",))
     networks = [(lively(TASK.build("unet", outputs=2)), card) for _ in range(2)]
 
-    def nuclei(networks, **options):
-        return NucleiPredictor(Predictor(networks, choose_precision("cpu", "off"), threshold=0.5, **options))
+    def nuclei(networks, tile=0, tta=False, **options):
+        cut = Cut(tile, tta=tta)
+        return NucleiPredictor(Predictor(networks, choose_precision("cpu", "off"), cut=cut, threshold=0.5, **options))
 
     image = np.random.default_rng(0).random((37, 90), np.float32)
     one, two, both = (nuclei(n)(image) for n in (networks[:1], networks[1:], networks))

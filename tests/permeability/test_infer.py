@@ -114,7 +114,8 @@ def test_mistakes_are_told(infer, easy, call, tmp_path):
     assert untrained.code == 0 and "ships" in untrained.err and "permeability/train.py" in untrained.err
 
 
-def test_tiles_overlap_by_a_quarter(trained, easy, call, tmp_path, monkeypatch):
+def test_tiles_are_the_sources_where_nothing_is_planned(trained, easy, call, tmp_path, monkeypatch):
+    from common.inference.predictor import Cut
     from permeability import infer
 
     seen = []
@@ -124,5 +125,5 @@ def test_tiles_overlap_by_a_quarter(trained, easy, call, tmp_path, monkeypatch):
     )
     call("infer", easy / "INSUMOS/ORTOFOTOS/sheet4.tif", "--checkpoint", trained[0] / "best_iou.pt")
     (predictor,) = seen
-    assert (predictor.tile, predictor.overlap) == (512, 0.25)
+    assert predictor.cut == Cut(usual=512)
     assert predictor.threshold == load_checkpoint(trained[0] / "best_iou.pt")[0].threshold > 0

@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
 
-from common.inference.predictor import Predictor
-from common.inference.tiling import Tiling
+from common.inference.predictor import Cut, Predictor
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from potsdam_points.labels import CLASSES, PALETTE
@@ -64,7 +63,7 @@ def test_the_originals_checkpoints_give_its_logits(original, tmp_path, wrap):
 
 def test_the_undefined_class_is_dropped_at_inference(original, tmp_path):
     torch.save(original.state_dict(), tmp_path / "best_model.pth")
-    predictor = Predictor.load(TASK, [tmp_path / "best_model.pth"], Precision(torch.device("cpu"), None), Tiling(300))
+    predictor = Predictor.load(TASK, [tmp_path / "best_model.pth"], Precision(torch.device("cpu"), None), Cut(300))
     image = torch.rand(1, 3, 300, 300)
     with torch.inference_mode():
         expected = original(F.avg_pool2d(image, 2))[:, :6].softmax(1)[0]

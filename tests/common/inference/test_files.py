@@ -21,7 +21,7 @@ from common.inference import files
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig
 from common.inference.job import Job
-from common.inference.predictor import Predictor
+from common.inference.predictor import Cut, Predictor
 from common.inference.products import Extra, Products, polygon_classes
 from common.inference.spool import workplace
 from common.inference.stream import is_streamed
@@ -50,7 +50,7 @@ def predictor(classes=3, **options):
     names = ["background", "roof", "tree"][:classes]
     card = ModelCard("toys", "toy", {}, names, COLORS, threshold=0.5)
     network = Bands(1 if classes == 2 else classes)
-    return Predictor([(network, card)], Precision(torch.device("cpu"), None), tile=40, **options)
+    return Predictor([(network, card)], Precision(torch.device("cpu"), None), cut=Cut(40), **options)
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_networks_of_four_bands_are_estimated_and_not_mixed_with_others(tmp_path
         return nn.Conv2d(bands, 1, 1), ModelCard("toys", "toy", {"channels": bands}, ["background", "roof"], COLORS)
 
     cpu = Precision(torch.device("cpu"), None)
-    four = Predictor([network(4)], cpu, tile=40)
+    four = Predictor([network(4)], cpu, cut=Cut(40))
     assert files.announce({tmp_path / "a.tif": 2_000_000}, four, tmp_path, 10.0) == {tmp_path / "a.tif": 2_000_000}
     with pytest.raises(ValueError, match="cannot be averaged: they read 3 and 4 bands"):
         Predictor([network(4), network(3)], cpu)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.inference.predictor import Predictor, confidence_of, fold_batch_norm, rescale
+from common.inference.predictor import Cut, Predictor, confidence_of, fold_batch_norm, rescale
+from common.inference.tiling import Tiling
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
+from common.networks.reach import FARTHEST
 
 CPU = Precision(torch.device("cpu"), None)
 
@@ -49,8 +51,8 @@ def test_folding_batch_norm_changes_nothing_but_its_passes():
 def test_several_networks_are_averaged():
     image = np.random.default_rng(0).random((3, 30, 50), dtype=np.float32)
     one, two = network(0), network(1)
-    single = [Predictor([(model, card())], CPU, tile=32)(image) for model in (one, two)]
-    both = Predictor([(one, card()), (two, card())], CPU, tile=32)(image)
+    single = [Predictor([(model, card())], CPU, cut=Cut(32))(image) for model in (one, two)]
+    both = Predictor([(one, card()), (two, card())], CPU, cut=Cut(32))(image)
     np.testing.assert_allclose(both, np.mean(single, axis=0), atol=1e-6)
 
 
@@ -69,7 +71,7 @@ def test_each_network_reads_images_as_it_was_trained():
     coarse = nn.functional.interpolate(small, size=(32, 32), mode="bilinear")
     expected = (coarse.sigmoid() + other.sigmoid())[0].numpy() / 2
     for some in (networks, networks[::-1]):
-        np.testing.assert_allclose(Predictor(some, CPU, tile=32)(image), expected, atol=1e-5)
+        np.testing.assert_allclose(Predictor(some, CPU, cut=Cut(32))(image), expected, atol=1e-5)
 
 
 def test_outputs_beyond_the_classes_take_no_part():
@@ -108,11 +110,13 @@ def test_impossible_options_are_refused():
 
 
 def test_settings_name_all_that_rows_depend_on():
-    options = {"tile": 64, "overlap": 0.5, "tta": True, "scale": 0.25, "threshold": 0.3}
-    settings = Predictor([(network(), card())], CPU, **options).settings()
+    options = {"cut": Cut(64, 0.5, True), "scale": 0.25, "threshold": 0.3}
+    settings = Predictor([(network(), card())], CPU, **options).settings((64, 64))
     expected = {"tile": 64, "overlap": 0.5, "tta": True, "scales": [0.25], "stride": 4, "threshold": 0.3}
     assert {key: settings[key] for key in expected} == expected
-    other = Predictor([(network(), card())], Precision(torch.device("cpu"), torch.bfloat16), **options).settings()
+    other = Predictor([(network(), card())], Precision(torch.device("cpu"), torch.bfloat16), **options).settings(
+        (64, 64)
+    )
     assert other != settings
 
 
@@ -132,7 +136,7 @@ def test_shrinking_takes_the_mean_of_what_it_leaves_out():
 @pytest.mark.parametrize("scale", [0.5, 1.0, 0.37, 2.0])
 def test_bands_of_rows_are_the_whole_prediction(scale):
     image = np.random.default_rng(0).random((3, 100, 70), dtype=np.float32)
-    predictor = Predictor([(network(outputs=3), card(3, scale=scale))], CPU, tile=32, overlap=0.5)
+    predictor = Predictor([(network(outputs=3), card(3, scale=scale))], CPU, cut=Cut(32, 0.5))
     whole, parts = predictor(image), []
 
     def read(window):
@@ -163,10 +167,51 @@ def test_scored_gives_each_networks_own_logits_beside_the_same_probabilities(cla
     image = np.random.default_rng(0).random((3, 30, 50), dtype=np.float32)
     about = replace(card(classes), arch_args={"outputs": outputs})
     networks = [(network(seed, outputs), about) for seed in (0, 1)]
-    predictor = Predictor(networks, CPU, tile=64)
+    predictor = Predictor(networks, CPU, cut=Cut(64))
     probability, logits = predictor.scored(image)
     np.testing.assert_array_equal(probability, predictor(image))
     for (model, _), found in zip(networks, logits, strict=True):
         with torch.inference_mode():
             expected = model(torch.from_numpy(image)[None])[0]
         np.testing.assert_allclose(found, expected[:classes] if classes > 2 else expected, atol=1e-4)
+
+
+# How images are cut
+
+
+def planned(reach=0, scale=1.0, **options):
+    cards = ModelCard("toys", "toy", {}, ["a", "b"], {}, scale=scale, reach=reach)
+    return Predictor([(network(), cards)], CPU, **options)
+
+
+def test_tiles_are_planned_from_the_reach_in_the_card_or_measured(monkeypatch):
+    size = (3000, 5000)
+    tiling = planned(reach=48).tiling(size)
+    assert (tiling.tile, tiling.overlap) == (0, 96) and tiling.redundancy(size) < 1.3
+    assert planned(reach=160).tiling(size).overlap == 128, "not more than a quarter of 512"
+    assert planned(reach=48, scale=0.5).tiling(size).overlap == 192, "pixels of the image, not of the network's input"
+    seen = []
+    monkeypatch.setattr("common.inference.predictor.measure_reach", lambda *args: seen.append(args) or 32)
+    one = planned()
+    assert len(one.tiling((700, 700)).windows((700, 700))) == 1 and not seen, "an image of one tile needs no reach"
+    assert one.tiling(size) == one.at(0.3).tiling(size) and one.tiling(size).overlap == 64 and len(seen) == 1
+    assert planned(reach=FARTHEST).tiling(size) == Tiling(512, 0.25, batch=1, stride=1)
+
+
+def test_flags_override_the_plan():
+    size = (3000, 5000)
+    for cut, expected in (
+        (Cut(256), (256, 0.25)), (Cut(256, 64), (256, 64)), (Cut(overlap=0.5), (512, 0.5)),
+        (Cut(overlap=96), (512, 96)), (Cut(overlap=0.5, usual=300), (300, 0.5)),
+    ):  # fmt: skip
+        tiling = planned(reach=48, cut=cut).tiling(size)
+        assert (tiling.tile, tiling.overlap) == expected
+
+
+def test_planned_tiles_give_what_the_whole_image_does():
+    image = np.random.default_rng(0).random((3, 900, 1300), dtype=np.float32)
+    model = network()
+    whole = Predictor([(model, card())], CPU, cut=Cut(1300))(image)
+    assert len(planned(reach=16).tiling((900, 1300)).windows((900, 1300))) > 1
+    tiled = Predictor([(model, replace(card(), reach=16))], CPU)(image)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)

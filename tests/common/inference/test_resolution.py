@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from common.inference.predictor import Predictor
+from common.inference.predictor import Cut, Predictor
 from common.inference.resolution import fitted, ground_resolution
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
@@ -22,7 +22,7 @@ class Size(nn.Module):
 
 def predictor(gsd=(0.3, 0.6), **options):
     card = ModelCard("footprints", "size", {}, ["a", "b"], {0: (0, 0, 0), 1: (1, 1, 1)}, gsd=gsd, scale=0.5)
-    return Predictor([(Size(), card)], choose_precision("cpu", "off"), tile=2048, **options)
+    return Predictor([(Size(), card)], choose_precision("cpu", "off"), cut=Cut(2048), **options)
 
 
 def width_seen(one, columns=200):
@@ -70,4 +70,4 @@ def test_pictures_need_the_flag_and_scale_overrides(tmp_path, capsys):
 
 def test_tiles_grow_with_the_detail_that_is_passed_over():
     one = predictor()
-    assert one.at(0.15).tile == 2 * one.tile and one.at(0.6).tile == one.tile // 2
+    assert one.at(0.15).cut.tile == 2 * one.cut.tile and one.at(0.6).cut.tile == one.cut.tile // 2

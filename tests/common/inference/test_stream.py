@@ -30,7 +30,7 @@ from common.images.display import overlay, stretch
 from common.images.ranges import to_channels
 from common.images.rasters import read_raster
 from common.inference.job import Job
-from common.inference.predictor import Predictor
+from common.inference.predictor import Cut, Predictor
 from common.inference.products import Products
 from common.inference.spool import Layer, Spool, spool_key, workplace
 from common.inference.stream import Streamed, is_streamed, layers_of, open_spool, predict_bands, predict_raster
@@ -60,7 +60,8 @@ def predictor(classes=2, *, tile=32, overlap=0.25, place=0.0, channels=3, scale=
     outputs = 1 if classes == 2 else classes
     card = ModelCard("toys", "toy", {"channels": channels}, names, COLORS, scale=scale, threshold=0.5)
     precision = Precision(torch.device("cpu"), None)
-    return Predictor([(Toy(outputs, channels, place), card)], precision, tile=tile, overlap=overlap, **options)
+    cut = Cut(tile, overlap, options.pop("tta", False))
+    return Predictor([(Toy(outputs, channels, place), card)], precision, cut=cut, **options)
 
 
 def smooth(shape, seed=0):
@@ -542,13 +543,13 @@ def test_a_continued_run_counts_the_pixels_that_were_finished_before(tmp_path):
 
 
 def test_options_that_change_probabilities_are_part_of_the_spools_name(tmp_path):
-    base = predictor().settings()
+    base = predictor().settings((64, 64))
     for other in (
         predictor(tile=64), predictor(overlap=0.5), predictor(tta=True), predictor(scale=0.5),
         predictor(threshold=0.4),
     ):  # fmt: skip
-        assert other.settings() != base
-    assert json.dumps(base, default=str) == json.dumps(predictor().settings(), default=str)
+        assert other.settings((64, 64)) != base
+    assert json.dumps(base, default=str) == json.dumps(predictor().settings((64, 64)), default=str)
 
 
 LAYERS = {"mask": Layer(1, "uint8")}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.images.windows import Window
 from common.inference import tiling
 from common.inference.tiling import Tiling, predict_flipped, predict_windows
-from common.inference.windows import BlendWeights, blend_profile, plan_windows
+from common.inference.windows import BlendWeights, blend_profile, cheapest_tile
 from common.networks.padding import pad_to_multiple
 
 
@@ -27,6 +27,10 @@ def one_thread():
 
 def predict_array(image, predict, *, num_outputs, **options):
     return tiling.predict_array(image, predict, num_outputs, Tiling(**options))
+
+
+def plan_windows(height, width, tile, overlap):
+    return Tiling(tile, overlap, stride=1).windows((height, width))
 
 
 sides = st.integers(1, 90)
@@ -109,6 +113,9 @@ def test_an_image_no_larger_than_a_tile_is_one_window():
         (9, 9, -5, 0.5, "--tile-size.*got -5"),
         (9, 9, 4, -0.1, "--overlap.*got -0.1"),
         (9, 9, 4, 0.95, "--overlap.*got 0.95"),
+        (9, 9, 4, 1, "--overlap.*got 1"),
+        (9, 9, 4, 2.5, "--overlap.*got 2.5"),
+        (9, 9, 4, 4, "--overlap 4 .*0.9 of a tile, whose side is 4"),
         (9, 9, 4, float("nan"), "--overlap.*got nan"),
         (0, 9, 4, 0.5, "0 x 9"),
     ],
@@ -121,6 +128,42 @@ def test_bad_plans_are_refused_with_the_value_seen(height, width, tile, overlap,
             predict_array(
                 np.zeros((1, height, width), np.float32), lambda x: x, num_outputs=1, tile=tile, overlap=overlap
             )
+
+
+def test_overlaps_are_shares_or_pixels():
+    assert plan_windows(90, 200, 40, 10) == plan_windows(90, 200, 40, 0.25) != plan_windows(90, 200, 40, 20)
+    assert plan_windows(90, 200, 40, 0) == plan_windows(90, 200, 40, 0.0)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    size=st.tuples(st.integers(1, 9000), st.integers(1, 30000)),
+    shared=st.sampled_from([2, 16, 64, 128, 300]),
+    most=st.sampled_from([1 << 18, 3 << 18, 1 << 21]),
+)
+def test_planned_tiles_cover_an_image_share_what_they_must_and_are_small_enough(size, shared, most):
+    planned = Tiling(0, shared, most=most)
+    windows = planned.windows(size)
+    rows, cols = sorted({window.row for window in windows}), sorted({window.col for window in windows})
+    height, width = windows[0].height, windows[0].width
+    assert height * width <= max(most, (4 * shared + 64) ** 2) and len(windows) == len(rows) * len(cols)
+    assert rows[0] == cols[0] == 0 and (rows[-1] + height, cols[-1] + width) == size
+    for starts, side in ((rows, height), (cols, width)):
+        assert all(before + side - after >= shared for before, after in pairwise(starts))
+    square = Tiling(int(most**0.5) // 32 * 32, shared)
+    if min(size) > most**0.5 > 4 * shared:
+        assert planned.redundancy(size) <= 1.05 * square.redundancy(size)
+
+
+def test_planned_tiles_of_known_cases():
+    assert cheapest_tile((700, 1100), 64, 1 << 20) == (700, 1100), "an image that fits is one tile"
+    assert cheapest_tile((9000, 1000), 64, 3 << 18)[1] == 1000, "strips of the whole width"
+    assert cheapest_tile((1000, 9000), 64, 3 << 18)[0] == 1000
+    height, width = cheapest_tile((15899, 21817), 64, 3 << 18)
+    assert height % 32 == width % 32 == 0 and height <= width
+    assert (
+        1.1 < Tiling(0, 64, most=3 << 18).redundancy((15899, 21817)) < 1.2 < 1.7 < Tiling().redundancy((15899, 21817))
+    )
 
 
 # Blending
