@@ -79,6 +79,8 @@ class Config(PredictConfig):
         """Refuse values that no input could make right."""
         super().__post_init__()
         check_axes(self.axes)
+        if self.spread:
+            raise ValueError("--workers and --scheduler are not for nuclei yet: leave them out")
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ from common.inference.job import Job, busy
 from common.inference.predictor import Predictor
 from common.inference.products import Products, check_disk, free_bytes
 from common.inference.spool import workplace
-from common.inference.stream import is_placed, layers_of
+from common.inference.stream import is_placed, kept_layers
 from common.inference.tally import Tally, complaint
 
 LONG_RUN = 60.0
@@ -57,6 +57,10 @@ def infer_inputs(
     sizes = {path: pixel_count(path) for path in paths}
     good = announce(sizes, predictor, folder, disk_per_pixel(predictor, products))
     job.outputs.sweep()
+    if config.spread:
+        from common.inference.cluster.plans import Inputs, on_workers  # Dask: only where it is asked for
+
+        return on_workers(config, predictor, job, Inputs(paths, stems, good))
     return each_input(paths, good, lambda path, progress: job.run(path, stems[path], progress), folder)
 
 
@@ -146,7 +150,7 @@ def disk_per_pixel(predictor: Predictor, products: Products) -> float:
 
     A COG is copied from a plain file, beside smaller copies for its overviews.
     """
-    layers = layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
+    layers = kept_layers(predictor, products)
     kept = sum(layer.bytes_per_pixel for layer in layers.values())
     made = sum(layer.bytes_per_pixel for name, layer in layers.items() if name != "confidence") * 4 / 3
     plain = layers["probability" if products.prob else "mask"].bytes_per_pixel * 5 / 3 if products.cog else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +51,10 @@ class PredictConfig:
     """Where to compute."""
     amp: Amp = "auto"
     """Mixed precision."""
+    workers: int = 0
+    """Compute in so many processes of this machine, which share its cores and GPUs; 0 = in this one."""
+    scheduler: str = ""
+    """Compute on the workers of a Dask scheduler: tcp://HOST:PORT, tls://HOST:PORT, or the file that it wrote."""
 
     def __post_init__(self) -> None:
         """Refuse values that no input could make right.
@@ -65,7 +70,22 @@ class PredictConfig:
             check_overlap(self.overlap, self.tile_size)
         check_prediction(self.threshold, self.scale)
         check_range(self.input_range)
+        self._check_workers()
         free_bytes(self.output_dir or Path())
+
+    def _check_workers(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"--workers {self.workers} must be 0 or more")
+        if self.workers and self.scheduler:
+            raise ValueError("--workers starts workers and --scheduler has some: give one of them")
+        if self.spread and find_spec("distributed") is None:
+            flag = "--scheduler" if self.scheduler else "--workers"
+            raise ValueError(f"{flag} needs Dask, which is not installed: pip install -r requirements-cluster.txt")
+
+    @property
+    def spread(self) -> bool:
+        """Whether other processes compute."""
+        return bool(self.workers or self.scheduler)
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,12 @@ def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[s
         FileNotFoundError, ValueError: there is no checkpoint, or the flags do not fit the networks.
     """
     checkpoints = task.checkpoints(config.checkpoint)
+    predictor = read_predictor(config, task, checkpoints)
+    return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
+
+
+def read_predictor(config: PredictConfig, task: Task, checkpoints: Sequence[Path]) -> Predictor:
+    """The network(s) of some files, as the flags want them; see `load_predictor`."""
     cut = Cut(config.tile_size, config.overlap, config.tta)
     precision = choose_precision(config.device, config.amp)
-    predictor = Predictor.load(task, checkpoints, precision, cut, scale=config.scale, threshold=config.threshold)
-    return predictor, provenance(checkpoints, predictor.threshold if predictor.binary else None)
+    return Predictor.load(task, checkpoints, precision, cut, scale=config.scale, threshold=config.threshold)

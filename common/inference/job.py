@@ -10,15 +10,17 @@ import errno
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.command.cli import say
 from common.files import OutputFolder, Workplace, relative_source
-from common.images.gdal import place_note
+from common.images.gdal import open_raster, place_note
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
 from common.images.write import Arrays
@@ -69,6 +71,15 @@ def predict_file(path: Path, predictor: Predictor, input_range: Range | None = N
     return InMemory(raster, image, probability, predictor.classify(probability))
 
 
+class Reading(NamedTuple):
+    """How a raster is read."""
+
+    predictor: Predictor
+    """At the raster's ground resolution."""
+    size: tuple[int, int]
+    range: Range | None
+
+
 @dataclass(frozen=True)
 class Job:
     """What one command does with each of its inputs."""
@@ -81,6 +92,22 @@ class Job:
     """Metres per pixel of inputs without a coordinate system; 0 = unknown."""
     origins: Mapping[Path, Path] = field(default_factory=dict)
     """The user's files, where inputs are temporary parts of them."""
+
+    def shipped(self) -> Callable[[Predictor], Job]:
+        """What makes this job in another process, of the networks that were loaded there."""
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        del options["predictor"]
+        return partial(Job, **options | {"outputs": OutputFolder(self.outputs.path)})
+
+    def divides(self, path: Path) -> bool:
+        """Whether an input can be predicted in ranges of rows."""
+        return is_streamed(path)
+
+    def reading(self, path: Path) -> Reading:
+        """How a raster is read."""
+        predictor = fitted(self.predictor, path, self.gsd)
+        with open_raster(path) as dataset:
+            return Reading(predictor, dataset.shape, predictor.ranges(self.input_range).of(dataset.dtypes[0]))
 
     def origin(self, path: Path) -> Path:
         """The user's file that an input is, or is a part of."""

@@ -108,6 +108,8 @@ class Predictor:
         self.batch = BATCHES.get(precision.device.type, 1)
         self.fixed = scale is not None
         self._reaches: dict[int, int] = {}  # by number of the network; shared with what `at` gives
+        self.task: Task | None = None  # whose the networks are, and the files that they were read from
+        self.checkpoints: tuple[Path, ...] = ()
         self.notes: set[str] = set()  # what was said of how images are read
         self._networks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
 
@@ -138,7 +140,9 @@ class Predictor:
         """Load checkpoints of a task, whose usual tiles suit the first network."""
         networks = [task.load(path) for path in checkpoints]
         cut = cut._replace(usual=task.tile_of(networks[0][1], scale))
-        return cls(networks, precision, cut=cut, scale=scale, threshold=threshold)
+        made = cls(networks, precision, cut=cut, scale=scale, threshold=threshold)
+        made.task, made.checkpoints = task, tuple(checkpoints)
+        return made
 
     def ranges(self, given: Range | None = None) -> ValueRanges:
         """Values that mean black and white: those given, else those of the training, else the number type's.

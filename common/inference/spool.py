@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,10 @@ from common.files import Workplace, read_json, remove
 
 FULL = 65535
 """A confidence of 1 as it is kept: half the disk of a float, and a mean over pixels needs no more."""
+
+
+BLOCK = 1 << 22
+"""Bytes read at once."""
 
 
 class Layer(NamedTuple):
@@ -101,19 +106,46 @@ class Spool:
                 file.write(values.data)
                 file.flush()
                 os.fsync(file.fileno())
+        self._keep(self.rows + count)
+
+    def extend(self, folder: Path, rows: int) -> None:
+        """Add the next rows, which lie as a spool with the same layers in another folder."""
+        for name in self.layers:
+            with (folder / self._path(name).name).open("rb") as source, self._path(name).open("ab") as file:
+                shutil.copyfileobj(source, file, BLOCK)
+                file.flush()
+                os.fsync(file.fileno())
+        self._keep(self.rows + rows)
+
+    def keep(self) -> None:
+        """Mark what is in it, be it nothing yet, as of use to the next run."""
+        self._keep(self.rows)
+
+    def _keep(self, rows: int) -> None:
         fresh = self._state.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as text:
-            json.dump({"rows": self.rows + count, "of": self.size[0], "key": self.key}, text)
+            json.dump({"rows": rows, "of": self.size[0], "key": self.key}, text)
             text.flush()
             os.fsync(text.fileno())
         fresh.replace(self._state)
-        self.rows += count
+        self.rows = rows
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), mapped from the disk; confidence as 0...1."""
         layer, shape = self.layers[name], (last - first, self.layers[name].channels, self.size[1])
         values = np.memmap(self._path(name), layer.dtype, "r", first * self._row_bytes(name), shape).swapaxes(0, 1)
         return np.asarray(values / np.float32(FULL) if name == "confidence" else values)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the rows in a spool's folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.raw")):
+        found.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                found.update(block)
+    return found.hexdigest()
 
 
 def workplace(folder: Path, stem: str, source: Path) -> Workplace:

@@ -39,6 +39,7 @@ LARGE = 64_000_000
 """Pixels from which on a picture is streamed too."""
 ORIENTATION = 274
 """EXIF tag; a picture that is not upright is turned in memory."""
+GOING_ON = "rows were finished before, going on from there"
 TALLEST_BLOCK = 1024
 """Rows: strips are aligned to the file's blocks up to this height."""
 
@@ -51,6 +52,11 @@ def layers_of(predictor: Predictor, *, probability: bool, confidence: bool) -> d
     if confidence:
         layers["confidence"] = Layer(1, "uint16")
     return layers
+
+
+def kept_layers(predictor: Predictor, products: Products) -> dict[str, Layer]:
+    """What a run has to keep for its products."""
+    return layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
 
 
 class StripReader:
@@ -269,7 +275,7 @@ def stream_file(
         warn_of_range(path, range_warning(*sample_bands(dataset), value_range))
         spool = open_spool(path, predictor, folder, products, dataset.shape, value_range)
         if spool.rows:
-            say(f"{path}: {spool.rows} of {dataset.height} rows were finished before, going on from there")
+            say(f"{path}: {spool.rows} of {dataset.height} {GOING_ON}")
             if progress is not None:
                 progress(spool.rows * dataset.width)
         predict_raster(path, predictor, spool, input_range=value_range, progress=progress)
@@ -285,7 +291,7 @@ def open_spool(
     value_range: Range | None,
 ) -> Spool:
     """The spool of a run: a new one, or what a run with the same input, checkpoints and options left behind."""
-    layers = layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
+    layers = kept_layers(predictor, products)
     arguments = {
         **predictor.settings(size),
         "checkpoints": products.tags.get("checkpoint_sha256"),

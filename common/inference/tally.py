@@ -25,10 +25,11 @@ class Tally:
         self._partly: dict[Path, float] = {}
         self._pixels, self._started = 0, time.monotonic()
         self.done = 0
-        self._work = Work("predicting", sum(sizes.values()) / 1e6, "Mpx")
 
     def __enter__(self) -> Tally:
-        """Show the bar."""
+        """Show the bar; time counts from here."""
+        self._work = Work("predicting", sum(self._sizes.values()) / 1e6, "Mpx")
+        self._started = time.monotonic()
         self._work.__enter__()
         return self
 

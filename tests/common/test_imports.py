@@ -123,7 +123,17 @@ def test_every_module_loads_without_the_modules_that_windows_lacks():
 
 def test_inference_starts_without_what_only_some_inputs_need():
     tasks = ", ".join(f"{task}.infer" for task in TASKS)
-    heavy = ("torchvision", "pyogrio", "pandas", "matplotlib", "tensorboard", "jinja2", "hyperopt", "optuna")
+    heavy = (
+        "torchvision",
+        "pyogrio",
+        "pandas",
+        "matplotlib",
+        "tensorboard",
+        "jinja2",
+        "hyperopt",
+        "optuna",
+        "distributed",
+    )
     line = f"import sys, {tasks}; print(*(name for name in {heavy} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == [], done.stderr
