@@ -166,7 +166,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 def demo_scenes() -> Path:
     """The folder of the generated scenes, written at the first use."""
     return demo_data(
-        DEMO, "aerial scenes", lambda folder: write_footprints(folder, counts=(96, 12, 12), seed=0, size=256, gsd=0.6)
+        DEMO, "aerial scenes", lambda folder: write_footprints(folder, counts=(96, 12, 12), seed=6, size=256, gsd=0.5)
     )
 
 

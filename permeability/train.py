@@ -252,7 +252,7 @@ def demo_scenes() -> Path:
     return demo_data(
         DEMO,
         "aerial scenes",
-        lambda folder: write_permeability(folder, sheets=(24, 4, 4), seed=0, height=256, width=320),
+        lambda folder: write_permeability(folder, sheets=(24, 4, 4), seed=6, height=256, width=320, gsd=0.5),
     )
 
 

@@ -251,7 +251,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
 def demo_scenes() -> Path:
     """The folder of the generated scenes, written at the first use."""
-    return demo_data(DEMO, "aerial scenes", lambda folder: write_potsdam(folder, count=64, seed=0, size=300))
+    return demo_data(DEMO, "aerial scenes", lambda folder: write_potsdam(folder, count=64, seed=6, size=300))
 
 
 def with_points(patch: LabeledImage, config: Config) -> LabeledImage:

@@ -193,7 +193,7 @@ def finish(run: RunFolder, config: Config, data: Data, history: History, precisi
 
 def demo_scenes() -> Path:
     """The folder of the generated scenes, written at the first use."""
-    return demo_data(DEMO, "aerial scenes", lambda folder: write_rooftops(folder, count=128, seed=0, size=192, gsd=0.4))
+    return demo_data(DEMO, "aerial scenes", lambda folder: write_rooftops(folder, count=128, seed=6, size=192, gsd=0.4))
 
 
 if __name__ == "__main__":

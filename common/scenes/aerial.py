@@ -9,7 +9,7 @@ written under a temporary name beside its root, then renamed.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ PALETTE: dict[int, tuple[int, int, int]] = {
 }
 """RGB of the classes in ISPRS Potsdam."""
 PARTS = ("train", "val", "test")
+APART, COLUMNS = 300.0, 16
+"""The pictures of a data set lie at least so many metres apart in the town, and so many in a row."""
 
 
 def render_scene(
@@ -73,21 +75,31 @@ def render_scene(
         raise ValueError(f"scene of {height} x {width} pixels: both must be positive")
     world, rng = AerialWorld(seed, gsd), random.Random(f"scene/{seed}")
     row, col = (int(rng.uniform(-1000, 1000) / gsd) for _ in range(2))
+    return _view(world, row, col, height, width, rng if undefined else None)
+
+
+def _view(
+    world: AerialWorld, row: int, col: int, height: int, width: int, rng: random.Random | None
+) -> tuple[Image, Labels]:
+    """A window of a world with its classes; with ``rng`` some ground, often a strip at the edge, has none."""
     if max(height, width) > BLOCK:
-        image, classes = world.render(row, col, height, width, undefined=undefined)
+        image, classes = world.render(row, col, height, width, undefined=rng is not None)
     else:
         image, full, mapped = world.paint(row, col, height, width)
-        classes = mapped if undefined else full
-    if undefined and rng.random() < 0.25:
+        classes = full if rng is None else mapped
+    if rng is not None and rng.random() < 0.25:
         breadth = rng.uniform(0.01, 0.05)
         edge = np.rot90(classes, rng.randrange(4))  # a view: one of the four edges becomes the upper one
         edge[: max(1, round(breadth * edge.shape[0]))] = UNDEFINED
     return image, classes
 
 
-def _seed_of(seed: int, number: int) -> int:
-    """Seed of one scene of a data set."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+def _survey(seed: int, count: int, size: int, gsd: float, *, undefined: bool = False) -> Iterator[tuple[Image, Labels]]:
+    """Pictures of one town on one day, as a real data set has them; no two show the same ground."""
+    world, step = AerialWorld(seed, gsd), max(2 * size, round(APART / gsd))
+    for number in range(count):
+        rng = random.Random(f"{seed}/{number}") if undefined else None
+        yield _view(world, number // COLUMNS * step, number % COLUMNS * step, size, size, rng)
 
 
 def _check(counts: Sequence[int], size: int) -> None:
@@ -116,8 +128,7 @@ def write_potsdam(root: Path, count: int, seed: int = 0, size: int = 300, gsd: f
     with atomic_folder(root) as folder:
         for name in ("Images", "Labels"):
             (folder / name).mkdir()
-        for number in range(count):
-            image, classes = render_scene(_seed_of(seed, number), size, size, gsd)
+        for number, (image, classes) in enumerate(_survey(seed, count, size, gsd, undefined=True)):
             tifffile.imwrite(folder / "Images" / f"Image_{number}.tif", image, photometric="rgb")
             tifffile.imwrite(folder / "Labels" / f"Label_{number}.tif", colors[potsdam(classes)], photometric="rgb")
 
@@ -132,8 +143,7 @@ def write_rooftops(root: Path, count: int, seed: int = 0, size: int = 256, gsd: 
         images, labels = folder / "images" / "images", folder / "label" / "label"
         for path in (images, labels):
             path.mkdir(parents=True)
-        for number in range(count):
-            image, classes = render_scene(_seed_of(seed, number), size, size, gsd, undefined=False)
+        for number, (image, classes) in enumerate(_survey(seed, count, size, gsd)):
             tifffile.imwrite(images / f"scene_{number:03d}.tif", image, photometric="rgb")
             roof = np.where(classes == BUILDING, 255, 0).astype(np.uint8)
             tifffile.imwrite(labels / f"scene_{number:03d}_label.tif", roof, photometric="minisblack")
@@ -179,17 +189,16 @@ def write_footprints(
     """
     _check(counts, size)
     with atomic_folder(root) as folder:
-        number = 0
-        for part, count in zip(PARTS, counts, strict=True):
+        for part in PARTS:
             for kind in ("images", "labels"):
                 (folder / part / kind).mkdir(parents=True)
-            for _ in range(count):
-                image, classes = render_scene(_seed_of(seed, number), size, size, gsd, undefined=False)
-                corner = (380_000 + number % 10 * (size + 64) * gsd, 5_820_000 - number // 10 * (size + 64) * gsd)
-                mask = np.where(classes == BUILDING, 255, 0).astype(np.uint8)
-                _write_geotiff(folder / part / "images" / f"crop_{number:03d}.tif", image, corner, gsd, 32633)
-                _write_geotiff(folder / part / "labels" / f"crop_{number:03d}.tif", mask, corner, gsd, 32633)
-                number += 1
+        part_of = [part for part, count in zip(PARTS, counts, strict=True) for _ in range(count)]
+        for number, (image, classes) in enumerate(_survey(seed, len(part_of), size, gsd)):
+            place, name = folder / part_of[number], f"crop_{number:03d}.tif"
+            corner = (380_000 + number % 10 * (size + 64) * gsd, 5_820_000 - number // 10 * (size + 64) * gsd)
+            mask = np.where(classes == BUILDING, 255, 0).astype(np.uint8)
+            _write_geotiff(place / "images" / name, image, corner, gsd, 32633)
+            _write_geotiff(place / "labels" / name, mask, corner, gsd, 32633)
 
 
 def potsdam(classes: Labels) -> Labels:
@@ -240,14 +249,16 @@ def write_permeability(
         parts = [part for part, count in zip(PARTS, sheets, strict=True) for _ in range(count)]
         for part in PARTS:
             (folder / "DATA" / "OUTPUT" / "MASCARAS" / part).mkdir(parents=True)
+        world = AerialWorld(seed, gsd)
         for number, part in enumerate(parts):
-            world = AerialWorld(_seed_of(seed, number), gsd)
             west, north = 440_000 + number * 2 * width * gsd, 4_474_000.0
-            image, _ = world.render(0, 0, height, width)
-            _write_geotiff(photos / f"PNOA_{559 + number:04d}.tif", image, (west, north), gsd, 25830)
             down, right = (max(1, int(rng.uniform(0.04, 0.1) * side)) for side in (height, width))
             down, right = rng.choice((-1, 1)) * down, rng.choice((-1, 1)) * right
-            _, classes = world.render(down, right, height, width)
+            top, margin = number * 2 * (height + round(APART / gsd)), max(abs(down), abs(right))
+            image, _, classes = world.paint(top - margin, -margin, height + 2 * margin, width + 2 * margin)
+            sheet = image[margin : margin + height, margin : margin + width]
+            _write_geotiff(photos / f"PNOA_{559 + number:04d}.tif", sheet, (west, north), gsd, 25830)
+            seen = classes[margin + down :, margin + right :][:height, :width]
             corner = (west + right * gsd, north - down * gsd)
             path = folder / "DATA" / "OUTPUT" / "MASCARAS" / part / f"suelo_{chr(97 + number % 26)}{number}.tif"
-            _write_geotiff(path, permeable(classes), corner, gsd, 25830, nodata=255)
+            _write_geotiff(path, permeable(seen), corner, gsd, 25830, nodata=255)
