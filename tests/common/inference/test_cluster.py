@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import dask
 import numpy as np
 import psutil
 import pyogrio
@@ -17,16 +19,23 @@ import pytest
 import rasterio
 import torch
 from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from common.command.cli import exit_code
+from common.command.config import parse_flags
 from common.files import RECORD, Workplace
+from common.inference.cluster import connect, plans
+from common.inference.cluster.connect import address_of
+from common.inference.cluster.units import divide, pieces_of
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig, load_predictor
 from common.networks.checkpoint import save_checkpoint
 from footprints.task import TASK
 
 ROOT = Path(__file__).resolve().parents[3]
-HELP = Path(__file__).with_name("worker_preloads")
+PRELOADS = Path(__file__).with_name("worker_preloads")
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +151,9 @@ def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, t
     assert infer(checkpoint, tmp_path / "one", source) == 0
     out = tmp_path / "two"
     command = start(checkpoint, out, source, flags=("--workers", 2))
-    for rows in (100, 300):  # two workers die in the midst of their parts
-        pid, part = until(lambda rows=rows: parts_at_work(out, rows))[0]
-        os.kill(pid, signal.SIGKILL)
-        until(lambda part=part, pid=pid: any(p == part and other != pid for other, p in parts_at_work(out)))
+    pid, part = until(lambda: parts_at_work(out))[0]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: any(p == part and other != pid for other, p in parts_at_work(out)))  # another goes on with its part
     workers = psutil.Process(command.pid).children(recursive=True)
     command.kill()
     command.communicate()
@@ -156,3 +164,148 @@ def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, t
     assert infer(checkpoint, out, source, workers=2) == 0
     assert "rows were finished before, going on from there" in capfd.readouterr().err
     assert results(out) == results(tmp_path / "one")
+
+
+def test_a_file_that_kills_its_workers_is_named_and_the_others_done(checkpoint, tmp_path, capfd):
+    paths = [picture(tmp_path / f"p{seed}.png", seed) for seed in range(20)]
+    paths.insert(5, picture(tmp_path / "poison.png"))
+    with dask.config.set({"distributed.worker.preload": [str(PRELOADS / "poison.py")]}):
+        assert infer(checkpoint, tmp_path / "out", *paths, workers=2) == 1
+    said = capfd.readouterr().err
+    (failed,) = [line for line in said.splitlines() if line.startswith("failed:")]
+    assert "poison.png: killed its worker 3 times" in failed and "Traceback" not in said
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 20 and "20 of 21 files" in said
+    assert not [path for path in (tmp_path / "out").iterdir() if "poison" in path.name or path.name == plans.PLACE]
+
+
+def test_a_full_disk_is_named_and_the_next_run_goes_on(checkpoint, tmp_path, capfd):
+    source = scene(tmp_path / "town.tif", 1200)
+    with dask.config.set({"distributed.worker.preload": [str(PRELOADS / "full_disk.py")]}):
+        assert infer(checkpoint, tmp_path / "out", source, workers=2) == 1
+    said = capfd.readouterr().err
+    (failed,) = [line for line in said.splitlines() if line.startswith("failed:")]
+    assert "No space left on device" in failed and "the finished rows stay" in said and "Traceback" not in said
+    assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+    assert infer(checkpoint, tmp_path / "out", source) == 0  # in one process, which knows nothing of parts
+    assert infer(checkpoint, tmp_path / "one", source) == 0
+    assert results(tmp_path / "out") == results(tmp_path / "one")
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A scheduler's file, its process, and a worker, as on a cluster."""
+    file, environment = tmp_path / "scheduler.json", {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"env": environment, "cwd": tmp_path, "stderr": subprocess.DEVNULL}
+    common = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file)
+    kinds = {"scheduler": ("--port", "0"), "worker": ("--nthreads", "1", "--no-nanny")}
+    processes = [
+        subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{kind}", *common, *more], **options)
+        for kind, more in kinds.items()
+    ]
+    until(file.exists)
+    yield file, processes[0]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_is_joined_and_its_death_ends_the_run(checkpoint, tmp_path, scheduler, capfd):
+    file, process = scheduler
+    first, source = picture(tmp_path / "p.png"), scene(tmp_path / "town.tif", 6000, 400)
+    assert infer(checkpoint, tmp_path / "first", first, scheduler=str(file)) == 0
+    assert (tmp_path / "first" / "p_mask.png").is_file()
+
+    def kill():
+        until(lambda: list((tmp_path / "out").glob(".town-*/finished.json")))
+        process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    began = time.monotonic()
+    assert infer(checkpoint, tmp_path / "out", source, scheduler=str(file)) == 1
+    killer.join()
+    said = capfd.readouterr().err
+    assert "scheduler" in said and "0 of 1 files are done: start the command again" in said and "Traceback" not in said
+    assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+    assert time.monotonic() - began < 60, "in bounded time"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        ("nowhere.json", "there is no such file"),
+        ("broken.json", "no scheduler wrote this file"),
+        ("http://127.0.0.1:80", "begins with tcp:// or tls://"),
+    ],
+)
+def test_what_names_no_scheduler_is_refused(tmp_path, monkeypatch, scheduler, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text("[]")
+    with pytest.raises(ValueError, match=f"--scheduler {scheduler}: .*{words}"):
+        address_of(scheduler)
+
+
+def test_an_address_where_nothing_answers_is_named_in_bounded_time(checkpoint, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(connect, "JOINING", 0.5)
+    path = picture(tmp_path / "p.png")
+    assert exit_code(lambda: infer(checkpoint, tmp_path / "out", path, scheduler="tcp://127.0.0.1:1")) == 2
+    said = capfd.readouterr().err
+    assert "error: --scheduler tcp://127.0.0.1:1: no scheduler answers" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_dask_the_flags_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    for flags in (("--workers", "2"), ("--scheduler", "tcp://a:1")):
+        with pytest.raises(ValueError, match=f"{flags[0]} needs Dask.*pip install -r requirements-cluster.txt"):
+            parse_flags(InferConfig, ["a.png", *flags])
+
+
+@pytest.mark.parametrize("flags", [("--workers", "-1"), ("--workers", "2", "--scheduler", "tcp://a:1")])
+def test_flags_that_make_no_sense_are_refused(flags):
+    with pytest.raises(ValueError, match="--workers"):
+        parse_flags(InferConfig, ["a.png", *flags])
+
+
+def test_a_second_command_on_the_same_outputs_is_refused(checkpoint, tmp_path):
+    path = picture(tmp_path / "p.png")
+    (tmp_path / "out").mkdir()
+    first = Workplace(tmp_path / "out" / plans.PLACE)
+    assert first.claim()
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on .* works there"):
+        infer(checkpoint, tmp_path / "out", path, workers=2)
+    first.remove()
+
+
+def test_one_process_never_imports_dask(checkpoint, tmp_path):
+    code = (
+        "import sys; sys.argv = sys.argv[1:]\n"
+        "from footprints.infer import main\n"
+        "assert main() == 0 and not {'dask', 'distributed', 'common.inference.cluster'} & set(sys.modules)"
+    )
+    line = [sys.executable, "-c", code, "infer.py", picture(tmp_path / "p.png"), "--checkpoint", checkpoint]
+    subprocess.run([*line, "--output-dir", tmp_path / "out"], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+
+
+# Where rasters are cut
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.data())
+def test_ranges_cover_a_gap_and_end_with_bands(bands, pieces, data):
+    edges = sorted(data.draw(st.sets(st.integers(1, 500), min_size=bands, max_size=bands)) | {0})
+    gap = tuple(sorted(data.draw(st.tuples(st.sampled_from(edges), st.sampled_from(edges)))))
+    found = divide(edges, gap, pieces)
+    rows = [row for first, last in found for row in range(first, last)]
+    assert rows == list(range(*gap)) and {edge for each in found for edge in each} <= set(edges)
+    assert len(divide(edges, (0, edges[-1]), pieces)) == min(pieces, bands)
+
+
+@pytest.mark.parametrize(
+    ("bands", "wanted", "workers", "pieces"),
+    [(50, 4, 2, 4), (16, 4, 2, 2), (50, 8, 4, 4), (16, 8, 4, 4), (3, 4, 2, 1), (1, 4, 2, 1), (50, 1, 2, 1)],
+)
+def test_rasters_are_divided_into_few_ranges_and_as_many_for_each_worker(bands, wanted, workers, pieces):
+    assert pieces_of(bands, wanted, workers) == pieces
