@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,6 +32,7 @@ from common.images.write import Arrays, write_mask, write_picture, write_probabi
 from common.inference.files import announce, each_input, keep_apart, keep_inputs
 from common.inference.flags import PredictConfig, load_predictor
 from common.inference.job import working
+from common.inference.predictor import Predictor
 from common.inference.products import SAFE_STEM, give_names
 from common.inference.spool import workplace
 from common.inference.stream import warn_of_range
@@ -79,8 +81,6 @@ class Config(PredictConfig):
         """Refuse values that no input could make right."""
         super().__post_init__()
         check_axes(self.axes)
-        if self.spread:
-            raise ValueError("--workers and --scheduler are not for nuclei yet: leave them out")
 
 
 def main() -> int:
@@ -99,10 +99,12 @@ def main() -> int:
     outputs = OutputFolder(folder)
     with challenge_results(paths, stems, outputs) as (members, blocked):
         good = {path: pixels for path, pixels in good.items() if path not in blocked}
-        job = Job(config, NucleiPredictor(predictor, config.min_area), outputs, tags, members)
-        return each_input(
-            in_order(paths, members), good, lambda path, advance: job.run(path, stems[path], advance), folder
-        )
+        job, paths = job_of(predictor, config, outputs, tags, members), in_order(paths, members)
+        if config.spread:
+            from common.inference.cluster.plans import Inputs, on_workers  # Dask: only where it is asked for
+
+            return on_workers(config, predictor, job, Inputs(paths, stems, good, in_turn=list(members)))
+        return each_input(paths, good, lambda path, advance: job.run(path, stems[path], advance), folder)
 
 
 def names_of(stem: str, config: Config, *, stack: bool) -> list[str]:
@@ -123,29 +125,72 @@ class Job:
     tags: Mapping[str, str]
     members: Mapping[Path, Member]
 
+    def shipped(self) -> Callable[[Predictor], Job]:
+        """What makes this job in another process, of the networks that were loaded there."""
+        outputs = OutputFolder(self.outputs.path)
+        return partial(job_of, config=self.config, outputs=outputs, tags=self.tags, members={})
+
+    def origin(self, path: Path) -> Path:
+        """The user's file that an input is."""
+        return path
+
+    def divides(self, path: Path) -> bool:
+        """Whether an input can be predicted in ranges of rows."""
+        return False
+
+    def read(self, path: Path) -> Stack:
+        """An input, with the values that mean black and white."""
+        stack = read_stack(path, self.config.axes, self.config.channel)
+        ranges = self.predictor.predictor.ranges(self.config.input_range)
+        return replace(stack, value_range=ranges.of(stack.frames.dtype))
+
+    def prepare(self, path: Path, advance: Callable[[int], None]) -> dict[str, NDArray[Any]]:
+        """What takes long in an input, and needs no other: probabilities and nuclei of its frames, (T, H, W) each."""
+        found = []
+        for prediction in self.predictions(self.read(path)):
+            found.append((prediction.probability, prediction.nuclei()))
+            advance(prediction.probability.size)
+        probability, labels = zip(*found, strict=True)
+        return {"probability": np.stack(probability), "labels": np.stack(labels)}
+
+    def predictions(self, stack: Stack) -> Iterator[Prediction]:
+        """Predict the frames of an input."""
+        return (self.predictor(scale_frame(frame, stack.value_range)) for frame in stack.frames)
+
+    def finish(self, path: Path, stem: str, prepared: Mapping[str, NDArray[Any]]) -> None:
+        """Write the results of an input of what `prepare` gave for it in another process; see `run`."""
+        threshold, min_area = self.predictor.threshold, self.predictor.min_area
+        pairs = zip(prepared["probability"], prepared["labels"], strict=True)
+        known = (Prediction(probability, None, threshold, min_area, labels) for probability, labels in pairs)
+        self._write(path, stem, self.read(path), known, lambda _: None)
+
     def run(self, path: Path, stem: str, advance: Callable[[int], None]) -> None:
         """Predict every frame of an input and write its results: all of them or none."""
-        stack = read_stack(path, self.config.axes, self.config.channel)
+        stack = self.read(path)
+        self._write(path, stem, stack, self.predictions(stack), advance)
+
+    def _write(
+        self, path: Path, stem: str, stack: Stack, predictions: Iterator[Prediction], advance: Callable[[int], None]
+    ) -> None:
         self.outputs.check(names_of(stem, self.config, stack=stack.has_time), path)
-        ranges = self.predictor.predictor.ranges(self.config.input_range)
-        stack = replace(stack, value_range=ranges.of(stack.frames.dtype))
         warn_of_range(path, known_range_warning(stack))
         self.outputs.path.mkdir(parents=True, exist_ok=True)
         with working(workplace(self.outputs.path, stem, path), path) as here:
-            results = self.segment(path, stack, advance)
+            results = self.segment(path, stack, predictions, advance)
             tags = {**self.tags, "source": relative_source(path, self.outputs.path)}
             with self.outputs.delivery(path, workplace=here) as temporary:
                 results.write(temporary, stack.has_time, tags)
                 self.write_more(temporary, results, stack, tags)
                 give_names(temporary, stem)
 
-    def segment(self, path: Path, stack: Stack, advance: Callable[[int], None]) -> Results:
-        """Predict and link the nuclei of a stack's frames; a single frame of a sequence joins that."""
+    def segment(
+        self, path: Path, stack: Stack, predictions: Iterator[Prediction], advance: Callable[[int], None]
+    ) -> Results:
+        """Link the nuclei of a stack's frames; a single frame of a sequence joins that."""
         member = None if stack.has_time else self.members.get(path)
         results, count = Results(), len(stack.frames)
         shown = set(np.linspace(0, count - 1, min(SHEET_FRAMES, count)).astype(int).tolist())
-        for index, frame in enumerate(stack.frames):
-            prediction = self.predictor(scale_frame(frame, stack.value_range))
+        for index, (frame, prediction) in enumerate(zip(stack.frames, predictions, strict=True)):
             number, labels = index if member is None else member.number, prediction.nuclei()
             if member is None:
                 linked = results.linker.update(number, labels)
@@ -170,6 +215,17 @@ class Job:
             middle = len(stack.frames) // 2
             maps = results.probabilities[middle], results.masks[middle] > 0
             write_figure(Path(f"{base}_figure.png"), stack.frames[middle], *maps, self.predictor.threshold)
+
+
+def job_of(
+    predictor: Predictor,
+    config: Config,
+    outputs: OutputFolder,
+    tags: Mapping[str, str],
+    members: Mapping[Path, Member],
+) -> Job:
+    """What is done with each input by networks that were loaded."""
+    return Job(config, NucleiPredictor(predictor, config.min_area), outputs, tags, members)
 
 
 @dataclass

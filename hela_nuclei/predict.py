@@ -22,6 +22,8 @@ class Prediction:
     distance: NDArray[np.float32] | None
     threshold: float
     min_area: int = MIN_AREA
+    labels: Labels | None = None
+    """The nuclei, where they were separated before."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -30,6 +32,8 @@ class Prediction:
 
     def nuclei(self) -> Labels:
         """Separated nuclei, (H, W) int32."""
+        if self.labels is not None:
+            return self.labels
         return separate(self.mask, self.distance, min_area=self.min_area)
 
 

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.files import file_hash
+from common.files import RECORD, file_hash
 from tests.peers import Peer
 
 validate_sequence = Peer("ctc_metrics.scripts.validate:validate_sequence")
@@ -261,3 +261,20 @@ def test_polygons_and_figure_beside_the_masks(infer, scene, tmp_path):
     counts = {int(row["frame"]): int(row["nuclei"]) for row in table(out / "stack_counts.csv")}
     assert {frame: sum(name.startswith(f"{frame:04d}-") for name in names) for frame in counts} == counts
     assert not (out / "stack_figure.png").exists() and not (out / "stack.geojson").exists()
+
+
+def test_workers_give_the_results_of_one_process(call, command, own_scene, tmp_path):
+    frames = np.stack([tifffile.imread(file) for file in sorted((own_scene / "02").iterdir())])
+    tifffile.imwrite(own_scene / "stack.tif", frames, metadata={"axes": "TYX"}, imagej=True)
+    (own_scene / "01" / "t002.tif").write_bytes(b"no frame")
+    inputs = [own_scene / name for name in ("01", "02", "stack.tif")]
+    flags = ("--checkpoint", "shipped", "--vector", "geojson", "--output-dir")
+    one = call("infer", *inputs, *flags, tmp_path / "one")
+    two = command("infer", *inputs, *flags, tmp_path / "two", "--workers", 2, cwd=tmp_path)
+    for result in (one, two):
+        assert result.code == 1 and "t002.tif" in result.err and "10 of 11 files" in result.err, result.err
+    found = [{path.relative_to(tmp_path / name).as_posix(): path for path in (tmp_path / name).rglob("*.*")}
+             for name in ("one", "two")]  # fmt: skip
+    assert found[0].keys() == found[1].keys() >= {"01_RES/res_track.txt", "02_RES/mask004.tif", "stack_prob.tif"}
+    for name, path in found[0].items():
+        assert name == RECORD or path.read_bytes() == found[1][name].read_bytes(), name

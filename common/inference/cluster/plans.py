@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import cloudpickle
+import numpy as np
 import torch
 from distributed import Client, wait
 
@@ -19,13 +21,14 @@ from common.command.cli import PARTIAL, one_line, say
 from common.files import OutputFolder, Workplace
 from common.inference.cluster.connect import STARTING, connected
 from common.inference.cluster.run import Dispatcher, Lost, Plan, Unit
-from common.inference.cluster.units import TOKEN, FileJob, Order, Outcome, do_files, do_rows, greet, survey
+from common.inference.cluster.units import do_ahead, do_files, do_rows, survey
+from common.inference.cluster.worker import TOKEN, FileJob, Order, Outcome, PreparingJob, greet
 from common.inference.flags import PredictConfig
 from common.inference.job import busy
 from common.inference.predictor import Predictor
 from common.inference.products import provenance
 from common.inference.spool import spool_key, workplace
-from common.inference.tally import Tally
+from common.inference.tally import Tally, complaint
 
 PLACE = f".workers{Workplace.SUFFIX}"
 """The command's workplace in the folder of the outputs."""
@@ -43,6 +46,8 @@ class Inputs:
     stems: Mapping[Path, str]
     sizes: Mapping[Path, int]
     """Pixels of those that are worked on."""
+    in_turn: Sequence[Path] = ()
+    """Those that the command itself finishes, in this order, of what workers prepare (`PreparingJob`)."""
 
 
 class SharedJob(FileJob, Protocol):
@@ -196,11 +201,15 @@ class Plans:
         self._job, self._inputs, self._workers, self._tally, self._journal = job, inputs, workers, tally, journal
         self._folder = job.outputs.path
         self._share = max(1, sum(inputs.sizes.values()) // workers)
+        self._turn = deque(path for path in inputs.in_turn if path in inputs.sizes)
+        self._ready: dict[Path, Outcome] = {}
 
     def all(self) -> Iterator[Plan]:
         """The plans of all inputs that are not finished."""
         paths = [path for path in self._inputs.paths if path in self._inputs.sizes]
-        before = {path for path in paths if self._journal.done and self._journal.key(path) in self._journal.done}
+        in_turn = set(self._turn)
+        done = self._journal.done
+        before = {path for path in paths if done and path not in in_turn and self._journal.key(path) in done}
         if before:
             say(f"{len(before)} of {len(paths)} files were finished before, going on with the others")
         for path in before:
@@ -208,6 +217,9 @@ class Plans:
         batch: list[Path] = []
         for path in paths:
             if path in before:
+                continue
+            if path in in_turn:
+                yield self.ahead(path)
                 continue
             pieces = math.ceil(PIECES * self._inputs.sizes[path] / self._share)
             if (pieces > 1 or any(self._place(path).path.glob("rows-*"))) and self._job.divides(path):
@@ -242,6 +254,28 @@ class Plans:
 
         for outcome in (yield [unit(paths)]):
             self._ended(outcome)
+
+    def ahead(self, path: Path) -> Plan:
+        """What takes long in an input; its turn comes when those before it are finished."""
+        name = f"{self._inputs.stems[path]}.npz"
+        (self._ready[path],) = yield [Unit(str(path), do_ahead, (path, name), [path])]
+        while self._turn and self._turn[0] in self._ready:
+            path = self._turn.popleft()
+            self._finish(path, self._ready.pop(path))
+
+    def _finish(self, path: Path, outcome: Outcome) -> None:
+        """Finish an input of what a worker prepared."""
+        stem = self._inputs.stems[path]
+        file = self._journal.place.path / f"{stem}.npz"
+        if not outcome.error:
+            try:
+                assert isinstance(self._job, PreparingJob)
+                with np.load(file) as prepared:
+                    self._job.finish(path, stem, dict(prepared))
+            except Exception as error:  # decoders, disks...: as of any input
+                outcome.error = complaint(path, error)
+        file.unlink(missing_ok=True)
+        self._tally.ended(path, outcome.error)
 
     def raster(self, path: Path, pieces: int) -> Plan:
         """Ranges of a raster's rows, then what is made of them."""

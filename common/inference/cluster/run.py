@@ -18,7 +18,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker
 
 from common.command.cli import one_line, say
-from common.inference.cluster.units import Outcome
+from common.inference.cluster.worker import Outcome
 from common.inference.tally import Tally
 
 DEATHS = 3
