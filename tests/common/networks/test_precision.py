@@ -65,3 +65,18 @@ def test_too_little_disk_is_refused_before_the_start(tmp_path):
     check_disk(Path(os.path.relpath(tmp_path)) / "x", 1000)
     with pytest.raises(ValueError, match=r"--output-dir .*x: about 1e\+06 GB needed, .* GB free"):
         check_disk(tmp_path / "x", 10**15)
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_precision("cuda", "off").device == torch.device("cuda") and not chosen
+    for name, value in {"LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert choose_precision("auto", "off").device == torch.device("cuda", 1) == chosen[0]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"this machine has 2 GPU\(s\): start with --nproc-per-node=2"):
+        choose_precision("cuda", "off")
+    assert choose_precision("cpu", "off").device == torch.device("cpu")

@@ -131,6 +131,19 @@ def test_an_epoch_goes_on_from_any_batch(length, batch_size, seed, epoch, data):
     assert batches_of(length, batch_size, seed, epoch, first) == whole[first:]
 
 
+@given(*batches, st.integers(1, 5))
+@settings(deadline=None)
+def test_processes_share_every_batch_and_none_goes_without(length, batch_size, seed, epoch, count):
+    whole = batches_of(length, batch_size, seed, epoch)
+    shares = [EpochBatches(length, batch_size, seed, rank, count) for rank in range(count)]
+    for share in shares:
+        share.epoch = epoch
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(key for part in parts for key in part) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert all(parts) or len(batch) < count
+
+
 def test_every_epoch_and_seed_has_another_order_and_other_augmentation():
     found = {(seed, epoch): batches_of(50, 5, seed, epoch) for seed in range(3) for epoch in range(4)}
     orders = {tuple(index for batch in batches for index, _ in batch) for batches in found.values()}
