@@ -25,6 +25,7 @@ from common.data.augmentation import (
 )
 from common.data.sampling import Key
 from common.images.ranges import to_unit
+from common.inference.predictor import rescale
 from footprints.data import SceneSet, Tile, read_tile
 
 NORMALIZATIONS = {
@@ -56,6 +57,7 @@ class FootprintCrops:
         length: samples per epoch; 0 = as many as crops are needed to cover every scene once.
         balance: share of samples placed around a building pixel instead of anywhere.
         augment: off (None) = upright crops without changes.
+        scale: scenes are read at this multiple of their size.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class FootprintCrops:
         length: int = 0,
         balance: float = 0.0,
         augment: Augmentation | None = None,
+        scale: float = 1.0,
     ) -> None:
         self.scenes = found.part(ids)
         self.spots = [found.spots[scene.id] for scene in self.scenes]
-        self.crop, self.balance, self.augment = crop, balance, augment
-        cells = [max(1, round(scene.frame.pixels / crop**2)) for scene in self.scenes]
+        self.crop, self.balance, self.augment, self.scale = crop, balance, augment, scale
+        self.reach = crop / scale  # of a crop, pixels of the scene
+        cells = [max(1, round(scene.frame.pixels / self.reach**2)) for scene in self.scenes]
         self._ends = np.cumsum(cells)
         self.length = length or int(self._ends[-1])
         buildings = np.array([found.counts[scene.id][1] for scene in self.scenes], np.float64)
@@ -103,17 +107,17 @@ class FootprintCrops:
         if rng.random() < self.balance:
             number = int(rng.choice(len(self.scenes), p=self._chances))
             spots = self.spots[number]
-            return number, near(spots[rng.integers(len(spots))], self.crop, rng)
+            return number, near(spots[rng.integers(len(spots))], self.reach, rng)
         number = int(np.searchsorted(self._ends, cell, side="right"))
         frame = self.scenes[number].frame
-        return number, (middle(frame.height, self.crop, rng), middle(frame.width, self.crop, rng))
+        return number, (middle(frame.height, self.reach, rng), middle(frame.width, self.reach, rng))
 
     def _matrix(self, center: Place, rng: np.random.Generator) -> Matrix:
         """The map from the scene's (x, y) to the crop's."""
         if self.augment is None:
-            return affine_map(center, self.crop, 0.0, 1.0)
+            return affine_map(center, self.crop, 0.0, self.scale)
         turn = math.radians(rng.uniform(-self.augment.rotate, self.augment.rotate))
-        zoom = math.exp(rng.uniform(-self.augment.zoom, self.augment.zoom))
+        zoom = self.scale * math.exp(rng.uniform(-self.augment.zoom, self.augment.zoom))
         return affine_map(center, self.crop, turn, zoom, tuple(rng.choice([-1.0, 1.0], 2)))
 
 
@@ -128,10 +132,10 @@ def change_colors(image: Pixels, strength: float, rng: np.random.Generator) -> P
 
 
 class FootprintTiles:
-    """Validation samples: whole chips, and tiles of larger scenes whose context is ignored."""
+    """Validation samples: whole chips, and tiles of larger scenes whose context is ignored; truth at full size."""
 
-    def __init__(self, tiles: Sequence[Tile]) -> None:
-        self.tiles = tiles
+    def __init__(self, tiles: Sequence[Tile], scale: float = 1.0) -> None:
+        self.tiles, self.scale = tiles, scale
 
     def __len__(self) -> int:
         """Number of tiles."""
@@ -141,8 +145,9 @@ class FootprintTiles:
         """One tile."""
         tile = self.tiles[index]
         image, classes = read_tile(tile)
+        small = torch.from_numpy(to_unit(image))
         return {
-            "image": torch.from_numpy(to_unit(image)),
+            "image": rescale(small[None], [max(1, round(size * self.scale)) for size in small.shape[1:]])[0],
             "target": torch.from_numpy(classes.astype(np.int64)),
             "id": tile.id,
         }

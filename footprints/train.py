@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,16 @@ if not __package__:  # started as a script: imports begin at the repository's ro
     help_first(__file__)
 
 from common.command.cli import run_command
-from common.command.config import TrainConfig
+from common.command.config import TrainConfig, check_prediction
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
+from common.images.ground import metres_per_pixel
 from common.images.ranges import ValueRanges, to_unit
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import ONE_LOGIT, LossRecipe
 from common.networks.precision import Precision
+from common.networks.shipped import NAME
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
 from common.training.budget import end_of
@@ -33,6 +36,7 @@ from common.training.suspects import Labeled, without_suspects
 from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
 from footprints.evaluate import read_samples
 from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, FootprintTiles
+from footprints.scene import Scene
 from footprints.task import TASK
 
 DEMO = Path("data/demo/footprints")
@@ -58,6 +62,9 @@ class Config(TrainConfig):
     """Stride of unet_small's first convolution; 2 is four times faster and a little coarser."""
     normalization: Literal["source", "aerial"] = "source"
     """source: values / 255; aerial: then minus the mean of aerial photographs, divided by their spread."""
+    scale: float = 0.0
+    """Images are read at this multiple of their size (0 = 1; with --weights shipped what brings them to the ground
+    resolution that those were trained at)."""
     # Samples
     crop_size: int = 384
     """Side of the training crops, pixels; smaller images are mirrored at their edges."""
@@ -78,6 +85,7 @@ class Config(TrainConfig):
         """Validate fields against each other."""
         super().__post_init__()
         LossRecipe.of_config(vars(self)).check(ONE_LOGIT)
+        check_prediction(None, self.scale or None)
         if self.crop_size < 64:
             raise ValueError(f"--crop-size {self.crop_size} must be at least 64")
 
@@ -90,6 +98,8 @@ class Data:
     split: Split
     tiles: dict[str, list[Tile]]
     """Of each part."""
+    scale: float
+    """At which images are read."""
     facts: Facts
     root: Path
 
@@ -108,15 +118,31 @@ def load_data(config: Config) -> Data:
     require_usable(len(found.scenes), problems, skip_bad=config.skip_bad)
     split, how = split_scenes(found.scenes, config.val_fraction, config.test_fraction, config.seed)
     split = without_suspects(split, config.skip_suspects)
+    scale, why = reading_scale(config, found.part(split["train"]))
     facts = [
         *audit(found),
         *value_rows(found.ranges),
         ("left out", f"{len(unpaired)} files without a partner, {len(problems)} bad pairs"),
         ("split", f"{count_parts(split)} ({how})"),
+        *([("scale", f"{scale:.3g} ({why})")] if scale != 1 else []),
     ]
     say_facts(facts)
     tiles = {part: list(plan_tiles(found.part(ids), TILE_SIDE, CONTEXT)) for part, ids in split.items()}
-    return Data(found, split, tiles, facts, root or config.images or Path())
+    return Data(found, split, tiles, scale, facts, root or config.images or Path())
+
+
+def reading_scale(config: Config, scenes: Sequence[Scene]) -> tuple[float, str]:
+    """The multiple of their size at which scenes are read, and why."""
+    if config.scale or config.weights != NAME:
+        return config.scale or 1.0, "--scale"
+    frames = [scene.frame for scene in scenes]
+    sizes = [metres_per_pixel(frame.transform, frame.crs, (frame.height, frame.width)) for frame in frames]
+    known = sorted(size for size in sizes if size)
+    if not known:
+        return 1.0, "of unknown ground resolution"
+    gsd = known[len(known) // 2]
+    scale = TASK.shipped_scale(gsd)
+    return scale, f"{gsd:.3g} m per pixel, read at {gsd / scale:.3g} m as the weights that ship were; --scale overrides"
 
 
 def build(config: Config, data: Data) -> Experiment:
@@ -128,7 +154,15 @@ def build(config: Config, data: Data) -> Experiment:
     TASK.initialize(model, config.weights)
     values = NORMALIZATIONS[config.normalization] | data.found.ranges.card()
     loss, root = LossRecipe.of_config(vars(config)), str(data.root.resolve())
-    card = TASK.card(config.arch, arch_args, normalization=values, loss=loss, split=data.split, data_root=root)
+    card = TASK.card(
+        config.arch,
+        arch_args,
+        normalization=values,
+        scale=data.scale,
+        loss=loss,
+        split=data.split,
+        data_root=root,
+    )
     crops = FootprintCrops(
         data.found,
         data.split["train"],
@@ -136,8 +170,9 @@ def build(config: Config, data: Data) -> Experiment:
         length=config.samples_per_epoch,
         balance=config.balance,
         augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
+        scale=data.scale,
     )
-    return Experiment(model, card, crops, FootprintTiles(data.tiles["val"]), len(data.tiles["test"]))
+    return Experiment(model, card, crops, FootprintTiles(data.tiles["val"], data.scale), len(data.tiles["test"]))
 
 
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:

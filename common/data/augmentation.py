@@ -41,7 +41,7 @@ def middle(size: int, crop: float, rng: np.random.Generator, start: int = 0) -> 
     return start + (size - 1) / 2 + rng.uniform(-0.5, 0.5) * max(size - crop, 0)
 
 
-def near(pixel: NDArray[Any], crop: int, rng: np.random.Generator) -> Place:
+def near(pixel: NDArray[Any], crop: float, rng: np.random.Generator) -> Place:
     """Center of a crop around a chosen pixel (row, column)."""
     row, col = pixel + rng.uniform(-JITTER, JITTER, 2) * crop
     return float(row), float(col)

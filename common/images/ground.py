@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import pyproj
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from common.images.grids import Bounds
+from common.images.grids import Bounds, bounds
 
 Points = NDArray[np.float64]
 Convert = Callable[[Points], Points]
@@ -144,6 +146,14 @@ class Ground:
 
 
 @lru_cache(32)
+def metres_per_pixel(grid: Affine | None, crs: CRS | None, size: tuple[int, int]) -> float | None:
+    """The root of a pixel's area on the ground, of a raster of a height and width; None without a coordinate system."""
+    if grid is None or crs is None:
+        return None
+    across, along = Ground(crs).metres_per_unit(bounds(grid, *size))
+    return math.sqrt(abs(grid.determinant) * across * along)
+
+
 def _horizontal(wkt: str) -> pyproj.CRS:
     """The part of a coordinate system that says where things lie."""
     try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from common.command.cli import say
 from common.images.gdal import open_raster, place_of
-from common.images.grids import bounds
-from common.images.ground import Ground
+from common.images.ground import metres_per_pixel
 from common.inference.predictor import Predictor
 
 
@@ -19,12 +17,7 @@ def ground_resolution(path: Path) -> float | None:
         FileNotFoundError, ValueError: the file is missing or damaged.
     """
     with open_raster(path) as dataset:
-        grid = place_of(dataset)
-        if grid is None or dataset.crs is None:
-            return None
-        box = bounds(grid, dataset.height, dataset.width)
-        across, along = Ground(dataset.crs).metres_per_unit(box)
-        return math.sqrt(abs(grid.determinant) * across * along)
+        return metres_per_pixel(place_of(dataset), dataset.crs, dataset.shape)
 
 
 def fitted(predictor: Predictor, path: Path, gsd: float = 0.0) -> Predictor:

@@ -128,6 +128,10 @@ class Task:
                 f"--weights {NAME} fits --arch {arch} with its widths alone: {error}; set those, or --weights none"
             ) from error
 
+    def shipped_scale(self, gsd: float) -> float:
+        """The multiple of their size at which pictures of so many metres per pixel suit the weights that ship."""
+        return load_checkpoint(self._shipped().path)[0].scale_at(gsd)
+
     def _shipped(self) -> Shipped:
         if self.shipped is None:
             raise ValueError(f"no weights of {self.name} ship; train some with python {self.name}/train.py")

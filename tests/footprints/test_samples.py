@@ -198,3 +198,20 @@ def test_validation_shows_every_pixel_once():
     sample = FootprintTiles(list(plan_tiles([scene], 512, 16)))[0]
     assert np.allclose(sample["image"][1], scene.image[1] / 255, atol=1e-6)
     assert sample["id"] == "s"
+
+
+def test_scenes_are_read_at_another_scale():
+    scene = scene_of(height=160, width=200)
+    crops = FootprintCrops(set_of(scene), ["s"], crop=40, scale=0.5)
+    assert len(crops) == round(160 * 200 / 80**2)
+    whole = FootprintCrops(set_of(scene_of(height=80, width=80)), ["s"], crop=40, scale=0.5)[(0, 3)]
+    full = scene_of(height=80, width=80)
+    means = full.image.reshape(3, 40, 2, 40, 2).mean((2, 4)) / 255
+    assert np.abs(whole["image"].numpy() - means).mean() < 0.02
+    truth = full.classes.reshape(40, 2, 40, 2)
+    same = (truth == truth[:, :1, :, :1]).all((1, 3))
+    assert (whole["target"].numpy() == truth[:, 0, :, 0])[same].all()
+
+    sample = FootprintTiles(list(plan_tiles([scene], 512, 16)), scale=0.5)[0]
+    assert sample["image"].shape == (3, 80, 100) and sample["target"].shape == (160, 200)
+    assert np.allclose(sample["image"].numpy(), scene.image.reshape(3, 80, 2, 100, 2).mean((2, 4)) / 255, atol=1e-5)

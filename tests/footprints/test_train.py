@@ -8,6 +8,7 @@ import rasterio
 
 import footprints
 from common.networks.checkpoint import load_checkpoint
+from common.scenes.aerial import write_footprints
 from footprints.samples import Augmentation
 from tests.commands import check_resume
 from tests.footprints.towns import roofs, write_raster
@@ -174,6 +175,25 @@ def test_every_shipped_recipe_trains(call, recipe, scene, tmp_path):
     )  # fmt: skip
     assert result.code == 0, result.err
     assert (tmp_path / recipe / "predictions.png").is_file()
+
+
+def test_weights_that_ship_read_fine_rasters_at_their_resolution(call, tmp_path):
+    write_footprints(tmp_path / "fine", counts=(4, 1, 1), seed=6, size=320, gsd=0.11)
+    flags = [
+        "--recipe", "demo", "--data-root", tmp_path / "fine", "--epochs", 1, "--samples-per-epoch", 4, "--crop-size",
+        64,
+    ]  # fmt: skip
+    result = call("train", *flags, "--output-dir", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "0.2 (0.11 m per pixel, read at 0.55 m" in result.err
+    card, _, _ = load_checkpoint(tmp_path / "run" / "best_iou.pt", "footprints")
+    assert card.scale == pytest.approx(0.2)
+    shown = call("evaluate", "--checkpoint", tmp_path / "run" / "best_iou.pt", "--data-root", tmp_path / "fine")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert json.loads(shown.out.splitlines()[-1])["n_pixels"] == 320**2 and rows[0]["val_images"] == "1"
+    scratch = call("train", *flags, "--weights", "none", "--scale", 0.5, "--output-dir", tmp_path / "other")
+    assert scratch.code == 0 and "0.5 (--scale)" in scratch.err
+    call("train", *flags, "--scale", 0.01).mistake("--scale 0.01")
 
 
 def test_data_workers_read_rasters_for_themselves(call, town, small, tmp_path, monkeypatch):
