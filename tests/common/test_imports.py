@@ -109,7 +109,8 @@ def test_what_windows_lacks_is_found(source):
 
 
 def test_every_module_loads_without_the_modules_that_windows_lacks():
-    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.stem != "__init__"]
+    files = [path for path in FILES if path.stem != "__init__" and "cluster" not in path.parts]  # those need Dask
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
     lines = [
         "import sys",
         *(f"sys.modules[{name!r}] = None" for name in ("resource", "fcntl")),
