@@ -60,6 +60,8 @@ class Config(InferConfig):
     def __post_init__(self) -> None:
         """Validate fields against each other."""
         super().__post_init__()
+        if self.window is not None and self.mosaic:
+            raise ValueError("--window is a part of each input, --mosaic puts them together: give one of them")
         if self.window is not None and (min(self.window[:2]) < 0 or min(self.window[2:]) < 1):
             raise ValueError(
                 f"--window {' '.join(map(str, self.window))}: COL and ROW must not be negative, W and H at least 1"

@@ -25,6 +25,14 @@ KNOWN = frozenset(
 """Elements that do nothing else."""
 
 
+_ours: set[Path] = set()
+
+
+def allow(path: Path) -> None:
+    """Let a mosaic that was written by us name files anywhere, in this process."""
+    _ours.add(path.resolve())
+
+
 def mosaic_sources(path: Path) -> list[Path]:
     """The files that a mosaic is made of.
 
@@ -55,7 +63,8 @@ def _source(path: Path, element: ElementTree.Element) -> Path:
     text = (element.text or "").strip()
     named = path.parent / text if element.get("relativeToVRT") == "1" else Path(text)
     folder, file = path.parent.resolve(), named.resolve()
-    if not file.is_relative_to(folder) or not file.is_file() or file.suffix.lower() == MOSAIC:
+    beside = file.is_relative_to(folder) or path.resolve() in _ours
+    if not beside or not file.is_file() or file.suffix.lower() == MOSAIC:
         raise ValueError(
             f"{path}: its source {text[:200]} is no raster file beside it; put it there, or make a GeoTIFF"
         )

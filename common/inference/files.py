@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +12,14 @@ from common.command.cli import say
 from common.data.inputs import output_stems
 from common.files import OutputFolder, Workplace
 from common.images.gdal import pixel_count
+from common.images.sheets import build_mosaic
 from common.inference.flags import InferConfig
 from common.inference.job import Job, busy
+from common.inference.mosaic import STEM, MosaicJob
 from common.inference.predictor import Predictor
 from common.inference.products import Products, check_disk, free_bytes
 from common.inference.spool import workplace
-from common.inference.stream import is_placed, kept_layers
+from common.inference.stream import kept_layers
 from common.inference.tally import Tally, complaint
 
 LONG_RUN = 60.0
@@ -50,17 +54,52 @@ def infer_inputs(
     """
     job = Job(predictor, OutputFolder(folder), products, config.input_range, config.gsd, origins or {})
     stems = output_stems(paths)
-    names = {path: products.names(stems[path], is_placed(path)) for path in paths}
-    keep_inputs(folder, [job.origin(path) for path in paths], [name for some in names.values() for name in some])
+    if config.mosaic:
+        with mosaic_of(job, stems) as (job, mosaic):
+            return _infer(config, job, {mosaic: STEM})
+    return _infer(config, job, stems)
+
+
+@contextmanager
+def mosaic_of(job: Job, stems: Mapping[Path, str]) -> Iterator[tuple[MosaicJob, Path]]:
+    """The job of predicting sheets as one raster, and that raster; it stays while finished rows of it are of use.
+
+    Args:
+        job: that of a sheet.
+        stems: of the sheets' results.
+
+    Raises:
+        ValueError: the sheets do not fit together.
+    """
+    folder = job.outputs.path
+    made = not folder.exists()
+    mosaic = build_mosaic(list(stems), folder)
+    options = {each.name: getattr(job, each.name) for each in fields(job)}
+    whole = MosaicJob(**options, mosaic=mosaic, sheets=stems)
+    try:
+        yield whole, mosaic
+    finally:
+        if not workplace(folder, STEM, whole.origin(mosaic)).path.exists():
+            mosaic.unlink(missing_ok=True)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing came to lie in it
+
+
+def _infer(config: InferConfig, job: Job, stems: Mapping[Path, str]) -> int:
+    """Predict inputs, here or on workers."""
+    folder, paths = job.outputs.path, list(stems)
+    names = {path: job.names(path, stems[path]) for path in paths}
+    keep_inputs(folder, job.inputs(paths), [name for some in names.values() for name in some])
     for path in paths:
         keep_apart(workplace(folder, stems[path], job.origin(path)), job.origin(path))
     sizes = {path: pixel_count(path) for path in paths}
-    good = announce(sizes, predictor, folder, disk_per_pixel(predictor, products))
+    good = announce(sizes, job.predictor, folder, disk_per_pixel(job.predictor, job.products))
     job.outputs.sweep()
     if config.spread:
         from common.inference.cluster.plans import Inputs, on_workers  # Dask: only where it is asked for
 
-        return on_workers(config, predictor, job, Inputs(paths, stems, good))
+        return on_workers(config, job.predictor, job, Inputs(paths, stems, good))
     return each_input(paths, good, lambda path, progress: job.run(path, stems[path], progress), folder)
 
 

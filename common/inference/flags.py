@@ -95,6 +95,8 @@ class InferConfig(PredictConfig):
     # Input
     gsd: float = 0.0
     """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
+    mosaic: bool = False
+    """Predict georeferenced sheets as one raster, without seams at their edges; results are per sheet, polygons one."""
     # Output
     vector: Literal["none", "gpkg", "shp", "geojson"] = "none"
     """Polygons too: GeoPackage, shapefile or GeoJSON (in WGS 84)."""

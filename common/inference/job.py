@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -93,11 +93,23 @@ class Job:
     origins: Mapping[Path, Path] = field(default_factory=dict)
     """The user's files, where inputs are temporary parts of them."""
 
+    def inputs(self, paths: Sequence[Path]) -> list[Path]:
+        """The user's files behind inputs."""
+        return [self.origin(path) for path in paths]
+
+    def names(self, path: Path, stem: str) -> list[str]:
+        """Files that an input's products are written to."""
+        return self.products.names(stem, is_placed(path))
+
+    def check(self, path: Path, stem: str) -> None:
+        """Make sure that nothing of the user's would be replaced; see `OutputFolder.check`."""
+        self.outputs.check(self.names(path, stem), self.origin(path))
+
     def shipped(self) -> Callable[[Predictor], Job]:
         """What makes this job in another process, of the networks that were loaded there."""
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         del options["predictor"]
-        return partial(Job, **options | {"outputs": OutputFolder(self.outputs.path)})
+        return partial(type(self), **options | {"outputs": OutputFolder(self.outputs.path)})
 
     def divides(self, path: Path) -> bool:
         """Whether an input can be predicted in ranges of rows."""
@@ -125,18 +137,19 @@ class Job:
             say(f"note: {note}")
         tags = {**self.products.tags, "source": relative_source(origin, self.outputs.path)}
         products, predictor = replace(self.products, tags=tags), fitted(self.predictor, path, self.gsd)
-        self.outputs.check(products.names(stem, is_placed(path)), origin)
+        self.check(path, stem)
         self.outputs.path.mkdir(parents=True, exist_ok=True)
         with working(workplace(self.outputs.path, stem, origin), origin) as here:
             if is_streamed(path):
                 with stream_file(
                     path, predictor, here.path, products, input_range=self.input_range, progress=progress
                 ) as rows:
-                    self._deliver(rows, path, stem, products, here)
+                    self.deliver(rows, path, stem, products, here)
             else:
-                self._deliver(predict_file(path, predictor, self.input_range), path, stem, products, here)
+                self.deliver(predict_file(path, predictor, self.input_range), path, stem, products, here)
 
-    def _deliver(self, rows: Prediction, path: Path, stem: str, products: Products, here: Workplace) -> None:
+    def deliver(self, rows: Prediction, path: Path, stem: str, products: Products, here: Workplace) -> None:
+        """Write the products of an input and put them in place."""
         with self.outputs.delivery(self.origin(path), workplace=here) as temporary:
             write_products(rows, path, temporary, stem, self.predictor.card, products)
             made = {file.name for file in temporary.iterdir()}

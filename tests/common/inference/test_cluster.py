@@ -146,6 +146,23 @@ def test_workers_give_the_files_of_one_process_and_name_what_is_bad(checkpoint, 
     assert sorted(names) == sorted(results(tmp_path / "two"))
 
 
+def test_sheets_of_a_mosaic_are_predicted_by_workers(checkpoint, tmp_path):
+    whole = scene(tmp_path / "mosaic.tif", 1400)
+    (tmp_path / "sheets").mkdir()
+    sheets = [tmp_path / "sheets" / f"{number}.tif" for number in range(2)]
+    with rasterio.open(whole) as dataset:
+        for number, sheet in enumerate(sheets):
+            place = dataset.transform @ Affine.translation(0, 700 * number)
+            profile = dataset.profile | {"height": 700, "transform": place}
+            with rasterio.open(sheet, "w", **profile) as part:
+                part.write(dataset.read(window=((700 * number, 700 * number + 700), (0, dataset.width))))
+    assert infer(checkpoint, tmp_path / "one", *sheets, mosaic=True) == 0
+    assert infer(checkpoint, tmp_path / "two", *sheets, mosaic=True, workers=2) == 0
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert infer(checkpoint, tmp_path / "whole", whole) == 0
+    assert results(tmp_path / "two")["mosaic.gpkg"] == results(tmp_path / "whole")["mosaic.gpkg"]
+
+
 def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, tmp_path, capfd):
     source = scene(tmp_path / "town.tif", 3000, 400)
     assert infer(checkpoint, tmp_path / "one", source) == 0
