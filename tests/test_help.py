@@ -99,7 +99,7 @@ def test_one_name_means_one_thing_in_all_tasks():
         for flag in flags(task, name).values():
             takes.setdefault(flag.name, {})[task, name] = flag.value
     assert set(takes["rotate"].values()) == {"FLOAT"} and set(takes["crop_size"].values()) == {"INT"}
-    assert {flags(task, "infer")["overlap"].default for task in commands()} == {0.25}
+    assert {flags(task, "infer")["overlap"].default for task in commands()} == {None}
     assert not {name for old in RENAMED for name in takes if old == f"--{name.replace('_', '-')}"}
 
 
