@@ -193,6 +193,8 @@ def partial_cross_entropy(
     points and not the size of the image (three times faster at one labeled pixel in fifty). Unlabeled pixels hold
     255.
     """
+    if logits.device.type != "cpu":  # to know their number would wait for the device
+        return focal(logits, target, gamma=gamma, weight=weight)
     with labeled_pixels(logits, target) as pixels:
         weights = None if weight is None else _class_weight(weight, pixels)
         points = pixels.logits.movedim(1, -1)[pixels.valid]
@@ -279,6 +281,8 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits ``(N, C, H, W)`` against a target ``(N, H, W)`` as a scalar."""
+        if self.weight is not None and self.weight.device != logits.device:
+            self.weight = self.weight.to(logits.device)  # once: a copy waits for the device
         return torch.stack([factor * self._term(name, logits, target) for name, factor in self.factors.items()]).sum()
 
 

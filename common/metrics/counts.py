@@ -67,6 +67,33 @@ def _check_labels(name: str, labels: Tensor, num_classes: int) -> None:
             )
 
 
+def pair_counts(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Count (true class, predicted class) of class maps as ``ConfusionMatrix`` does, on their device.
+
+    Nothing waits for an accelerator, so there labels are not checked.
+
+    Args:
+        prediction: class indices of any shape.
+        target: truth of the same shape, 255 = left out.
+        num_classes: number of classes.
+
+    Returns:
+        (num_classes, num_classes) int64, rows = truth.
+    """
+    if target.device.type != "cpu":
+        return _counts_of_cells(prediction, target, num_classes)
+    matrix = ConfusionMatrix(num_classes)
+    matrix.update(prediction, target)
+    return matrix.counts
+
+
+def _counts_of_cells(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """The same by as many passes as there are cells: how many pixels are left is nowhere asked."""
+    cells = torch.where(target == IGNORE, -1, target * num_classes + prediction).to(torch.int16)
+    counts = [(cells == cell).sum() for cell in range(num_classes**2)]
+    return torch.stack(counts).reshape(num_classes, num_classes)
+
+
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over a split.
 

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+
+def _bands(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A value per band, (C, 1, 1)."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
+_kept_bands = lru_cache(_bands)
+"""The same, copied to the device once: every copy waits for it."""
 
 
 def normalize(images: Tensor, normalization: Mapping[str, object]) -> Tensor:
@@ -25,8 +36,6 @@ def normalize(images: Tensor, normalization: Mapping[str, object]) -> Tensor:
         images = images.to(torch.float32, memory_format=torch.channels_last)
     if "mean" not in normalization:
         return images / full if full > 1 else images
-    mean, std = (
-        torch.tensor(normalization[name], dtype=images.dtype, device=images.device)[:, None, None]
-        for name in ("mean", "std")
-    )
+    bands = _bands if images.device.type == "cpu" else _kept_bands
+    mean, std = (bands(tuple(normalization[name]), images.dtype, images.device) for name in ("mean", "std"))  # type: ignore[arg-type]
     return (images - full * mean).mul_(1 / (full * std)) if full > 1 else (images - mean) / std

@@ -25,7 +25,6 @@ from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, say
 from common.command.config import TrainConfig, config_values
 from common.command.progress import Work, duration, progress
 from common.data.sampling import EpochBatches
-from common.metrics.counts import ConfusionMatrix
 from common.metrics.split_scores import SplitScores
 from common.networks.norm import shared_batch_norm, steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
@@ -34,6 +33,7 @@ from common.training.epochs import Speed, end_epoch
 from common.training.estimate import Estimate, advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
 from common.training.pictures import WATCHED, draw_epoch
+from common.training.running import Running
 from common.training.runs import RunFolder
 from common.training.schedule import Clock, Schedule
 from common.training.state import MovingAverage, TrainState, draw_apart
@@ -72,6 +72,7 @@ def train_one_epoch(
     state.optimizer.zero_grad(set_to_none=True)
     batches = iter(loader)  # its workers start before the bar
     outcome: Outcome = "finished"
+    running = Running(state, engine.class_count, engine.precision.device)
     _decide(state, engine, clock)
     with Work(f"epoch {state.epoch + 1}/{config.epochs}", len(loader), "batch") as work:
         work.advance(state.batch)
@@ -80,16 +81,15 @@ def train_one_epoch(
                 options["lr"] = config.lr * state.schedule.value(state.step, state.progress)
             for number, batch in enumerate(group, start=1):
                 with unsynchronized(forward, wanted=number < len(group)):
-                    _add_gradients(state, engine.receive(batch), engine, forward, len(group))
+                    _add_gradients(running, engine.receive(batch), engine, forward, len(group))
                 left = clock.left(state.step)
-                note = f"loss {state.loss_sum / state.batch:.4f}"
+                note = f"loss {running.mean_loss:.4f}"
                 work.advance(1, note + (f", {duration(left)} left" if left is not None else ""))
             _optimize(state, config.clip_norm)
             outcome = _decide(state, engine, clock)
             if outcome != "finished":
                 break
-    if state.hits:
-        state.hits = processes.add_up(torch.tensor(state.hits)).tolist()
+    running.end()
     return outcome
 
 
@@ -99,26 +99,14 @@ def _decide(state: TrainState, engine: Engine, clock: Clock) -> Outcome:
     return "interrupted" if stop else "expired" if late else "finished"
 
 
-def _add_gradients(state: TrainState, batch: Batch, engine: Engine, forward: nn.Module, group: int) -> None:
+def _add_gradients(running: Running, batch: Batch, engine: Engine, forward: nn.Module, group: int) -> None:
     """Add a batch's gradients, its loss and its hits to those of its group of batches and of the epoch."""
     logits = engine.logits(forward, batch)
-    loss = engine.criterion(logits, batch)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        names = ", ".join(str(name) for share in processes.gathered(list(batch["id"])) for name in share)
-        raise NonFiniteLoss(
-            f"the loss became {value} in epoch {state.epoch + 1}, batch {state.batch + 1}; "
-            f"its files: {names}; lower --lr or look at them"
-        )
-    torch.autograd.backward(state.scaler.scale(loss / group))
-    state.loss_sum += value
-    state.batch += 1
-    target = batch["target"]
+    loss, target = engine.criterion(logits, batch), batch["target"]
     with torch.no_grad():
-        found = engine.classes(_at_size(logits.detach(), target.shape[-2:]), state.threshold)
-    hits = ConfusionMatrix(engine.class_count, device=target.device)
-    hits.update(found, target)
-    state.hits = (hits.counts + torch.tensor(state.hits, device=target.device) if state.hits else hits.counts).tolist()
+        found = engine.classes(_at_size(logits.detach(), target.shape[-2:]), running.state.threshold)
+    running.add(loss.detach(), batch["id"], found, target)
+    torch.autograd.backward(running.state.scaler.scale(loss / group))
 
 
 def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
