@@ -21,7 +21,9 @@ from common.networks.norm import shared_batch_norm, steady_batch_norm
 from common.networks.precision import choose_precision
 from common.networks.probabilities import foreground_probability
 from common.training import loop
+from common.training.estimate import MEASURED
 from common.training.experiment import Engine, Experiment
+from common.training.loading import validation_loader
 from common.training.loop import evaluate, fit, seed_everything
 from common.training.runs import RunFolder
 from common.training.together import shared_network, together
@@ -141,7 +143,7 @@ class Logged(Blobs):
             self.events[signal_at] = lambda: os.kill(os.getpid(), signum)
 
     def __getitem__(self, key):
-        if self.log is not None and isinstance(key, tuple) and key != (0, 0):  # that one is the estimate's
+        if self.log is not None and isinstance(key, tuple) and key[1] > MEASURED:  # others are the estimate's
             with self.log.with_name(f"{self.log.name}-{processes.rank()}").open("a") as file:
                 file.write(f"{key[0]} {key[1]}\n")
         return super().__getitem__(key)
@@ -216,7 +218,12 @@ def judged():
     """Scores of an untrained network on seven images, as validation takes them."""
     torch.manual_seed(0)
     scores = SplitScores(CARD.classes, quick=True)
-    evaluate(network(), Blobs(7), scores, Engine(criterion, foreground_probability, choose_precision("cpu", "off")))
+    evaluate(
+        network(),
+        validation_loader(Blobs(7)),
+        scores,
+        Engine(criterion, foreground_probability, choose_precision("cpu", "off")),
+    )
     return scores.result(), scores.ids
 
 

@@ -126,8 +126,8 @@ class TrainConfig:
     """Mixed precision; auto = bf16 where the hardware has it, fp16 on older CUDA devices, else off."""
     compile: bool = False
     """Compile the network with torch.compile."""
-    workers: int = 0
-    """Processes that load data (0 = the training process itself)."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load data (0 = the training process itself); auto = as many as keep the network busy."""
     # Run
     config: Path | None = None
     """YAML file with values for these flags, in place of the recipe's."""

@@ -15,23 +15,32 @@ from common.command.config import TrainConfig
 from common.command.progress import Work, duration
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
-from common.training.experiment import Experiment, to_device
+from common.training.experiment import Experiment, SegmentationData, to_device
 from common.training.state import TrainState
 
 LARGEST = 512
 """Pixels of a side that are looked at for the estimate."""
 SLOW = 2.0
 """Seconds of a forward pass that are not measured twice."""
+MEASURED = 4
+"""Training samples that are loaded for the estimate."""
 ABSURD_HOURS = 12
 """Longer trainings than this are hardly meant."""
 
 
 class Estimate(NamedTuple):
-    """Seconds of one validation image, of an optimization step, and of an epoch with its validation."""
+    """Seconds."""
 
     image: float
+    """Of one validation image."""
     step: float
+    """Of an optimization step."""
     epoch: float
+    """With its validation."""
+    batch: float = 0.0
+    """Of the network, for a process' share of a batch."""
+    load: float = 0.0
+    """To load that share."""
 
 
 @torch.inference_mode()
@@ -64,10 +73,20 @@ def estimate(experiment: Experiment, config: TrainConfig, batches: int, precisio
     with Work("measuring the network's speed"):
         seconds = time_forward(experiment.model, seen, precision)
     ratio = torch.as_tensor(experiment.train_data[(0, 0)]["image"]).numel() / image.numel()
-    samples = min(config.batch_size, len(experiment.train_data))
-    batch = 3 * seconds * ratio * math.ceil(samples / processes.count())
+    samples = math.ceil(min(config.batch_size, len(experiment.train_data)) / processes.count())
+    batch, load = 3 * seconds * ratio * samples, _time_sample(experiment.train_data) * samples
     step = batch * min(config.grad_accum, batches)
-    return Estimate(seconds, step, seconds * math.ceil(len(experiment.val_data) / processes.count()) + batch * batches)
+    validation = seconds * math.ceil(len(experiment.val_data) / processes.count())
+    return Estimate(seconds, step, validation + batch * batches, batch, load)
+
+
+def _time_sample(data: SegmentationData) -> float:
+    """Seconds to load a training sample, where the first ones have been."""
+    started, count = time.monotonic(), 0
+    while count < MEASURED and time.monotonic() - started < SLOW:
+        data[(count % len(data), count)]
+        count += 1
+    return (time.monotonic() - started) / count
 
 
 def print_plan(state: TrainState, config: TrainConfig, precision: Precision, batches: int, seconds: float) -> None:

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from common import processes
 from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, say
@@ -32,6 +31,7 @@ from common.training.budget import Budget, end_of
 from common.training.epochs import Speed, end_epoch
 from common.training.estimate import Estimate, advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
+from common.training.loading import choose_workers, part, training_loader, validation_loader
 from common.training.pictures import WATCHED, draw_epoch
 from common.training.running import Running
 from common.training.runs import RunFolder
@@ -136,27 +136,25 @@ def _optimize(state: TrainState, clip_norm: float) -> None:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    data: SegmentationData,
+    images: DataLoader[Batch],
     scores: SplitScores,
     engine: Engine,
-    workers: int = 0,
     *,
     what: str = "validation",
     until: float = math.inf,
 ) -> SplitScores:
-    """Run ``model`` over ``data`` and add every image to ``scores`` (which is returned), incomplete if a stop came.
+    """Run ``model`` over images and add each to ``scores`` (which is returned), incomplete if a stop came.
 
-    Images go one by one, in turn to each process; all processes return the scores of all images. Logits of a network
-    that saw the image at another size than its truth's are brought to that size. After ``until`` (on the monotonic
+    All processes return the scores of the images of all. Logits of a network that saw the image at another size than
+    its truth's are brought to that size. After ``until`` (on the monotonic
     clock) no further image is begun, but one is always seen.
 
     Raises:
         NonFiniteLoss: the loss of an image is NaN or infinite; names its files.
     """
     model.eval()
-    share = _part(data, range(processes.rank(), len(data), processes.count()))
-    batches = iter(progress(_loader(share, workers, batch_size=1), what, "image"))
-    for _ in range(math.ceil(len(data) / processes.count())):  # the last one may have nothing left
+    batches = iter(progress(images, what, "image"))
+    for _ in range(int(*processes.largest(len(images)))):  # another process may have one more
         batch = next(batches, None)
         problem = "" if batch is None else _judge(model, engine.receive(batch), scores, engine)
         stop, late, wrong = processes.largest(engine.interrupted, time.monotonic() >= until, bool(problem))
@@ -179,32 +177,10 @@ def _judge(model: nn.Module, batch: Batch, scores: SplitScores, engine: Engine) 
     return ""
 
 
-def _part(data: SegmentationData, indices: Sequence[int]) -> SegmentationData:
-    return cast(SegmentationData, Subset(cast("Dataset[Batch]", data), indices))
-
-
 def _at_size(logits: Tensor, size: tuple[int, ...]) -> Tensor:
     if logits.shape[-2:] == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear")
-
-
-def _loader(data: SegmentationData, workers: int, **batches: Any) -> DataLoader[Batch]:  # noqa: ANN401
-    """Load ``data``; a generator of its own keeps the loader from drawing at the global one whenever it starts."""
-    return DataLoader(
-        cast("Dataset[Batch]", data),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_parent,
-        generator=torch.Generator(),
-        **batches,
-    )
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """In a data worker: a signal to the whole process group must not take the data from the batch being finished."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
 
 
 def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: Precision) -> TrainState:
@@ -240,7 +216,9 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     watched = _watched(experiment.val_data, budget, config)
     steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
     clock = Clock(steps, budget.optimization_end(len(watched)), start_progress=state.progress)
-    loader = _loader(experiment.train_data, config.workers, batch_sampler=sampler)
+    planned = config.epochs * len(sampler), 60 * config.max_minutes or math.inf
+    workers = choose_workers(config.workers, expected, *planned)
+    batches, images = training_loader(experiment.train_data, sampler, workers), validation_loader(watched, workers)
     forward = (
         cast(nn.Module, torch.compile(state.model)) if config.compile else shared_network(state.model, precision.device)
     )
@@ -251,12 +229,12 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         while not _is_done(state, config, clock):
             sampler.epoch, sampler.first_batch = state.epoch, state.batch
             started, first = time.monotonic(), state.batch
-            outcome = train_one_epoch(state, loader, engine, clock, config, forward)
+            outcome = train_one_epoch(state, batches, engine, clock, config, forward)
             trained = time.monotonic()
             scores = SplitScores(card.classes, threshold=config.threshold, device=precision.device, quick=True)
             if outcome != "interrupted":
                 what, until = f"validation {state.epoch + 1}/{config.epochs}", budget.validation_end
-                evaluate(state.inference_model, watched, scores, engine, config.workers, what=what, until=until)
+                evaluate(state.inference_model, images, scores, engine, what=what, until=until)
                 outcome = _decide(state, engine, clock)
             if outcome == "interrupted":
                 run.save_last(state, replace(card, threshold=state.threshold))
@@ -301,7 +279,7 @@ def _watched(data: SegmentationData, budget: Budget, config: TrainConfig) -> Seg
             f"note: epochs are judged by {len(indices)} of {len(data)} validation images, drawn at random: all would "
             f"take {duration(seconds)} of --max-minutes {config.max_minutes:g}"
         )
-    return _part(data, indices)
+    return part(data, indices)
 
 
 def _begin(

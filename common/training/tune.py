@@ -73,7 +73,7 @@ class Config:
     seed: int = 0
     """Seed of the proposals and of every training."""
     # Machine
-    workers: int = 0
+    workers: int | Literal["auto"] = "auto"
     """Processes that load data."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda or mps."""

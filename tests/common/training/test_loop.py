@@ -30,6 +30,7 @@ from common.networks.probabilities import foreground_probability
 from common.training import budget
 from common.training import loop as training
 from common.training.experiment import Engine, Experiment
+from common.training.loading import validation_loader
 from common.training.loop import evaluate, fit, seed_everything
 from common.training.runs import RunFolder
 from common.training.schedule import Clock
@@ -39,7 +40,7 @@ CPU, BF16 = choose_precision("cpu", "off"), Precision(torch.device("cpu"), torch
 CARD = ModelCard("toy", "net", {}, ["ground", "thing"], {0: (0, 0, 0), 1: (255, 255, 255)})
 LENGTH, EPOCHS = 10, 4
 CONFIG = TrainConfig(epochs=EPOCHS, batch_size=2, lr=0.02, weight_decay=0.01, ema=0.9, grad_accum=2, clip_norm=1.0,
-                     scheduler="plateau", lr_patience=0, early_stopping=50, seed=3)  # fmt: skip
+                     scheduler="plateau", lr_patience=0, early_stopping=50, seed=3, workers=0)  # fmt: skip
 COSINE = replace(CONFIG, scheduler="cosine", warmup_steps=3)
 UNTIMED = ("seconds", "samples_per_second", "peak_memory_mb")
 
@@ -431,14 +432,19 @@ def test_a_non_finite_loss_in_validation_names_the_file():
     data = Blobs(4)
     data.images[2] = math.inf
     with pytest.raises(NonFiniteLoss, match=r"blob2\.png"):
-        evaluate(network(), data, SplitScores(CARD.classes), Engine(criterion, foreground_probability, CPU))
+        evaluate(
+            network(),
+            validation_loader(data),
+            SplitScores(CARD.classes),
+            Engine(criterion, foreground_probability, CPU),
+        )
 
 
 def test_evaluation_takes_the_cards_loss_image_by_image():
     torch.manual_seed(0)
     model, data = network(), Blobs(7, ignored=True)
     engine = Engine.of(Experiment(model, replace(CARD, loss=LossRecipe("bce")), Blobs(), Blobs(4)), CPU)
-    result = evaluate(model, data, SplitScores(CARD.classes, threshold=0.5), engine).result()
+    result = evaluate(model, validation_loader(data), SplitScores(CARD.classes, threshold=0.5), engine).result()
     losses, hits = [], 0
     with torch.inference_mode():
         for image, target in zip(data.images, data.targets, strict=True):
@@ -614,5 +620,5 @@ def test_signal_handlers_are_restored():
 def test_the_loader_draws_nothing_from_the_global_generator():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(training._loader(Blobs(2), 0, batch_size=1))
+    list(validation_loader(Blobs(2)))
     assert torch.equal(torch.get_rng_state(), before)
