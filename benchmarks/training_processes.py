@@ -43,7 +43,7 @@ def main() -> None:
     config = tyro.cli(Config, description=__doc__)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        for process in start("compute", Path(folder)):
+        for process in start("compute all", Path(folder)):
             if process.wait():
                 raise SystemExit(f"a process ended with {process.returncode}")
         both = torch.load(Path(folder) / "found.pt", weights_only=False)
