@@ -124,8 +124,8 @@ class TrainConfig:
     """Where to compute."""
     amp: Amp = "auto"
     """Mixed precision; auto = bf16 where the hardware has it, fp16 on older CUDA devices, else off."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    compile: Literal["auto", "on", "off"] = "off"
+    """Compile the network with torch.compile; auto = in trainings so long that it pays."""
     workers: int | Literal["auto"] = "auto"
     """Processes that load data (0 = the training process itself); auto = as many as keep the network busy."""
     # Run

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from common.metrics.split_scores import SplitScores
 from common.networks.norm import shared_batch_norm, steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
 from common.training.budget import Budget, end_of
+from common.training.compiling import compiled
 from common.training.epochs import Speed, end_epoch
 from common.training.estimate import Estimate, advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
@@ -220,7 +221,9 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     workers = choose_workers(config.workers, expected, *planned)
     batches, images = training_loader(experiment.train_data, sampler, workers), validation_loader(watched, workers)
     forward = (
-        cast(nn.Module, torch.compile(state.model)) if config.compile else shared_network(state.model, precision.device)
+        shared_network(state.model, precision.device)
+        if count > 1
+        else compiled(state.model, config.compile, precision.device, min(expected.epoch * config.epochs, planned[1]))
     )
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest().listening())

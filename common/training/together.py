@@ -96,8 +96,8 @@ def check_processes(config: TrainConfig, samples: int) -> None:
             f"a batch of {batch} samples cannot be shared by {count} processes; raise --batch-size (it is that of all "
             "processes together) or start fewer"
         )
-    if count > 1 and config.compile:
-        raise ValueError("--compile is for one process; leave it out under torchrun")
+    if count > 1 and config.compile == "on":
+        raise ValueError("--compile on is for one process; leave it out under torchrun")
 
 
 def shared_network(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,14 +1,17 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
+import torch
 
 import footprints
 from common.networks.checkpoint import load_checkpoint
 from common.scenes.aerial import write_footprints
+from common.training import compiling
 from footprints.samples import Augmentation
 from tests.commands import check_resume
 from tests.footprints.towns import roofs, write_raster
@@ -207,3 +210,21 @@ def test_data_workers_read_rasters_for_themselves(call, town, small, tmp_path, m
     assert "read by windows" in result.err
     row = next(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     assert np.isfinite(float(row["val_loss"]))
+
+
+def test_a_compiled_network_is_trained_by_the_command(call, scene, small, tmp_path, monkeypatch):
+    used = []
+
+    def eager(model):  # PyTorch's own tracing without the minute of C++
+        return torch.compile(model, backend=lambda graph, _: used.append(graph) or graph)
+
+    monkeypatch.setattr(compiling, "torch", SimpleNamespace(compile=eager))
+    monkeypatch.setattr(compiling, "_missing", lambda device: None)
+    words = ("--data-root", scene, *small, "--epochs", 1, "--samples-per-epoch", 16, "--device", "cpu", "--amp", "off")
+    for choice in ("on", "off", "auto"):
+        result = call("train", *words, "--compile", choice, "--output-dir", tmp_path / choice)
+        assert result.code == 0 and ("compiling the network" in result.err) == (choice == "on"), result.err
+    assert used
+    rows = [(tmp_path / choice / "metrics.csv").read_text().splitlines()[1].split(",")[:6] for choice in ("on", "off")]
+    assert rows[0] == rows[1]
+    call("train", *words, "--compile", "maybe").mistake("--compile")

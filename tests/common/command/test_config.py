@@ -53,10 +53,12 @@ def parse(path, *flags, base=None):
 
 def test_yaml_scalars_are_what_their_field_says(yaml_file):
     config = parse(
-        yaml_file("lr: 1e-4\namp: off\naugment: off\ncompile: yes\nepochs: 7\nwidths: [8, 16, 24]\nscale: 0.5\n")
+        yaml_file(
+            "lr: 1e-4\namp: off\naugment: off\nskip_bad: yes\ncompile: on\nepochs: 7\nwidths: [8, 16, 24]\nscale: 0.5\n"
+        )
     )
     assert config.lr == 1e-4 and isinstance(config.lr, float)
-    assert config.amp == "off" and config.augment is False and config.compile is True
+    assert config.amp == "off" and config.augment is False and config.skip_bad is True and config.compile == "on"
     assert config.epochs == 7 and config.widths == (8, 16, 24) and config.scale == 0.5
 
 
@@ -144,7 +146,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         Config(),
         Config(
-            data_root=Path("a b/ü"), lr=1e-5, lr_min=1e-7, amp="off", augment=False, compile=True, widths=(4,),
+            data_root=Path("a b/ü"), lr=1e-5, lr_min=1e-7, amp="off", augment=False, compile="on", widths=(4,),
             scale=0.1, mode="b", early_stopping=3, max_minutes=2.5, ema=0.999,
         ),
         Config(images=Path("i"), labels=Path("l"), val_fraction=0.0, test_fraction=0.95, note="1e5", widths=(1, 2, 3)),

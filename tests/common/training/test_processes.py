@@ -154,7 +154,7 @@ def test_a_mistake_of_another_process_says_whose_it_is(tmp_path):
 
 
 def test_what_processes_cannot_share_is_refused(monkeypatch):
-    check_processes(TrainConfig(batch_size=1, compile=True), 100)
+    check_processes(TrainConfig(batch_size=1, compile="on"), 100)
     monkeypatch.setattr("common.processes.count", lambda: 4)
     check_processes(TrainConfig(batch_size=4), 100)
     for config, samples in ((TrainConfig(batch_size=3), 100), (TrainConfig(batch_size=8), 3)):
@@ -162,5 +162,5 @@ def test_what_processes_cannot_share_is_refused(monkeypatch):
             ValueError, match="a batch of 3 samples cannot be shared by 4 processes; raise --batch-size"
         ):
             check_processes(config, samples)
-    with pytest.raises(ValueError, match="--compile is for one process"):
-        check_processes(TrainConfig(compile=True), 100)
+    with pytest.raises(ValueError, match="--compile on is for one process"):
+        check_processes(TrainConfig(compile="on"), 100)
