@@ -14,6 +14,8 @@ from common.files import read_json
 
 JOINING, STARTING = 20.0, 120.0
 """Seconds until a scheduler has to answer, and until workers have to be there."""
+LONGEST = 160
+"""Letters of a library's reason that are said."""
 SCHEMES = ("tcp://", "tls://")
 
 
@@ -59,9 +61,9 @@ def _joined(scheduler: str) -> Iterator[Client]:
     try:
         client = Client(address, timeout=JOINING)
     except Exception as error:  # of sockets, TLS, versions
+        reason = one_line(error)[:LONGEST] or type(error).__name__
         raise ValueError(
-            f"--scheduler {scheduler}: no scheduler answers at {address} within {JOINING:.0f} s; start one with: "
-            "dask scheduler"
+            f"--scheduler {scheduler}: no scheduler answers at {address} ({reason}); start one with: dask scheduler"
         ) from error
     with client:
         try:

@@ -19,7 +19,7 @@ from distributed import Client, wait
 
 from common.command.cli import PARTIAL, one_line, say
 from common.files import OutputFolder, Workplace
-from common.inference.cluster.connect import STARTING, connected
+from common.inference.cluster.connect import JOINING, STARTING, connected
 from common.inference.cluster.run import Dispatcher, Lost, Plan, Unit
 from common.inference.cluster.units import do_ahead, do_files, do_rows, survey
 from common.inference.cluster.worker import TOKEN, FileJob, Order, Outcome, PreparingJob, greet
@@ -181,7 +181,7 @@ def check_workers(client: Client, blob: bytes) -> int:
     alike: dict[str, str] = {}
     for address, future in greetings.items():
         try:
-            said = future.result(timeout=0.1)
+            said = future.result(timeout=JOINING if future.done() else 0.1)
         except Exception as error:
             hint = " (PYTHONPATH has to name this repository there)" if isinstance(error, ImportError) else ""
             said = {"error": f"{one_line(error) or type(error).__name__}{hint}"}
