@@ -28,13 +28,13 @@ from affine import Affine  # noqa: E402
 
 from benchmarks.quick_model import quick_checkpoint  # noqa: E402
 from benchmarks.tables import processor, write_table  # noqa: E402
-from common.files import OutputFolder  # noqa: E402
 from common.images.write import GEOTIFF  # noqa: E402
 from common.inference.job import Job  # noqa: E402
 from common.inference.predictor import Predictor  # noqa: E402
 from common.inference.products import Products, provenance  # noqa: E402
 from common.inference.tiling import Tiling  # noqa: E402
 from common.networks.precision import choose_precision  # noqa: E402
+from common.outputs import OutputFolder  # noqa: E402
 from common.scenes.aerial_world import BLOCK, AerialWorld  # noqa: E402
 from footprints.task import TASK  # noqa: E402
 

@@ -35,11 +35,11 @@ from common.command.config import parse_flags
 from common.command.progress import progress
 from common.data.pairs import Pair, require_usable, say_notes
 from common.data.splits import PARTS
-from common.files import OutputFolder
 from common.images.grids import window_grid
 from common.images.windows import Window, WindowFile
 from common.inference.products import check_disk
 from common.labels import IGNORE
+from common.outputs import OutputFolder
 from footprints.data import find_pairs
 from footprints.scene import Frame, LabelReader, is_vector, to_classes
 

@@ -25,7 +25,7 @@ from skimage.measure import regionprops_table
 from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.inputs import find_images
-from common.files import OutputFolder, atomic_path, relative_source, write_text
+from common.files import atomic_path, write_text
 from common.images.display import Pixels
 from common.images.ranges import range_warning
 from common.images.write import Arrays, write_mask, write_picture, write_probability
@@ -36,6 +36,7 @@ from common.inference.predictor import Predictor
 from common.inference.products import SAFE_STEM, give_names
 from common.inference.spool import workplace
 from common.inference.stream import warn_of_range
+from common.outputs import OutputFolder, relative_source
 from hela_nuclei.draw import contact_sheet, outlines
 from hela_nuclei.frames import Stack, check_axes, count_pixels, read_stack, scale_frame
 from hela_nuclei.polygons import Nucleus, nuclei_of, write_geojson, write_rois

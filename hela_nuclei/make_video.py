@@ -25,12 +25,12 @@ from common.command.cli import PARTIAL, run_command, say
 from common.command.config import Amp, Device, check_prediction, parse_flags
 from common.command.progress import progress
 from common.data.inputs import find_images
-from common.files import OutputFolder
 from common.images.display import Pixels, stretch
 from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
+from common.outputs import OutputFolder
 from hela_nuclei.data import find_frames
 from hela_nuclei.draw import captioned, outlines, viridis
 from hela_nuclei.frames import check_axes, read_stack, scale_frame

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.command.cli import say
 from common.data.inputs import output_stems
 from common.data.pairs import say_notes
-from common.files import OutputFolder
+from common.outputs import OutputFolder
 from hela_nuclei.tracking import Linker, write_tracks
 
 

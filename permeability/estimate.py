@@ -28,9 +28,10 @@ from rasterio.crs import CRS
 
 from common.command.cli import run_command, say
 from common.command.config import parse_flags
-from common.files import OutputFolder, alone
+from common.files import alone
 from common.images.gdal import open_raster
 from common.labels import NODATA
+from common.outputs import OutputFolder
 from common.vectors.burn import PolygonLayer, as_text, reading
 from permeability.area import Floats, Points, allocate, points_needed
 from permeability.area_report import Survey, page, table, write_zones

@@ -31,13 +31,13 @@ from common.command.yaml_file import load_yaml
 from common.data.inputs import find_images, output_stems
 from common.data.pairs import say_notes
 from common.data.splits import PARTS, split_ids
-from common.files import OutputFolder
 from common.images.gdal import open_raster, read_bands
 from common.images.grids import Grid, window_grid
 from common.images.windows import Window
 from common.images.write import GEOTIFF, gdal_colors
 from common.inference.products import check_disk
 from common.labels import NODATA
+from common.outputs import OutputFolder
 from common.vectors.burn import PolygonLayer
 from permeability.labels import CLASSES, PALETTE
 

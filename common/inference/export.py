@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from common.command.cli import VERSION, say
 from common.command.config import parse_flags
-from common.files import OutputFolder, file_hash
+from common.files import file_hash
 from common.networks.checkpoint import ModelCard
 from common.networks.probabilities import probabilities_of
 from common.networks.task import Task
+from common.outputs import OutputFolder
 
 if TYPE_CHECKING:
     import onnx

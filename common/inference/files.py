@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.command.cli import say
 from common.data.inputs import output_stems
-from common.files import OutputFolder, Workplace
+from common.files import Workplace
 from common.images.gdal import pixel_count
 from common.images.sheets import build_mosaic
 from common.inference.flags import InferConfig
@@ -21,6 +21,7 @@ from common.inference.products import Products, check_disk, free_bytes
 from common.inference.spool import workplace
 from common.inference.stream import kept_layers
 from common.inference.tally import Tally, complaint
+from common.outputs import OutputFolder
 
 LONG_RUN = 60.0
 """Seconds from which on an estimate is worth a line."""

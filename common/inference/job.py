@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.command.cli import say
-from common.files import OutputFolder, Workplace, relative_source
+from common.files import Workplace
 from common.images.gdal import open_raster, place_note
 from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
@@ -30,6 +30,7 @@ from common.inference.resolution import fitted
 from common.inference.spool import workplace
 from common.inference.stream import is_placed, is_streamed, stream_file, warn_of_range
 from common.labels import NODATA
+from common.outputs import OutputFolder, relative_source
 from common.vectors.write import SIDECARS
 
 

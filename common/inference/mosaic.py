@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
-from common.files import Workplace, relative_source
+from common.files import Workplace
 from common.images.gdal import open_raster, place_of, read_bands
 from common.images.mosaics import allow
 from common.images.ranges import Range, to_channels
@@ -20,6 +20,7 @@ from common.images.sheets import offset
 from common.inference.job import Job
 from common.inference.products import SAFE_STEM, Prediction, Products, give_names, write_products, write_vectors
 from common.labels import NODATA
+from common.outputs import relative_source
 
 STEM = "mosaic"
 """Of the polygons of all sheets."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.files import RECORD, OutputFolder, Workplace, alone
+from common.files import Workplace, alone
+from common.outputs import RECORD, OutputFolder
 
 ROOT = Path(__file__).parents[2]
 

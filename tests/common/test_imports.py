@@ -20,12 +20,13 @@ PEERS = {
     "transformers",
     "building_footprint_segmentation",
 }
-GROUND = {"labels", "files", "processes"}
+GROUND = {"labels", "files", "outputs", "processes"}
 FIRST = GROUND | {"losses", "images", "metrics", "command", "scenes"}
 SECOND = FIRST | {"vectors", "report", "networks", "data"}
 ARROWS = {
     "labels": set(),
     "files": set(),
+    "outputs": {"files"},
     "processes": set(),
     "losses": GROUND,
     "images": GROUND,

@@ -10,7 +10,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.files import RECORD, file_hash
+from common.files import file_hash
+from common.outputs import RECORD
 from tests.peers import Peer
 
 validate_sequence = Peer("ctc_metrics.scripts.validate:validate_sequence")

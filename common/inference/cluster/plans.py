@@ -18,7 +18,7 @@ import torch
 from distributed import Client, wait
 
 from common.command.cli import PARTIAL, one_line, say
-from common.files import OutputFolder, Workplace
+from common.files import Workplace
 from common.inference.cluster.connect import JOINING, STARTING, connected
 from common.inference.cluster.run import Dispatcher, Lost, Plan, Unit
 from common.inference.cluster.units import do_ahead, do_files, do_rows, survey
@@ -29,6 +29,7 @@ from common.inference.predictor import Predictor
 from common.inference.products import provenance
 from common.inference.spool import spool_key, workplace
 from common.inference.tally import Tally, complaint
+from common.outputs import OutputFolder
 
 PLACE = f".workers{Workplace.SUFFIX}"
 """The command's workplace in the folder of the outputs."""

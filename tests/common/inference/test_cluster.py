@@ -25,13 +25,14 @@ from PIL import Image
 
 from common.command.cli import exit_code
 from common.command.config import parse_flags
-from common.files import RECORD, Workplace
+from common.files import Workplace
 from common.inference.cluster import connect, plans
 from common.inference.cluster.connect import address_of
 from common.inference.cluster.units import divide, pieces_of
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig, load_predictor
 from common.networks.checkpoint import save_checkpoint
+from common.outputs import RECORD
 from footprints.task import TASK
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import nn
 
 from common.command.config import parse_flags
-from common.files import RECORD, OutputFolder
 from common.images import write
 from common.images.gdal import open_raster
 from common.inference import files
@@ -27,6 +26,7 @@ from common.inference.spool import workplace
 from common.inference.stream import is_streamed
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
+from common.outputs import RECORD, OutputFolder
 
 TRANSFORM = Affine(0.5, 0, 430000, 0, -0.5, 4580000)
 COLORS = {0: (10, 10, 10), 1: (250, 0, 0), 2: (0, 250, 0)}

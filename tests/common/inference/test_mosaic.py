@@ -15,12 +15,12 @@ from affine import Affine
 from torch import nn
 
 from common.command.cli import exit_code
-from common.files import RECORD
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig
 from common.inference.predictor import Cut, Predictor
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
+from common.outputs import RECORD
 
 TRANSFORM = Affine(0.5, 0, 430000, 0, -0.5, 4580000)
 COLORS = {0: (10, 10, 10), 1: (250, 0, 0)}

@@ -25,7 +25,6 @@ from PIL import Image
 from rasterio.features import rasterize
 from torch import nn
 
-from common.files import RECORD, OutputFolder
 from common.images.display import overlay, stretch
 from common.images.ranges import to_channels
 from common.images.rasters import read_raster
@@ -36,6 +35,7 @@ from common.inference.spool import Layer, Spool, spool_key, workplace
 from common.inference.stream import Streamed, is_streamed, layers_of, open_spool, predict_bands, predict_raster
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
+from common.outputs import RECORD, OutputFolder
 
 CRS, TRANSFORM = "EPSG:25830", Affine(0.25, 0, 430000, 0, -0.25, 4580000)
 COLORS = {0: (10, 10, 10), 1: (250, 0, 0), 2: (0, 250, 0)}
