@@ -32,7 +32,6 @@ from common.images.write import GEOTIFF  # noqa: E402
 from common.inference.job import Job  # noqa: E402
 from common.inference.predictor import Predictor  # noqa: E402
 from common.inference.products import Products, provenance  # noqa: E402
-from common.inference.tiling import Tiling  # noqa: E402
 from common.networks.precision import choose_precision  # noqa: E402
 from common.outputs import OutputFolder  # noqa: E402
 from common.scenes.aerial_world import BLOCK, AerialWorld  # noqa: E402
@@ -49,10 +48,6 @@ class Config:
     """Pixels."""
     height: int = 15899
     """Pixels."""
-    tile: int = 512
-    """Side of the tiles."""
-    overlap: float = 0.25
-    """Share of a tile that the next one covers again."""
     prob: bool = False
     """Write the probabilities too."""
     folder: Path | None = None
@@ -84,8 +79,8 @@ def resident() -> int:
 def measure(source: Path, config: Config, results: multiprocessing.Queue[dict[str, float]]) -> None:
     """Predict a raster and put what it took into the queue."""
     precision = choose_precision("cpu")
-    predictor = Predictor.load(TASK, [config.checkpoint], precision, Tiling(config.tile, config.overlap))
-    predictor(np.zeros((3, config.tile, config.tile), np.float32))  # libraries set themselves up
+    predictor = Predictor.load(TASK, [config.checkpoint], precision)
+    predictor(np.zeros((3, 512, 512), np.float32))  # libraries set themselves up
     products = Products("gpkg", cog=True, prob=config.prob, tags=provenance([config.checkpoint], predictor.threshold))
     peak, done = [resident()], threading.Event()
 
@@ -94,7 +89,7 @@ def measure(source: Path, config: Config, results: multiprocessing.Queue[dict[st
             peak.append(max(resident(), peak.pop()))
 
     before, started = peak[0], time.perf_counter()
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     predicted: list[float] = []
     job = Job(predictor, OutputFolder(source.parent / "out"), products)
@@ -140,7 +135,7 @@ def main() -> None:
             make_raster(source, config.width, height)
             rows.append(row_of(source, config))
     note = (
-        f"unet_small, tiles of {config.tile}, overlap {config.overlap}, class COG"
+        "unet_small, class COG"
         f"{', probabilities' * config.prob} and GeoPackage; {processor()}, {choose_precision('cpu')}."
     )
     write_table(Path(__file__), rows, note)

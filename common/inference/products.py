@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,8 +23,7 @@ from common.files import file_hash
 from common.images.display import overlay, stretch
 from common.images.write import Layout, Place, Rows, mask_suffix, write_mask, write_picture, write_probability
 from common.networks.checkpoint import ModelCard
-from common.vectors.polygonize import polygonize
-from common.vectors.write import SIDECARS, VectorFormat, select, write_polygons
+from common.vectors.formats import SIDECARS, VectorFormat
 
 BACKGROUND = "background"
 FULL_OVERLAY, LARGEST_OVERLAY = 4096**2, 2048
@@ -37,11 +38,14 @@ Refine = Callable[[NDArray[Any], Affine, CRS | None], NDArray[np.object_]]
 
 
 class Prediction(Rows, Protocol):
-    """A predicted image: ``mask`` (255 = no data), ``probability``, ``confidence`` and ``picture`` (8-bit RGB)."""
+    """A predicted image: the layers ``mask`` (255 = no data), ``probability`` and ``confidence``."""
 
     @property
     def place(self) -> Place:
         """Georeference."""
+
+    def picture(self, step: int) -> NDArray[np.uint8]:
+        """The image, (3, h, w), as 8-bit RGB: every n-th pixel of every n-th row."""
 
     @property
     def streamed(self) -> bool:
@@ -156,12 +160,14 @@ def write_products(
     base, place, tags = folder / SAFE_STEM, rows.place, products.tags
     layout = Layout(overviews=rows.streamed, cog=products.cog and rows.streamed)
     mask = base.with_name(f"{SAFE_STEM}_mask{mask_suffix(place)}")
-    write_mask(mask, rows, place, palette=card.palette, tags=tags, layout=layout)
+    with ThreadPoolExecutor(1) as beside:  # one core draws, compresses a PNG; the others deflate
+        picture = folder / f"{SAFE_STEM}_overlay.png"
+        drawn = beside.submit(_write_overlay, picture, rows, card, tags) if products.overlay else None
+        write_mask(mask, rows, place, palette=card.palette, tags=tags, layout=layout)
+        if drawn is not None:
+            drawn.result()
     if products.prob:
         write_probability(folder / f"{SAFE_STEM}_prob.tif", rows, place, tags=tags, layout=layout)
-    if products.overlay:
-        picture, classes = _thinned(rows)
-        write_picture(folder / f"{SAFE_STEM}_overlay.png", overlay(stretch(picture), classes, card.palette), tags)
     if products.vector != "none":
         with Work(f"polygons of {stem}"):
             write_vectors(folder / f"{SAFE_STEM}.{products.vector}", rows, stem, card, products)
@@ -193,6 +199,8 @@ def write_vectors(path: Path, rows: Prediction, layer: str, card: ModelCard, pro
         card: class names.
         products: smallest area, simplification, provenance.
     """
+    from common.vectors.polygonize import polygonize  # scipy, shapely and pyproj take half a second
+    from common.vectors.write import select, write_polygons
 
     def read(first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         return rows.read("mask", first, last)[0], rows.read("confidence", first, last)[0]
@@ -206,15 +214,17 @@ def write_vectors(path: Path, rows: Prediction, layer: str, card: ModelCard, pro
     write_polygons(path, polygons, card.classes, crs, products.tags, layer=layer)
 
 
-def _thinned(rows: Prediction) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Picture (3, h, w) and mask (h, w): every n-th pixel of every n-th row."""
-    height, width = rows.size
-    large = rows.streamed and height * width > FULL_OVERLAY
-    step = -(-max(height, width) // LARGEST_OVERLAY) if large else 1
+def overlay_step(size: tuple[int, int]) -> int:
+    """Every how many pixels a streamed raster's overlay shows one."""
+    return -(-max(size) // LARGEST_OVERLAY) if math.prod(size) > FULL_OVERLAY else 1
+
+
+def _write_overlay(path: Path, rows: Prediction, card: ModelCard, tags: Mapping[str, str]) -> None:
+    height = rows.size[0]
+    step = overlay_step(rows.size) if rows.streamed else 1
     count = max(1, OVERLAY_ROWS // step) * step
-    pictures, masks = [], []
-    for first in range(0, height, count):
-        last = min(first + count, height)
-        pictures.append(rows.read("picture", first, last)[:, ::step, ::step].copy())  # a view would keep all rows
-        masks.append(rows.read("mask", first, last)[0, ::step, ::step].copy())
-    return np.concatenate(pictures, axis=1), np.concatenate(masks)
+    masks = [  # a view would keep all rows
+        rows.read("mask", first, min(first + count, height))[0, ::step, ::step].copy()
+        for first in range(0, height, count)
+    ]
+    write_picture(path, overlay(stretch(rows.picture(step)), np.concatenate(masks), card.palette), tags)

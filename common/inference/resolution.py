@@ -6,7 +6,6 @@ from pathlib import Path
 
 from common.command.cli import say
 from common.images.gdal import open_raster, place_of
-from common.images.ground import metres_per_pixel
 from common.inference.predictor import Predictor
 
 
@@ -17,7 +16,12 @@ def ground_resolution(path: Path) -> float | None:
         FileNotFoundError, ValueError: the file is missing or damaged.
     """
     with open_raster(path) as dataset:
-        return metres_per_pixel(place_of(dataset), dataset.crs, dataset.shape)
+        crs, grid = dataset.crs, place_of(dataset)
+        if grid is None or crs is None:
+            return None
+        from common.images.ground import metres_per_pixel  # pyproj takes a tenth of a second
+
+        return metres_per_pixel(grid, crs, dataset.shape)
 
 
 def fitted(predictor: Predictor, path: Path, gsd: float = 0.0) -> Predictor:

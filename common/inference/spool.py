@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import queue
 import shutil
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +137,44 @@ class Spool:
         layer, shape = self.layers[name], (last - first, self.layers[name].channels, self.size[1])
         values = np.memmap(self._path(name), layer.dtype, "r", first * self._row_bytes(name), shape).swapaxes(0, 1)
         return np.asarray(values / np.float32(FULL) if name == "confidence" else values)
+
+
+class Appender:
+    """Adds bands to a spool in a thread: what is finished goes to the disk while the next band is predicted.
+
+    Leaving the context waits for what was handed over; errors of the disk are raised at the next band, or then.
+    """
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool, self._error = spool, list[BaseException]()
+        self._bands: queue.Queue[Mapping[str, NDArray[Any]] | None] = queue.Queue(1)
+        self._thread = threading.Thread(target=self._work, name="append", daemon=True)
+
+    def __enter__(self) -> Appender:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def __call__(self, band: Mapping[str, NDArray[Any]]) -> None:
+        """Hand over the next band."""
+        self._bands.put(band)
+        if self._error:
+            raise self._error[0]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the disk."""
+        self._bands.put(None)
+        self._thread.join()
+        if self._error and kind is None:
+            raise self._error[0]
+
+    def _work(self) -> None:
+        while (band := self._bands.get()) is not None:
+            if not self._error:
+                try:
+                    self._spool.append(band)
+                except BaseException as error:
+                    self._error.append(error)
 
 
 def digest(folder: Path) -> str:

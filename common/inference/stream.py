@@ -8,6 +8,7 @@ temporary name and then renamed.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import torch
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
@@ -24,12 +26,12 @@ from common.command.cli import say
 from common.images.gdal import decoding, open_raster, place_of, read_bands, sample_bands
 from common.images.mosaics import MOSAIC
 from common.images.pictures import open_picture
-from common.images.ranges import Range, range_warning, to_channels
+from common.images.ranges import Range, range_warning, to_channels, to_numbers
 from common.images.rasters import TIFF_EXTENSIONS
 from common.images.windows import Window
-from common.inference.predictor import Predictor, confidence_of
-from common.inference.products import Products
-from common.inference.spool import FULL, Layer, Spool, spool_key
+from common.inference.predictor import Predictor
+from common.inference.products import Products, overlay_step
+from common.inference.spool import FULL, Appender, Layer, Spool, spool_key
 from common.inference.tiling import NOT_FINITE
 from common.labels import NODATA
 
@@ -40,6 +42,8 @@ LARGE = 64_000_000
 ORIENTATION = 274
 """EXIF tag; a picture that is not upright is turned in memory."""
 GOING_ON = "rows were finished before, going on from there"
+PICTURE_ROWS = 128
+"""Read at once for an overlay alone."""
 TALLEST_BLOCK = 1024
 """Rows: strips are aligned to the file's blocks up to this height."""
 
@@ -59,6 +63,35 @@ def kept_layers(predictor: Predictor, products: Products) -> dict[str, Layer]:
     return layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
 
 
+class Thumbnail:
+    """Every n-th pixel of every n-th row of a raster's picture, collected while it is read.
+
+    Args:
+        size: of the raster.
+        step: n.
+        value_range: values that mean black and white.
+    """
+
+    def __init__(self, size: tuple[int, int], step: int, value_range: Range | None) -> None:
+        self.step, self._range = step, value_range
+        height, width = (-(-side // step) for side in size)
+        self.picture = np.zeros((3, height, width), np.uint8)
+        self._seen = np.zeros(height, np.bool_)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows were seen."""
+        return bool(self._seen.all())
+
+    def add(self, first: int, data: NDArray[Any], valid: Mask) -> None:
+        """Take what is wanted of rows from ``first`` on: bands (C, rows, W) and validity (rows, W)."""
+        begin = -first % self.step
+        some = (slice(begin, None, self.step), slice(None, None, self.step))
+        rows = slice((first + begin) // self.step, (first + begin) // self.step + len(valid[some]))
+        unit = to_channels(data[(slice(3), *some)], valid[some], 3, self._range)
+        self.picture[:, rows], self._seen[rows] = np.round(unit * 255).astype(np.uint8), True
+
+
 class StripReader:
     """Pixels of windows that come row by row, from a strip of rows that moves down the file.
 
@@ -66,11 +99,17 @@ class StripReader:
 
     Args:
         dataset: the open file; used by the reading thread alone.
-        convert: makes the network's input (C, H, W) in 0...1 of bands and validity.
+        convert: makes of bands and validity what is handed to the network, (C, H, W).
+        thumbnail: is shown all rows, once.
     """
 
-    def __init__(self, dataset: DatasetReader, convert: Callable[[NDArray[Any], Mask], NDArray[np.float32]]) -> None:
-        self._dataset, self._convert = dataset, convert
+    def __init__(
+        self,
+        dataset: DatasetReader,
+        convert: Callable[[NDArray[Any], Mask], NDArray[Any]],
+        thumbnail: Thumbnail | None = None,
+    ) -> None:
+        self._dataset, self._convert, self._thumbnail = dataset, convert, thumbnail
         block = max(shape[0] for shape in dataset.block_shapes)
         self._align = block if block <= TALLEST_BLOCK else 1
         self._start = self._end = 0
@@ -95,13 +134,16 @@ class StripReader:
         if first >= self._end:  # nothing of the strip is needed any more, or there is none yet
             self._start = self._end = first - first % self._align
         last = min(-(-last // self._align) * self._align, self._dataset.height)
-        data, valid = read_bands(self._dataset, (self._end, last))
+        data, valid = read_bands(self._dataset, (self._end, last), interleaved=True)
         self._finished.append((self._end, valid))
+        if self._thumbnail is not None:
+            self._thumbnail.add(self._end, data, valid)
         drop = max(0, first - self._start)
         if self._data is None or self._start == self._end:
             self._data, self._valid = data, valid
         else:
-            self._data = np.concatenate([self._data[:, drop:], data], axis=1)
+            parts = [each.transpose(1, 2, 0) for each in (self._data[:, drop:], data)]
+            self._data = np.concatenate(parts).transpose(2, 0, 1)
             self._valid = np.concatenate([self._valid[drop:], valid])
             self._start += drop
         self._end = last
@@ -125,6 +167,7 @@ def predict_bands(
     rows: tuple[int, int],
     *,
     input_range: Range | None = None,
+    thumbnail: Thumbnail | None = None,
 ) -> Generator[tuple[int, dict[str, NDArray[Any]]]]:
     """Predict a range of a raster's rows, band by band.
 
@@ -137,6 +180,7 @@ def predict_bands(
         rows: first row and end of the range, both ends of bands (`Predictor.band_edges`); what a band holds does not
             depend on them.
         input_range: values that mean black and white; None = the number type's.
+        thumbnail: collects the picture as it is read.
 
     Yields:
         The first row of a band, and its layers (C, rows, W); 255 and NaN where the raster has no data.
@@ -144,19 +188,21 @@ def predict_bands(
     Raises:
         ValueError: the file is damaged, or the network gives NaN.
     """
-    with open_raster(source) as dataset:
+    with rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"), open_raster(source) as dataset:
 
-        def convert(data: NDArray[Any], valid: Mask) -> NDArray[np.float32]:
-            return to_channels(data, valid, predictor.channels, input_range)
+        def convert(data: NDArray[Any], valid: Mask) -> NDArray[Any]:
+            return to_numbers(data, valid, predictor.channels, input_range)
 
-        strips = StripReader(dataset, convert)
-        bands = predictor.rows(strips.read, dataset.shape, first_row=rows[0], last_row=rows[1])
+        strips = StripReader(dataset, convert, thumbnail)
+        first, last = rows
+        bands = predictor.rows(strips.read, dataset.shape, first_row=first, last_row=last, value_range=input_range)
         with closing(bands):  # whatever happens, the reading thread ends before the file is closed
             for row, band in bands:
                 valid = strips.take_valid(row, row + band.shape[1])
-                if not np.isfinite(band[:, valid]).all():
+                kept = _layers(predictor, band, valid, layers)
+                if kept is None:
                     raise ValueError(f"{source}: {NOT_FINITE}")
-                yield row, _layers(predictor, band, valid, layers)
+                yield row, kept
 
 
 def predict_raster(
@@ -166,6 +212,7 @@ def predict_raster(
     *,
     input_range: Range | None = None,
     progress: Callable[[int], None] | None = None,
+    thumbnail: Thumbnail | None = None,
 ) -> None:
     """Predict a raster into a spool, from the spool's last finished row on; see `predict_bands`.
 
@@ -175,29 +222,33 @@ def predict_raster(
         spool: where finished rows go.
         input_range: values that mean black and white.
         progress: called with the number of pixels that were finished since the last call.
+        thumbnail: collects the picture as it is read.
     """
     rows = spool.rows, spool.size[0]
-    with closing(predict_bands(source, predictor, spool.layers, rows, input_range=input_range)) as bands:
+    predicted = predict_bands(source, predictor, spool.layers, rows, input_range=input_range, thumbnail=thumbnail)
+    with Appender(spool) as append, closing(predicted) as bands:
         for _, band in bands:
-            spool.append(band)
+            append(band)
             if progress is not None:
                 progress(band["mask"].size)
 
 
 def _layers(
-    predictor: Predictor, band: NDArray[np.float32], valid: Mask, wanted: Mapping[str, Layer]
-) -> dict[str, NDArray[Any]]:
-    """What is kept of a finished band."""
-    mask = predictor.classify(band)
-    layers: dict[str, NDArray[Any]] = {}
-    if "confidence" in wanted:
-        confidence = confidence_of(band, mask)
-        layers["confidence"] = np.rint(np.where(valid, confidence, 0) * FULL)[None]
+    predictor: Predictor, band: Tensor, valid: Mask, wanted: Mapping[str, Layer]
+) -> dict[str, NDArray[Any]] | None:
+    """What is kept of a finished band, found on the device; None if the network gave NaN or infinite outputs."""
+    ok = None if valid.all() else torch.from_numpy(valid).to(band.device)
+    if not math.isfinite(float((band if ok is None else torch.where(ok, band, 0.0)).sum())):
+        return None
+    mask, confidence = predictor.choose(band, confidence="confidence" in wanted)
+    found: dict[str, Tensor] = {}
+    if "confidence" in wanted and confidence is not None:
+        known = confidence if ok is None else torch.where(ok, confidence, 0.0)
+        found["confidence"] = known.mul(FULL).round_().to(torch.uint16)[None]
     if "probability" in wanted:
-        band[:, ~valid] = np.nan
-        layers["probability"] = band
-    layers["mask"] = np.where(valid, mask, np.uint8(NODATA))[None]
-    return layers
+        found["probability"] = band if ok is None else torch.where(ok, band, torch.nan)
+    found["mask"] = (mask if ok is None else torch.where(ok, mask, NODATA))[None]
+    return {name: layer.cpu().numpy() for name, layer in found.items()}
 
 
 def is_placed(path: Path) -> bool:
@@ -235,16 +286,22 @@ class Streamed:
 
     streamed = True
 
-    def __init__(self, spool: Spool, dataset: DatasetReader, value_range: Range | None) -> None:
-        self._spool, self._dataset, self._range = spool, dataset, value_range
+    def __init__(self, spool: Spool, dataset: DatasetReader, thumbnail: Thumbnail) -> None:
+        self._spool, self._dataset, self._thumbnail = spool, dataset, thumbnail
         self.size, self.place = spool.size, (dataset.crs, place_of(dataset))
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
-        if name != "picture":
-            return self._spool.read(name, first, last)
-        data, valid = read_bands(self._dataset, (first, last))
-        return np.round(to_channels(data[:3], valid, 3, self._range) * 255).astype(np.uint8)
+        return self._spool.read(name, first, last)
+
+    def picture(self, step: int) -> NDArray[np.uint8]:
+        """Every n-th pixel of every n-th row; what this run did not read is read now."""
+        if not self._thumbnail.complete:
+            for first in range(0, self.size[0], PICTURE_ROWS):
+                rows = first, min(first + PICTURE_ROWS, self.size[0])
+                self._thumbnail.add(first, *read_bands(self._dataset, rows))
+        assert self._thumbnail.step == step
+        return self._thumbnail.picture
 
 
 @contextmanager
@@ -278,8 +335,9 @@ def stream_file(
             say(f"{path}: {spool.rows} of {dataset.height} {GOING_ON}")
             if progress is not None:
                 progress(spool.rows * dataset.width)
-        predict_raster(path, predictor, spool, input_range=value_range, progress=progress)
-        yield Streamed(spool, dataset, value_range)
+        thumbnail = Thumbnail(dataset.shape, overlay_step(dataset.shape), value_range)
+        predict_raster(path, predictor, spool, input_range=value_range, progress=progress, thumbnail=thumbnail)
+        yield Streamed(spool, dataset, thumbnail)
 
 
 def open_spool(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from common.command.cli import is_out_of_memory
+from common.images.ranges import Range
 from common.images.windows import Window
 from common.inference.read_ahead import read_ahead
 from common.inference.windows import (
@@ -30,6 +31,7 @@ from common.inference.windows import (
     plan_windows,
     shared_pixels,
 )
+from common.networks.normalize import to_unit
 from common.networks.padding import pad_to_multiple
 
 Predictor = Callable[[Tensor], Tensor]
@@ -64,6 +66,8 @@ class Tiling:
     """Mixed precision; None = full precision."""
     most: int = 0
     """Pixels of a window that is planned."""
+    value_range: Range | None = None
+    """What means 0 and 1 in pixels of whole numbers; None = their type's. Floats are in 0...1."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -114,7 +118,8 @@ def predict_flipped(images: Tensor, predict: Predictor) -> Tensor:
 @torch.inference_mode()
 def _predict_batch(images: Tensor, predict: Predictor, tiling: Tiling) -> Tensor:
     height, width = images.shape[-2:]
-    padded = pad_to_multiple(images.to(tiling.device, dtype=torch.float32), tiling.stride)
+    images = to_unit(images.to(tiling.device, non_blocking=True), tiling.value_range)
+    padded = pad_to_multiple(images, tiling.stride)
     amp = tiling.amp_dtype
     with torch.autocast(tiling.device.type, dtype=amp, enabled=amp is not None):
         if tiling.tta:
@@ -137,7 +142,8 @@ def predict_windows(
     A batch never spans two rows of windows, so what is computed for a row does not depend on where the work began.
 
     Args:
-        read: Gives the pixels (C, height, width) float of a window, or None to leave it out.
+        read: Gives the pixels (C, height, width) of a window, whole numbers or floats in 0...1, or None to leave it
+            out. Whole numbers travel to the device as they are.
         windows: Windows of one size.
         predict: Maps (N, C, h, w) float32 in channels-last order to (N, K, h, w).
         tiling: Batch, flips, padding, device and precision.
@@ -150,7 +156,8 @@ def predict_windows(
         ValueError: A single window does not fit in memory.
     """
     batch_size = tiling.batch
-    with closing(read_ahead(_batches(read, windows, batch_size), ahead)) as batches:
+    pinned = tiling.device.type == "cuda"
+    with closing(read_ahead(_batches(read, windows, batch_size, pinned=pinned), ahead)) as batches:
         for batch, images in batches:
             done = 0
             while done < len(batch):
@@ -175,8 +182,15 @@ def predict_windows(
                 done += len(part)
 
 
-def _batches(read: Read, windows: Sequence[Window], size: int) -> Iterator[tuple[list[Window], Tensor]]:
-    """Windows and their stacked pixels; those without pixels are left out."""
+def _batches(
+    read: Read, windows: Sequence[Window], size: int, *, pinned: bool
+) -> Iterator[tuple[list[Window], Tensor]]:
+    """Windows and their stacked pixels, in memory from which a GPU fetches them by itself; empty ones are left out."""
+
+    def stack(pixels: list[Tensor]) -> Tensor:
+        stacked = torch.stack(pixels) if len(pixels) > 1 else pixels[0][None]
+        return stacked.pin_memory() if pinned else stacked
+
     for _, row in groupby(windows, key=lambda window: window.row):
         batch: list[Window] = []
         pixels: list[Tensor] = []
@@ -186,10 +200,10 @@ def _batches(read: Read, windows: Sequence[Window], size: int) -> Iterator[tuple
                 continue
             batch, pixels = [*batch, window], [*pixels, part]
             if len(batch) == size:
-                yield batch, torch.stack(pixels)
+                yield batch, stack(pixels)
                 batch, pixels = [], []
         if batch:
-            yield batch, torch.stack(pixels)
+            yield batch, stack(pixels)
 
 
 class _Ring:
@@ -205,19 +219,23 @@ class _Ring:
         pieces = [(slice(first, first + head), slice(0, head))]
         return pieces if head == count else [*pieces, (slice(0, count - head), slice(head, count))]
 
-    def add(self, window: Window, output: Tensor, weights: Tensor) -> None:
-        """Add a window's weighted prediction."""
-        cols = window.slices[1]
-        output, weights = output.to(self._sums.device), weights.to(self._sums.device)
-        for slots, rows in self._slots(window.row, window.height):
-            self._sums[:, slots, cols].addcmul_(output[:, rows], weights[rows])
+    def add(self, window: Window, output: Tensor, weights: BlendWeights) -> None:
+        """Add a window's weighted prediction; what no other window covers is only copied."""
+        output = output.to(self._sums.device)
+        for down, across, part in weights.parts(window):
+            cols, added = slice(window.col + across.start, window.col + across.stop), output[:, down, across]
+            for slots, rows in self._slots(window.row + down.start, down.stop - down.start):
+                if part is None:
+                    self._sums[:, slots, cols] = added[:, rows]
+                else:
+                    self._sums[:, slots, cols].addcmul_(added[:, rows], part[rows].to(output.device))
 
-    def take(self, row: int, count: int) -> npt.NDArray[np.float32]:
+    def take(self, row: int, count: int) -> Tensor:
         """Remove ``count`` rows from ``row`` on: (K, count, W)."""
-        result = np.empty((len(self._sums), count, self._sums.shape[2]), np.float32)
-        for slots, rows in self._slots(row, count):
-            result[:, rows] = self._sums[:, slots].cpu().numpy()
-            self._sums[:, slots] = 0
+        slots = [slots for slots, _ in self._slots(row, count)]
+        result = torch.cat([self._sums[:, each] for each in slots], dim=1)
+        for each in slots:
+            self._sums[:, each] = 0
         return result
 
 
@@ -238,7 +256,7 @@ def predict_rows(
     first_row: int = 0,
     last_row: int | None = None,
     ahead: int = 0,
-) -> Generator[tuple[int, npt.NDArray[np.float32]]]:
+) -> Generator[tuple[int, Tensor]]:
     """Predict an image tile by tile, blend the tiles, and hand out bands of rows as soon as they are final.
 
     Memory holds the rows under one row of tiles, whatever the image's height. Only one value per pixel is kept for each
@@ -257,8 +275,8 @@ def predict_rows(
         ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
-        The first row of a band, and the band (num_outputs, rows, W) float32; together they cover the rows from
-        ``first_row`` to ``last_row`` (excluded).
+        The first row of a band, and the band (num_outputs, rows, W) float32 on the device; together they cover the rows
+        from ``first_row`` to ``last_row`` (excluded).
 
     Raises:
         ValueError: Bad tile or overlap, rows at which no band ends, a prediction of the wrong shape, memory too small
@@ -281,12 +299,12 @@ def predict_rows(
                 raise ValueError(f"the network gave {output.shape[0]} output channels, expected {num_outputs}")
             while bands[0][1] <= window.row:
                 yield from _finished(ring, bands.pop(0), first_row)
-            ring.add(window, output, weights(window, output.device))
+            ring.add(window, output, weights)
     for band in bands:
         yield from _finished(ring, band, first_row)
 
 
-def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, Tensor]]:
     """A band's rows, unless it was handed out before: its sums then lack the windows above."""
     rows = ring.take(band[0], band[1] - band[0])
     if band[0] >= first_row:
@@ -328,7 +346,7 @@ def predict_array(
 
     result = np.empty((num_outputs, height, width), np.float32)
     for row, band in predict_rows(read, (height, width), predict, num_outputs, tiling):
-        result[:, row : row + band.shape[1]] = band
+        result[:, row : row + band.shape[1]] = band.cpu().numpy()
     _check_finite(result, image)
     return result
 

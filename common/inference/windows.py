@@ -173,6 +173,33 @@ class BlendWeights:
         rows, cols = self._rows[window.row].to(device), self._cols[window.col].to(device)
         return rows[:, None] * cols[None, :]
 
+    def parts(self, window: Window) -> list[tuple[slice, slice, Tensor | None]]:
+        """A window cut into what it has alone, whose weight is 1 (None), and the rim that it shares, with its weights.
+
+        Returns:
+            Rows, columns (both counted from the window's first) and weights of each part.
+        """
+        rows, cols = self._rows[window.row], self._cols[window.col]
+        (top, bottom), (left, right) = _alone(rows), _alone(cols)
+        whole = slice(0, window.width)
+        parts: list[tuple[slice, slice, Tensor | None]] = [
+            (each, whole, rows[each, None] * cols[None]) for each in (slice(0, top), slice(bottom, window.height))
+        ]
+        inner = slice(top, bottom)
+        sides = (slice(0, left), slice(right, window.width))
+        parts += [(inner, each, rows[inner, None] * cols[None, each]) for each in sides]
+        return [part for part in [*parts, (inner, slice(left, right), None)] if _is_some(part[0]) and _is_some(part[1])]
+
+
+def _alone(weights: Tensor) -> tuple[int, int]:
+    """First pixel of a side whose weight is 1 and the one after the last; the side's end twice if there is none."""
+    ones = torch.nonzero(weights == 1)
+    return (int(ones[0]), int(ones[-1]) + 1) if len(ones) else (len(weights), len(weights))
+
+
+def _is_some(part: slice) -> bool:
+    return bool(part.start < part.stop)
+
 
 def _normalized_profiles(starts: list[int], length: int) -> dict[int, Tensor]:
     shared = min((before + length - after for before, after in pairwise(starts)), default=0)

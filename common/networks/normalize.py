@@ -19,6 +19,27 @@ _kept_bands = lru_cache(_bands)
 """The same, copied to the device once: every copy waits for it."""
 
 
+def to_unit(images: Tensor, value_range: tuple[float, float] | None = None) -> Tensor:
+    """What `common.images.ranges.scale_to_unit` makes of whole numbers, where the tensor is.
+
+    Args:
+        images: (N, C, H, W) uint8 or uint16, or floats in 0...1, which stay.
+        value_range: values that become 0 and 1; None = those of the number type.
+
+    Returns:
+        (N, C, H, W) float32 in 0...1.
+    """
+    if images.is_floating_point():
+        return images.to(torch.float32)
+    own = (0.0, float(torch.iinfo(images.dtype).max))
+    low, high = value_range or own
+    if images.dtype == torch.uint8 and not low:
+        unit = torch.div(images, high)
+    else:
+        unit = images.to(torch.float32).sub_(low).div_(high - low)
+    return unit if (low, high) == own else unit.clamp_(0.0, 1.0)
+
+
 def normalize(images: Tensor, normalization: Mapping[str, object]) -> Tensor:
     """Minus ``mean``, divided by ``std``, where a card names them.
 

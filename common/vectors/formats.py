@@ -11,7 +11,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
+VectorFormat = Literal["gpkg", "shp", "geojson"]
+"""What is written."""
+SIDECARS = {"shp": ("shx", "dbf", "prj", "cpg")}
+"""Endings of the files beside one of a format."""
 FORMATS = "GeoPackage, shapefile, GeoJSON or FlatGeobuf"
 GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 PIPELINE = b"gdal_streamed_alg"

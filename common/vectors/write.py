@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import shapely
@@ -19,9 +19,7 @@ from common.images.grids import Bounds
 from common.images.ground import Ground
 from common.vectors.polygonize import Polygons
 
-VectorFormat = Literal["gpkg", "shp", "geojson"]
 DRIVERS = {"gpkg": "GPKG", "shp": "ESRI Shapefile", "geojson": "GeoJSON"}
-SIDECARS = {"shp": ("shx", "dbf", "prj", "cpg")}
 FIELDS = ("class_val", "class_name", "area", "mean_prob")
 LONGEST_EDGE = 1000.0
 """Metres; longer edges are divided before a projection bends them."""

@@ -127,6 +127,9 @@ def test_inference_starts_without_what_only_some_inputs_need():
     tasks = ", ".join(f"{task}.infer" for task in TASKS)
     heavy = (
         "torchvision",
+        "scipy",
+        "shapely",
+        "pyproj",
         "pyogrio",
         "pandas",
         "matplotlib",

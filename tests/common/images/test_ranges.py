@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from common.images.ranges import ValueRanges, to_channels, to_pixels
+from common.images.ranges import ValueRanges, to_channels, to_numbers, to_pixels
+from common.networks.normalize import to_unit
 
 EVERYWHERE = np.ones((2, 3), bool)
 
@@ -91,3 +95,25 @@ def test_other_numbers_of_bands_are_refused_where_they_do_not_fit():
     assert to_pixels(np.zeros((5, 2, 3), np.uint8), EVERYWHERE, 4).shape == (4, 2, 3)
     with pytest.raises(ValueError, match="2 bands, the network reads 4"):
         to_pixels(np.zeros((2, 2, 3), np.uint8), EVERYWHERE, 4)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    dtype=st.sampled_from(["uint8", "uint16", "int16", "int32", "float32"]),
+    value_range=st.sampled_from([None, (0.0, 200.0), (10.5, 90.0), (-3.0, 90.0), (100.0, 60000.0)]),
+    bands=st.integers(1, 5),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+)
+def test_numbers_become_on_the_device_what_they_become_here(dtype, value_range, bands, channels, seed):
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 120 if dtype == "int16" else 250, (bands, 7, 9)).astype(dtype)
+    data = data / np.float32(250) if dtype == "float32" else data
+    valid = rng.random((7, 9)) > (seed % 3) * 0.3
+    if channels > len(data) and channels != 3:
+        return
+    expected = to_channels(data, valid, channels, value_range)
+    numbers = to_numbers(data, valid, channels, value_range)
+    assert numbers.dtype == (dtype if dtype.startswith("uint") and (value_range or (0,))[0] >= 0 else np.float32)
+    found = to_unit(torch.from_numpy(numbers)[None], value_range)
+    np.testing.assert_array_equal(found[0].numpy(), expected)

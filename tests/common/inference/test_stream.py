@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -31,8 +32,8 @@ from common.images.rasters import read_raster
 from common.inference.job import Job
 from common.inference.predictor import Cut, Predictor
 from common.inference.products import Products
-from common.inference.spool import Layer, Spool, spool_key, workplace
-from common.inference.stream import Streamed, is_streamed, layers_of, open_spool, predict_bands, predict_raster
+from common.inference.spool import Appender, Layer, Spool, spool_key, workplace
+from common.inference.stream import Thumbnail, is_streamed, layers_of, open_spool, predict_bands, predict_raster
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.outputs import RECORD, OutputFolder
@@ -252,7 +253,9 @@ def test_every_row_of_the_file_is_read_once_and_in_whole_blocks(tmp_path, monkey
     from common.inference import stream as streaming
 
     real = streaming.read_bands
-    monkeypatch.setattr(streaming, "read_bands", lambda dataset, rows: asked.append(rows) or real(dataset, rows))
+    monkeypatch.setattr(
+        streaming, "read_bands", lambda dataset, rows, **options: asked.append(rows) or real(dataset, rows, **options)
+    )
     raw(source, predictor(tile=40, overlap=0.5), tmp_path / "spool")
     assert [first for first, _ in asked] == [0, *[last for _, last in asked[:-1]]] and asked[-1][1] == 200
     assert all(last % 16 == 0 for _, last in asked[:-1])
@@ -268,7 +271,9 @@ def test_a_resumed_run_reads_on_near_its_last_row(tmp_path, monkeypatch):
     from common.inference import stream as streaming
 
     asked, real = [], streaming.read_bands
-    monkeypatch.setattr(streaming, "read_bands", lambda dataset, rows: asked.append(rows) or real(dataset, rows))
+    monkeypatch.setattr(
+        streaming, "read_bands", lambda dataset, rows, **options: asked.append(rows) or real(dataset, rows, **options)
+    )
     again = raw(source, model, tmp_path / "spool")
     assert asked[0][0] == 80  # of the tiles over rows from 100 on, the first row
     for name in ("mask", "probability", "confidence"):
@@ -433,16 +438,16 @@ def test_an_overlay_of_a_large_raster_is_thinned_out(tmp_path, monkeypatch):
     source = save(tmp_path / "a.tif", bands, nodata=0)
     heights = []
 
-    real = Streamed.read
+    real = Thumbnail.add
 
-    def read(self, name, first, last):
-        heights.extend([last - first] * (name == "picture"))
-        return real(self, name, first, last)
+    def add(self, first, data, valid):
+        heights.append(len(valid))
+        return real(self, first, data, valid)
 
-    monkeypatch.setattr(Streamed, "read", read)
+    monkeypatch.setattr(Thumbnail, "add", add)
     stream_file(source, predictor(), tmp_path / "out", "a", products())
     assert size_of(tmp_path / "out" / "a_overlay.png") == (-(-110 // 3), 90 // 3)
-    assert sum(heights) == 90 and max(heights) <= 16, "memory must not depend on the thinning"
+    assert sum(heights) == 90 and len(heights) > 1, "the file is read once, in parts"
 
 
 # Interruptions
@@ -648,3 +653,24 @@ def test_nan_from_the_network_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"a\.tif.*--amp off"):
         stream_file(source, model, tmp_path / "out", "a", products())
     assert names(tmp_path / "out") == []
+
+
+def test_what_was_handed_over_is_on_the_disk_when_the_next_band_fails(tmp_path):
+    spool = Spool(tmp_path / "s", (6, 4), LAYERS, "k")
+    band = {"mask": np.full((1, 2, 4), 7, np.uint8)}
+    with pytest.raises(KeyError), Appender(spool) as append:
+        append(band)
+        append(band)
+        raise KeyError
+    assert Spool(tmp_path / "s", (6, 4), LAYERS, "k").rows == 4
+
+
+def test_errors_of_the_disk_stop_the_prediction(tmp_path, monkeypatch):
+    spool = Spool(tmp_path / "s", (6, 4), LAYERS, "k")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(spool, "append", full)
+    with pytest.raises(OSError, match="no space left"), Appender(spool) as append:
+        append({"mask": np.zeros((1, 2, 4), np.uint8)})

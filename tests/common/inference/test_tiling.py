@@ -169,6 +169,19 @@ def test_planned_tiles_of_known_cases():
 # Blending
 
 
+@settings(deadline=None, max_examples=60)
+@given(height=sides, width=sides, tile=coarse_tiles, overlap=overlaps)
+def test_parts_of_a_window_have_its_weights(height, width, tile, overlap):
+    windows = plan_windows(height, width, tile, overlap)
+    weights = BlendWeights(windows)
+    for window in windows:
+        whole = torch.zeros(window.height, window.width)
+        for rows, cols, part in weights.parts(window):
+            assert (whole[rows, cols] == 0).all(), "parts do not overlap"
+            whole[rows, cols] = 1.0 if part is None else part
+        torch.testing.assert_close(whole, weights(window), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("length", [1, 2, 7, 64, 1024])
 def test_profiles_are_positive_and_symmetric(length):
     profile = blend_profile(length, length // 2)
