@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from rasterio.io import DatasetReader
 from common.files import Workplace
 from common.images.gdal import open_raster, place_of, read_bands
 from common.images.mosaics import allow
-from common.images.ranges import Range, to_channels
+from common.images.ranges import Range
 from common.images.sheets import offset
 from common.inference.job import Job
 from common.inference.products import SAFE_STEM, Prediction, Products, give_names, write_products, write_vectors
+from common.inference.stream import Thumbnail
 from common.labels import NODATA
 from common.outputs import relative_source
 
@@ -37,15 +39,22 @@ class Cut:
         self._rows, self._dataset, self._range = rows, dataset, value_range
         self._col, self._row = map(round, offset(grid, place))
         self.size, self.place = dataset.shape, (dataset.crs, place)
+        self._reading = threading.Lock()  # masks and the overlay are made side by side
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
-        data, valid = read_bands(self._dataset, (first, last))
-        if name == "picture":
-            return np.round(to_channels(data[:3], valid, 3, self._range) * 255).astype(np.uint8)
+        with self._reading:
+            _, valid = read_bands(self._dataset, (first, last))
         cols = slice(self._col, self._col + self.size[1])
         values = self._rows.read(name, self._row + first, self._row + last)[..., cols]
         return np.where(valid, values, np.array(NODATA if name == "mask" else np.nan, values.dtype))
+
+    def picture(self, step: int) -> NDArray[np.uint8]:
+        """Every n-th pixel of every n-th row, (3, h, w)."""
+        found = Thumbnail(self.size, step, self._range)
+        with self._reading:
+            found.collect(self._dataset)
+        return found.picture
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class Thumbnail:
         unit = to_channels(data[(slice(3), *some)], valid[some], 3, self._range)
         self.picture[:, rows], self._seen[rows] = np.round(unit * 255).astype(np.uint8), True
 
+    def collect(self, dataset: DatasetReader) -> None:
+        """Read a whole file for this alone."""
+        for first in range(0, dataset.height, PICTURE_ROWS):
+            self.add(first, *read_bands(dataset, (first, min(first + PICTURE_ROWS, dataset.height))))
+
 
 class StripReader:
     """Pixels of windows that come row by row, from a strip of rows that moves down the file.
@@ -297,9 +302,7 @@ class Streamed:
     def picture(self, step: int) -> NDArray[np.uint8]:
         """Every n-th pixel of every n-th row; what this run did not read is read now."""
         if not self._thumbnail.complete:
-            for first in range(0, self.size[0], PICTURE_ROWS):
-                rows = first, min(first + PICTURE_ROWS, self.size[0])
-                self._thumbnail.add(first, *read_bands(self._dataset, rows))
+            self._thumbnail.collect(self._dataset)
         assert self._thumbnail.step == step
         return self._thumbnail.picture
 

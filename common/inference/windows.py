@@ -125,7 +125,7 @@ def cheapest_tile(size: tuple[int, int], shared: int, most: int, align: int = AL
         if height * width <= most
     ]
     if not plans:  # only where a tile can hardly hold the overlap
-        return (smallest := min(heights[-1][1], widths[-1][1])), smallest
+        return heights[-1][1], widths[-1][1]
     limit = EQUAL * min(plans)[0]
     return min((height, width) for cost, height, width in plans if cost <= limit)
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.peers import Peer
 
@@ -127,9 +128,6 @@ def test_inference_starts_without_what_only_some_inputs_need():
     tasks = ", ".join(f"{task}.infer" for task in TASKS)
     heavy = (
         "torchvision",
-        "scipy",
-        "shapely",
-        "pyproj",
         "pyogrio",
         "pandas",
         "matplotlib",
@@ -142,6 +140,20 @@ def test_inference_starts_without_what_only_some_inputs_need():
     line = f"import sys, {tasks}; print(*(name for name in {heavy} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == [], done.stderr
+
+
+def test_a_picture_is_segmented_without_what_only_rasters_and_polygons_need(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "chip.png")
+    heavy = ("torchvision", "scipy", "shapely", "pyproj", "pyogrio", "pandas", "matplotlib", "tensorboard", "skimage")
+    lines = (
+        "import sys, footprints.infer",
+        f"sys.argv = ['infer.py', {str(tmp_path / 'chip.png')!r}, '--output-dir', {str(tmp_path / 'out')!r}]",
+        "assert footprints.infer.main() == 0",
+        f"print(*(name for name in {heavy} if name in sys.modules))",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == [], done.stderr + done.stdout
+    assert (tmp_path / "out" / "chip_mask.png").is_file()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
