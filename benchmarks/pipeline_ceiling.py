@@ -42,7 +42,8 @@ from common.networks.precision import Precision  # noqa: E402
 
 KINDS = {
     "class raster": Products(prob=False),
-    "with probabilities": Products(prob=True),
+    "with probabilities, float32": Products(),
+    "with probabilities, uint8": Products(prob_type="uint8"),
     "with GeoPackage": Products("gpkg", prob=False),
 }
 EVERY = 58

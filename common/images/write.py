@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import rasterio
@@ -32,6 +32,9 @@ GEOTIFF = {
     "compress": "deflate",
     "bigtiff": "IF_SAFER",
 }
+ProbabilityType = Literal["float32", "uint16", "uint8"]
+FAST = 1
+"""Deflate level of probabilities."""
 ROWS = 512
 """Rows written at once; a multiple of the files' block height."""
 SMALLEST_OVERVIEW = 256
@@ -131,9 +134,40 @@ def write_probability(
     *,
     tags: Mapping[str, str] | None = None,
     layout: Layout = PLAIN,
+    kind: ProbabilityType = "float32",
 ) -> None:
-    """Write the layer ``probability`` as float32 GeoTIFF: a band per class (of two, P of the second), NaN = nodata."""
-    _write_geotiff(path, "probability", rows, place, None, tags or {}, layout)
+    """Write the layer ``probability`` as GeoTIFF: a band per class (of two, P of the second).
+
+    Args:
+        path: ``.tif`` file; replaced in one step.
+        rows: probabilities float32, NaN = nodata, or whole numbers as `quantize` makes them.
+        place: georeference.
+        tags: provenance.
+        layout: of the file.
+        kind: the file's numbers. Whole ones take less of the disk; the file says by what to multiply them.
+    """
+    _write_geotiff(
+        path, "probability", rows if kind == "float32" else _Quantized(rows, kind), place, None, tags or {}, layout
+    )
+
+
+def quantize(values: Array, kind: str) -> Array:
+    """Probabilities as whole numbers: 1 is the largest but one of the type, NaN the largest."""
+    most = np.iinfo(kind).max
+    codes = np.rint(np.where(np.isnan(values), 0, values) * np.float32(most - 1))
+    return np.where(np.isnan(values), most, codes).astype(kind)
+
+
+class _Quantized:
+    """Rows whose probabilities become whole numbers, unless they are."""
+
+    def __init__(self, rows: Rows, kind: str) -> None:
+        self._rows, self._kind, self.size = rows, kind, rows.size
+
+    def read(self, name: str, first: int, last: int) -> Array:
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
+        values = self._rows.read(name, first, last)
+        return quantize(values, self._kind) if values.dtype.kind == "f" else values
 
 
 def _write_geotiff(
@@ -148,8 +182,10 @@ def _write_geotiff(
     (height, width), sample, (crs, transform) = rows.size, rows.read(name, 0, 1), place
     options: dict[str, Any] = GEOTIFF | {"count": len(sample), "height": height, "width": width}
     options |= {"dtype": sample.dtype.name, "nodata": NODATA, "num_threads": "all_cpus"}
-    if sample.dtype.kind == "f":
-        options |= {"nodata": float("nan"), "predictor": 3}
+    soft = name == "probability"
+    if soft:  # noise in the last digits: little is gained by looking for more
+        options |= {"predictor": 3 if sample.dtype.kind == "f" else 2, "zlevel": FAST}
+        options["nodata"] = float("nan") if sample.dtype.kind == "f" else np.iinfo(sample.dtype).max
     if transform is not None:
         options |= {"crs": crs, "transform": transform}
     if palette:
@@ -162,13 +198,15 @@ def _write_geotiff(
             with rasterio.open(plain, "w", **options) as dataset:
                 if palette:
                     dataset.write_colormap(1, gdal_colors(palette))
+                if soft and sample.dtype.kind == "u":
+                    dataset.scales = [1 / (np.iinfo(sample.dtype).max - 1)] * len(sample)
                 dataset.update_tags(**tags)
                 for row in range(0, height, ROWS):
                     last = min(row + ROWS, height)
                     dataset.write(rows.read(name, row, last), window=((row, last), (0, width)))
-            resampling = Resampling.average if sample.dtype.kind == "f" else Resampling.mode
+            resampling = Resampling.average if soft else Resampling.mode
             if layout.cog:
-                _optimize(plain, made, resampling)
+                _optimize(plain, made, resampling, FAST if soft else None)
             elif layout.overviews:
                 _add_overviews(made, resampling)
         finally:
@@ -183,8 +221,9 @@ def _add_overviews(path: Path, resampling: Resampling) -> None:
             dataset.build_overviews(factors, resampling)
 
 
-def _optimize(plain: Path, target: Path, resampling: Resampling) -> None:
+def _optimize(plain: Path, target: Path, resampling: Resampling, level: int | None) -> None:
     """Copy a GeoTIFF with GDAL's COG driver, which orders header, overviews and pixels as the format wants."""
+    effort = {} if level is None else {"level": level}
     copy_raster(
         plain,
         target,
@@ -194,6 +233,7 @@ def _optimize(plain: Path, target: Path, resampling: Resampling) -> None:
         bigtiff="if_safer",
         overview_resampling=resampling.name,
         num_threads="all_cpus",
+        **effort,
     )
 
 

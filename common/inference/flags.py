@@ -11,6 +11,7 @@ from typing import Literal
 import tyro
 
 from common.command.config import Amp, Device, check_prediction, check_range
+from common.images.write import ProbabilityType
 from common.inference.predictor import Cut, Predictor
 from common.inference.products import Extra, Products, Refine, free_bytes, provenance
 from common.inference.windows import check_overlap
@@ -108,6 +109,8 @@ class InferConfig(PredictConfig):
     """Write GeoTIFFs as Cloud Optimized GeoTIFFs."""
     prob: bool = True
     """Write probabilities too; they take most of the disk."""
+    prob_type: ProbabilityType = "float32"
+    """Their numbers; whole ones take a half or a quarter of the disk, with their factor in the file (``scale``)."""
 
     def __post_init__(self) -> None:
         """Refuse values that no input could make right; see `PredictConfig`."""
@@ -124,9 +127,8 @@ class InferConfig(PredictConfig):
             refine: a task's own treatment of polygons.
             extra: a task's own product.
         """
-        return Products(
-            self.vector, self.min_area, self.simplify, self.cog, self.prob, refine=refine, extra=extra, tags=tags
-        )
+        asked = (self.vector, self.min_area, self.simplify, self.cog, self.prob, self.prob_type)
+        return Products(*asked, refine=refine, extra=extra, tags=tags)
 
 
 def load_predictor(config: PredictConfig, task: Task) -> tuple[Predictor, dict[str, str]]:

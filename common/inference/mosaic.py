@@ -47,7 +47,8 @@ class Cut:
             _, valid = read_bands(self._dataset, (first, last))
         cols = slice(self._col, self._col + self.size[1])
         values = self._rows.read(name, self._row + first, self._row + last)[..., cols]
-        return np.where(valid, values, np.array(NODATA if name == "mask" else np.nan, values.dtype))
+        nothing = NODATA if name == "mask" else np.iinfo(values.dtype).max if values.dtype.kind == "u" else np.nan
+        return np.where(valid, values, np.array(nothing, values.dtype))
 
     def picture(self, step: int) -> NDArray[np.uint8]:
         """Every n-th pixel of every n-th row, (3, h, w)."""

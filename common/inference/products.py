@@ -21,7 +21,16 @@ from common.command.cli import VERSION
 from common.command.progress import Work
 from common.files import file_hash
 from common.images.display import overlay, stretch
-from common.images.write import Layout, Place, Rows, mask_suffix, write_mask, write_picture, write_probability
+from common.images.write import (
+    Layout,
+    Place,
+    ProbabilityType,
+    Rows,
+    mask_suffix,
+    write_mask,
+    write_picture,
+    write_probability,
+)
 from common.networks.checkpoint import ModelCard
 from common.vectors.formats import SIDECARS, VectorFormat
 
@@ -75,6 +84,7 @@ class Products:
     simplify: float = 0.0
     cog: bool = False
     prob: bool = True
+    prob_type: ProbabilityType = "float32"
     overlay: bool = True
     refine: Refine | None = None
     """A task's own treatment of the polygons, after small ones were left out."""
@@ -167,7 +177,8 @@ def write_products(
         if drawn is not None:
             drawn.result()
     if products.prob:
-        write_probability(folder / f"{SAFE_STEM}_prob.tif", rows, place, tags=tags, layout=layout)
+        path = folder / f"{SAFE_STEM}_prob.tif"
+        write_probability(path, rows, place, tags=tags, layout=layout, kind=products.prob_type)
     if products.vector != "none":
         with Work(f"polygons of {stem}"):
             write_vectors(folder / f"{SAFE_STEM}.{products.vector}", rows, stem, card, products)

@@ -48,11 +48,11 @@ TALLEST_BLOCK = 1024
 """Rows: strips are aligned to the file's blocks up to this height."""
 
 
-def layers_of(predictor: Predictor, *, probability: bool, confidence: bool) -> dict[str, Layer]:
+def layers_of(predictor: Predictor, *, probability: bool, confidence: bool, kind: str = "float32") -> dict[str, Layer]:
     """What a run has to keep: the mask always, the rest if results need it."""
     layers = {"mask": Layer(1, "uint8")}
     if probability:
-        layers["probability"] = Layer(predictor.outputs, "float32")
+        layers["probability"] = Layer(predictor.outputs, kind)
     if confidence:
         layers["confidence"] = Layer(1, "uint16")
     return layers
@@ -60,7 +60,8 @@ def layers_of(predictor: Predictor, *, probability: bool, confidence: bool) -> d
 
 def kept_layers(predictor: Predictor, products: Products) -> dict[str, Layer]:
     """What a run has to keep for its products."""
-    return layers_of(predictor, probability=products.prob, confidence=products.vector != "none")
+    wanted = {"probability": products.prob, "confidence": products.vector != "none"}
+    return layers_of(predictor, **wanted, kind=products.prob_type)
 
 
 class Thumbnail:
@@ -251,9 +252,17 @@ def _layers(
         known = confidence if ok is None else torch.where(ok, confidence, 0.0)
         found["confidence"] = known.mul(FULL).round_().to(torch.uint16)[None]
     if "probability" in wanted:
-        found["probability"] = band if ok is None else torch.where(ok, band, torch.nan)
+        found["probability"] = _coded(band, ok, wanted["probability"].dtype)
     found["mask"] = (mask if ok is None else torch.where(ok, mask, NODATA))[None]
     return {name: layer.cpu().numpy() for name, layer in found.items()}
+
+
+def _coded(band: Tensor, ok: Tensor | None, kind: str) -> Tensor:
+    """Probabilities as they are kept: see `common.images.write.quantize`."""
+    if kind == "float32":
+        return band if ok is None else torch.where(ok, band, torch.nan)
+    codes = band.mul(np.iinfo(kind).max - 1).round_()
+    return (codes if ok is None else torch.where(ok, codes, float(np.iinfo(kind).max))).to(getattr(torch, kind))
 
 
 def is_placed(path: Path) -> bool:
@@ -357,7 +366,7 @@ def open_spool(
         **predictor.settings(size),
         "checkpoints": products.tags.get("checkpoint_sha256"),
         "range": value_range,
-        "layers": sorted(layers),
+        "layers": sorted((name, *layer) for name, layer in layers.items()),
     }
     return Spool(folder, size, layers, spool_key(path, arguments), predictor.band_edges(size))
 

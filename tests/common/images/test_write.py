@@ -7,7 +7,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
 from common.images.rasters import read_label, read_raster
-from common.images.write import Arrays, Layout, mask_suffix, write_mask, write_picture, write_probability
+from common.images.write import Arrays, Layout, mask_suffix, quantize, write_mask, write_picture, write_probability
 
 TRANSFORM = Affine(0.25, 0.0, 430000.0, 0.0, -0.25, 4580000.0)
 PLACE = (CRS.from_epsg(25830), TRANSFORM)
@@ -139,3 +139,18 @@ def test_pictures_say_where_they_come_from(tmp_path):
     with Image.open(tmp_path / "x.png") as image:
         assert image.text == TAGS
         np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+@pytest.mark.parametrize("layout", [Layout(), Layout(overviews=True), Layout(cog=True)])
+def test_probabilities_as_whole_numbers_say_what_they_mean(tmp_path, layout, kind):
+    rows = probabilities(2, 600, 280, hole=11)
+    expected = rows.layers["probability"]
+    write_probability(tmp_path / "x.tif", rows, PLACE, layout=layout, kind=kind)
+    with rasterio.open(tmp_path / "x.tif") as dataset:
+        most = np.iinfo(kind).max
+        assert dataset.dtypes == (kind, kind) and dataset.nodata == most
+        values = dataset.read(masked=True) * np.array(dataset.scales)[:, None, None]
+    np.testing.assert_array_equal(np.ma.getmaskarray(values), np.isnan(expected))
+    np.testing.assert_allclose(values.filled(0), np.nan_to_num(expected), atol=0.51 / (most - 1))
+    np.testing.assert_array_equal(quantize(np.float32([0, 1, np.nan]), kind), [0, most - 1, most])

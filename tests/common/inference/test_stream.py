@@ -29,6 +29,7 @@ from torch import nn
 from common.images.display import overlay, stretch
 from common.images.ranges import to_channels
 from common.images.rasters import read_raster
+from common.images.write import quantize
 from common.inference.job import Job
 from common.inference.predictor import Cut, Predictor
 from common.inference.products import Products
@@ -674,3 +675,16 @@ def test_errors_of_the_disk_stop_the_prediction(tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "append", full)
     with pytest.raises(OSError, match="no space left"), Appender(spool) as append:
         append({"mask": np.zeros((1, 2, 4), np.uint8)})
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_probabilities_of_whole_numbers_are_the_rounded_ones(tmp_path, kind, classes):
+    bands = picture()
+    bands[:, 10:30, 20:50] = 0
+    source, model = save(tmp_path / "a.tif", bands, nodata=0), predictor(classes)
+    stream_file(source, model, tmp_path / "float", "a", products())
+    stream_file(source, model, tmp_path / kind, "a", products(prob_type=kind))
+    with rasterio.open(tmp_path / "float/a_prob.tif") as exact, rasterio.open(tmp_path / kind / "a_prob.tif") as coded:
+        np.testing.assert_array_equal(coded.read(), quantize(exact.read(), kind))
+    assert (tmp_path / "float/a_mask.tif").read_bytes() == (tmp_path / kind / "a_mask.tif").read_bytes()
