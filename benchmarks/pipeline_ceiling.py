@@ -32,13 +32,13 @@ from torch import Tensor, nn  # noqa: E402
 
 from benchmarks.large_raster import resident  # noqa: E402
 from benchmarks.tables import processor, write_table  # noqa: E402
-from common.files import OutputFolder  # noqa: E402
 from common.images.write import GEOTIFF  # noqa: E402
 from common.inference.job import Job  # noqa: E402
 from common.inference.predictor import Predictor  # noqa: E402
 from common.inference.products import Products  # noqa: E402
 from common.networks.checkpoint import ModelCard  # noqa: E402
 from common.networks.precision import Precision  # noqa: E402
+from common.outputs import OutputFolder  # noqa: E402
 
 KINDS = {
     "class raster": Products(prob=False),

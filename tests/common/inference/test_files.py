@@ -287,7 +287,7 @@ def test_a_failure_of_any_kind_is_one_line_and_leaves_nothing(tmp_path, scene, m
     Image.fromarray(scene).save(tmp_path / "a.png")
     paths = [tmp_path / "a.png" if kind == "png" else georeferenced(tmp_path / "a.tif", scene), tmp_path / "b.png"]
     Image.fromarray(scene).save(paths[1])
-    from common.inference import products as module
+    from common.vectors import write as module
 
     real = module.write_polygons
 
