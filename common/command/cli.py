@@ -58,17 +58,22 @@ class ProcessLost(RuntimeError):
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM so that a loop can end where its state is whole; a second signal ends at once."""
+    """Notes SIGINT and SIGTERM so that a loop can end where its state is whole; a second signal ends at once.
 
-    def __init__(self) -> None:
+    Args:
+        patient: it does not. The queue of a cluster and ``torchrun`` both pass one stop on to the same process.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
         self.signum: int | None = None
+        self._patient = patient
         self._owner = os.getpid()
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler."""
         if os.getpid() != self._owner:  # a forked data worker: its parent decides
             return
-        if self.signum is not None:
+        if self.signum is not None and not self._patient:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.signum = signum

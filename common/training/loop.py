@@ -226,7 +226,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
         else compiled(state.model, config.compile, precision.device, min(expected.epoch * config.epochs, planned[1]))
     )
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest().listening())
+        stop = stack.enter_context(StopRequest(patient=count > 1).listening())
         stack.enter_context(run.writing())
         engine = Engine.of(experiment, precision, stop)
         while not _is_done(state, config, clock):
