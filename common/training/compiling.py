@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Literal, cast
 
 import torch
 from torch import nn
 
-from common.command.cli import say
+from common.command.cli import one_line, say
 from common.command.progress import duration
 
 SECONDS = 30.0
@@ -41,6 +43,22 @@ def compiled(model: nn.Module, wanted: Literal["auto", "on", "off"], device: tor
         return model
     say(f"compiling the network: the first steps take about {duration(SECONDS)} longer")
     return cast(nn.Module, torch.compile(model))
+
+
+@contextlib.contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """Compiling happens in the first steps of the block; if it fails there, say what to do.
+
+    Raises:
+        ValueError: it fails.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        reason = one_line(error)[:200]
+        raise ValueError(f"the network cannot be compiled here ({reason}); use --compile off") from error
 
 
 def _missing(device: torch.device) -> str | None:

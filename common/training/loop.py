@@ -28,7 +28,7 @@ from common.metrics.split_scores import SplitScores
 from common.networks.norm import shared_batch_norm, steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
 from common.training.budget import Budget, end_of
-from common.training.compiling import compiled
+from common.training.compiling import compiled, told_in_a_line
 from common.training.epochs import Speed, end_epoch
 from common.training.estimate import Estimate, advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
@@ -228,6 +228,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(patient=count > 1).listening())
         stack.enter_context(run.writing())
+        stack.enter_context(told_in_a_line())
         engine = Engine.of(experiment, precision, stop)
         while not _is_done(state, config, clock):
             sampler.epoch, sampler.first_batch = state.epoch, state.batch

@@ -228,3 +228,10 @@ def test_a_compiled_network_is_trained_by_the_command(call, scene, small, tmp_pa
     rows = [(tmp_path / choice / "metrics.csv").read_text().splitlines()[1].split(",")[:6] for choice in ("on", "off")]
     assert rows[0] == rows[1]
     call("train", *words, "--compile", "maybe").mistake("--compile")
+
+    def broken(graph, _):
+        raise OSError("g++ has gone")
+
+    monkeypatch.setattr(compiling, "torch", SimpleNamespace(compile=lambda model: torch.compile(model, backend=broken)))
+    result = call("train", *words, "--compile", "on", "--output-dir", tmp_path / "broken")
+    result.mistake("cannot be compiled here", "g++ has gone", "use --compile off")
