@@ -120,11 +120,15 @@ class OutputFolder:
                 with contextlib.suppress(OSError):
                     self.path.rmdir()  # if nothing came to lie in it
 
-    def discard(self, pattern: str, source: Path | Sequence[Path], keep: Collection[str] = ()) -> None:
-        """Remove what an earlier run wrote from the same input under names that match a pattern, but for ``keep``."""
+    def written(self, source: Path | Sequence[Path]) -> set[str]:
+        """Names of all that was ever written from an input."""
         self._update()
         origin = self._origin(source)
-        written = {name for name, made_of in self._known if made_of == origin and re.fullmatch(pattern, name)}
+        return {name for name, made_of in self._known if made_of == origin}
+
+    def discard(self, pattern: str, source: Path | Sequence[Path], keep: Collection[str] = ()) -> None:
+        """Remove what an earlier run wrote from the same input under names that match a pattern, but for ``keep``."""
+        written = {name for name in self.written(source) if re.fullmatch(pattern, name)}
         for name in written.difference(keep):
             with contextlib.suppress(FileExistsError):
                 self.check([name], source)

@@ -209,8 +209,7 @@ class Plans:
         """The plans of all inputs that are not finished."""
         paths = [path for path in self._inputs.paths if path in self._inputs.sizes]
         in_turn = set(self._turn)
-        done = self._journal.done
-        before = {path for path in paths if done and path not in in_turn and self._journal.key(path) in done}
+        before = {path for path in paths if path not in in_turn and self._is_done(path)}
         if before:
             say(f"{len(before)} of {len(paths)} files were finished before, going on with the others")
         for path in before:
@@ -232,6 +231,12 @@ class Plans:
                 batch = []
         if batch:
             yield self.files(batch)
+
+    def _is_done(self, path: Path) -> bool:
+        """Whether a run before finished an input, and what it wrote is still there."""
+        if not self._journal.done or self._journal.key(path) not in self._journal.done:
+            return False
+        return all((self._folder / name).exists() for name in self._job.outputs.written(self._job.origin(path)))
 
     def _is_full(self, batch: Sequence[Path]) -> bool:
         pixels = sum(self._inputs.sizes[path] for path in batch)
@@ -280,6 +285,12 @@ class Plans:
 
     def raster(self, path: Path, pieces: int) -> Plan:
         """Ranges of a raster's rows, then what is made of them."""
+        try:
+            yield from self._raster(path, pieces)
+        except Exception as error:  # of its workplace: no rights, a full disk
+            self._tally.ended(path, complaint(path, error))
+
+    def _raster(self, path: Path, pieces: int) -> Plan:
         stem, place = self._inputs.stems[path], self._place(path)
         origin = self._job.origin(path)
         if not place.claim():
@@ -291,6 +302,8 @@ class Plans:
                 self._failed(place, found)
                 return
             key, rows, width, parts, todo = found.survey
+            if not rows and len(todo) == 1:  # no range for others
+                todo = []
             self._tally.advance(path, rows * width)
             done = yield [
                 Unit(

@@ -139,12 +139,12 @@ def found_parts(place: Path, spool: Spool, edges: Sequence[int]) -> tuple[list[P
     for folder in sorted(place.glob("rows-*-*"), key=lambda path: range_of(path.name)):
         first, last = range_of(folder.name)
         if end <= first < last and first in edges and last in edges:
-            if sha256 := whole(folder, spool.key):
-                parts.append(Part(first, last, sha256))
-                end = last
-                continue
             if folder.name.endswith(Workplace.SUFFIX):
                 begun.append((first, last))
+                end = last
+                continue
+            if sha256 := whole(folder, spool.key):
+                parts.append(Part(first, last, sha256))
                 end = last
                 continue
         remove(folder)

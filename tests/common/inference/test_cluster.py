@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -26,13 +28,17 @@ from PIL import Image
 from common.command.cli import exit_code
 from common.command.config import parse_flags
 from common.files import Workplace
-from common.inference.cluster import connect, plans
+from common.inference.cluster import connect, plans, units
 from common.inference.cluster.connect import address_of
 from common.inference.cluster.units import divide, pieces_of
+from common.inference.cluster.worker import Part
 from common.inference.files import infer_inputs
 from common.inference.flags import InferConfig, load_predictor
+from common.inference.job import Job
+from common.inference.spool import workplace
+from common.inference.stream import open_spool
 from common.networks.checkpoint import save_checkpoint
-from common.outputs import RECORD
+from common.outputs import RECORD, OutputFolder
 from footprints.task import TASK
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -164,11 +170,12 @@ def test_sheets_of_a_mosaic_are_predicted_by_workers(checkpoint, tmp_path):
     assert results(tmp_path / "two")["mosaic.gpkg"] == results(tmp_path / "whole")["mosaic.gpkg"]
 
 
-def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, tmp_path, capfd):
-    source = scene(tmp_path / "town.tif", 3000, 400)
-    assert infer(checkpoint, tmp_path / "one", source) == 0
+def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, tmp_path):
+    pictures = [picture(tmp_path / f"p{seed}.png", seed) for seed in range(34)]
+    paths = [*pictures, scene(tmp_path / "town.tif", 2000, 400)]
+    assert infer(checkpoint, tmp_path / "one", *paths) == 0
     out = tmp_path / "two"
-    command = start(checkpoint, out, source, flags=("--workers", 2))
+    command = start(checkpoint, out, *paths, flags=("--workers", 2))
     pid, part = until(lambda: parts_at_work(out))[0]
     os.kill(pid, signal.SIGKILL)
     until(lambda: any(p == part and other != pid for other, p in parts_at_work(out)))  # another goes on with its part
@@ -177,10 +184,13 @@ def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, t
     command.communicate()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "workers outlive their command"
-    assert not [path for path in out.iterdir() if not path.name.startswith(".")], "nothing half-written"
-    capfd.readouterr()
-    assert infer(checkpoint, out, source, workers=2) == 0
-    assert "rows were finished before, going on from there" in capfd.readouterr().err
+    assert not list(out.glob("town*")), "nothing half-written"
+    (out / "p0_mask.png").unlink()
+    again = start(checkpoint, out, *paths, flags=("--workers", 2))
+    said = again.communicate()[1]
+    assert again.returncode == 0
+    assert "rows were finished before, going on from there" in said
+    assert re.search(r"^\d+ of 35 files were finished before", said, re.MULTILINE)
     assert results(out) == results(tmp_path / "one")
 
 
@@ -327,3 +337,87 @@ def test_ranges_cover_a_gap_and_end_with_bands(bands, pieces, data):
 )
 def test_rasters_are_divided_into_few_ranges_and_as_many_for_each_worker(bands, wanted, workers, pieces):
     assert pieces_of(bands, wanted, workers) == pieces
+
+
+class Fake:
+    """A client whose workers say what they are told to."""
+
+    def __init__(self, threads, **said):
+        self.threads, self.said = threads, said
+
+    def nthreads(self):
+        return self.threads
+
+    def submit(self, task, blob, workers, pure):
+        (name,) = workers
+        return SimpleNamespace(result=lambda timeout: self.said[name], done=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        (Fake({"a": 1, "b": 4}), "worker b has 4 threads .* --nthreads 1"),
+        (Fake({"a": 1}, a={"error": "no such file net.pt"}), "worker a: no such file net.pt"),
+        (Fake({"a": 1, "b": 1}, a={"precision": "cpu"}, b={"precision": "cuda"}), "differently .*--device"),
+    ],
+)
+def test_workers_that_cannot_work_alike_are_named(client, words, monkeypatch):
+    monkeypatch.setattr(plans, "wait", lambda futures, timeout: None)
+    with pytest.raises(ValueError, match=words):
+        plans.check_workers(client, b"")
+
+
+# Parts on the disk
+
+
+@pytest.fixture
+def divided(checkpoint, tmp_path, monkeypatch):
+    """A raster's job, its workplace and its parts, all finished."""
+    monkeypatch.setattr(units, "Meter", lambda *args, **options: lambda count: None)
+    source = scene(tmp_path / "town.tif", 400)
+    config = InferConfig(input=(source,), checkpoint=(checkpoint,), tile_size=64, output_dir=tmp_path / "out")
+    predictor, tags = load_predictor(config, TASK)
+    (tmp_path / "out").mkdir()
+    job = Job(predictor, OutputFolder(tmp_path / "out"), config.products(tags))
+    place = workplace(tmp_path / "out", "town", source).path
+    reading = job.reading(source)
+    spool = open_spool(source, reading.predictor, place, job.products, reading.size, reading.range)
+    spool.keep()
+    edges = reading.predictor.band_edges(reading.size)
+    parts = []
+    for first, last in divide(edges, (0, 400), 4):
+        folder = place / Part(first, last, "").name
+        sha256 = units._predict_part(None, job, source, folder, (first, last), spool.key)
+        parts.append(Part(first, last, sha256))
+    return job, source, place, spool, edges, parts
+
+
+@pytest.mark.parametrize("damaged", [None, 0, 2, 3])
+def test_parts_are_joined_up_to_one_that_is_damaged_and_the_rest_is_predicted_again(divided, tmp_path, damaged):
+    job, source, place, *_, parts = divided
+    if damaged is not None:
+        file = place / parts[damaged].name / "mask.raw"
+        content = bytearray(file.read_bytes())
+        content[5] ^= 1
+        file.write_bytes(content)
+    units.join(job, source, "town", parts)
+    assert json.loads((place / "finished.json").read_text())["rows"] == (
+        400 if damaged is None else parts[damaged].first
+    )
+    assert not list(place.glob("rows-*"))
+    job.run(source, "town", lambda count: None)
+    Job(job.predictor, OutputFolder(tmp_path / "one"), job.products).run(source, "town", lambda count: None)
+    assert results(tmp_path / "out") == results(tmp_path / "one")
+
+
+def test_of_parts_on_the_disk_those_are_kept_that_are_whole_and_of_the_same_rows(divided):
+    _, _, place, spool, edges, parts = divided
+    assert units.found_parts(place, spool, edges) == (parts, [])
+    (place / parts[1].name / "probability.raw").write_bytes(b"cut")
+    (place / parts[2].name).rename(place / f"{parts[2].name}.partial")
+    (place / "rows-1-3").mkdir()
+    kept, begun = units.found_parts(place, spool, edges)
+    assert kept == [parts[0], parts[3]] and begun == [parts[2][:2]]
+    assert not (place / parts[1].name).exists() and not (place / "rows-1-3").exists()
+    spool.key = "another"
+    assert units.found_parts(place, spool, edges)[0] == []
