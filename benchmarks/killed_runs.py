@@ -111,7 +111,7 @@ def kill_runs(config: Config, source: Path, folder: Path, seconds: float, thread
 def at_work(folder: Path, not_before: float) -> list[tuple[int, int]]:
     """Workers that have finished rows of a part since a time: process id, rows."""
     found = []
-    for state in folder.glob(".*/rows-*.partial/finished.json"):
+    for state in folder.glob(".town-*/rows-*.partial/finished.json"):
         try:
             if state.stat().st_mtime > not_before:
                 owner = json.loads((state.parent / "owner.json").read_text())

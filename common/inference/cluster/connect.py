@@ -46,7 +46,10 @@ def _started(workers: int) -> Iterator[Client]:
             dashboard_address=None,
             memory_limit=0,
             silence_logs=logging.CRITICAL + 1,
-            scheduler_kwargs={"allowed_failures": 0},  # every death is told, and counted by us
+            scheduler_kwargs={
+                "allowed_failures": 0,  # every death is told, and counted by us
+                "dashboard_address": "127.0.0.1:0",  # its health page would take a fixed port
+            },
         )
     except Exception as error:  # multiprocessing, tornado, the system's limits: nearly anything
         raise ValueError(f"--workers {workers}: the workers cannot be started: {one_line(error)}") from error

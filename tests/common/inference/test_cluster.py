@@ -124,11 +124,15 @@ def until(condition, seconds=120.0):
 def parts_at_work(folder, rows=1):
     """Workers that have finished some rows of a part: (process id, folder of the part)."""
     found = []
-    for state in folder.glob(".*/rows-*.partial/finished.json"):
+    try:
+        states = list(folder.glob(".town-*/rows-*.partial/finished.json"))
+    except OSError:  # what is looked into is just being renamed
+        return []
+    for state in states:
         try:
             if json.loads(state.read_text())["rows"] >= rows:
                 found.append((json.loads((state.parent / Workplace.OWNER).read_text())["pid"], state.parent))
-        except (OSError, ValueError, KeyError):  # it is just being renamed
+        except (OSError, ValueError, KeyError):  # so is this
             continue
     return found
 
@@ -180,6 +184,9 @@ def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, t
     os.kill(pid, signal.SIGKILL)
     until(lambda: any(p == part and other != pid for other, p in parts_at_work(out)))  # another goes on with its part
     workers = psutil.Process(command.pid).children(recursive=True)
+    listening = [port.laddr for process in (psutil.Process(command.pid), *workers)
+                 for port in process.net_connections() if port.status == psutil.CONN_LISTEN]  # fmt: skip
+    assert {address.ip for address in listening} == {"127.0.0.1"} and 8787 not in {each.port for each in listening}
     command.kill()
     command.communicate()
     _, alive = psutil.wait_procs(workers, timeout=30)
