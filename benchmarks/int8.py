@@ -156,8 +156,8 @@ def main() -> None:
     note = (
         f"Tiles of {SIDE}, {len(tiles)} windows, {ROUNDS} rounds, {processor()}. int8 is not shipped: it is for this "
         "one size of tiles, its gain over bfloat16 is at the limit of what would pay (1.5), and it needs another "
-        "runtime. PyTorch's x86 path cannot trace the network, whose padding depends on the size. Other programs ran on "
-        "the machine: processor times are the better measure."
+        "runtime. PyTorch's x86 path cannot trace the network, whose padding depends on the size. Other programs ran "
+        "on the machine: processor times are the better measure."
     )
     write_table(Path(__file__), rows, note)
 

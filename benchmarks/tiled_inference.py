@@ -160,13 +160,16 @@ def main() -> None:
     )
     masks["whole picture, bf16"] = half
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(config.rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
+            started, before = time.perf_counter(), time.process_time()
             runs[name]()
             seconds[name].append(time.perf_counter() - started)
+            spent[name].append(time.process_time() - before)
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    busy = {name: statistics.median(values) for name, values in spent.items()}
     base = median["network alone"]
     rows = [
         {
@@ -174,6 +177,7 @@ def main() -> None:
             "seconds": round(median[name], 2) if name in median else "",
             "Mpx/s": round(config.size**2 / 1e6 / median[name], 2) if name in median else "",
             "of the network's own speed": round(base / median[name], 2) if name in median else "",
+            "of its processor time": round(busy[name] / busy["network alone"], 2) if name in median else "",
             "ours is faster by": round(median[name] / median["ours"], 2) if name in median else "",
             "agreement, %": round(100 * float((masks[name] == exact).mean()), 3) if name in masks else "",
         }
