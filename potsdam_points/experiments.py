@@ -340,7 +340,7 @@ def markdown(rows: Sequence[Row]) -> str:
             *(number(row[f"iou_{name}"]) for name in seen),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    note = "mIoU: mean over the classes that occur in the validation patches; the best epoch of each run. From scratch."
+    note = "mIoU: mean over the classes that occur in the validation patches; the best epoch of each run."
     return "\n".join([*lines, "", note, ""])
 
 
