@@ -15,11 +15,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)
@@ -49,10 +49,19 @@ class Config:
 
     batches: int = 10
     """Of a measurement."""
+    batch_size: int = 0
+    """Samples of a batch (0 = the recipe's)."""
     rounds: int = 3
     """Measurements of each kind that count."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int = 0
+    """CPU threads of the network (0 = PyTorch's own choice)."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """cpu = the CPU seconds of the training process, on a machine that others use too: what it does besides the network
+    shows, waiting for workers does not. Take one thread then."""
+    tasks: tuple[str, ...] = TASKS
+    """Whose recipes."""
 
 
 class Same:
@@ -74,9 +83,14 @@ class Same:
 def main() -> None:
     """Measure every task and write the table."""
     config = tyro.cli(Config, description=__doc__)
-    rows = [measure(task, config) for task in TASKS]
-    note = f"Samples a second, median of {config.rounds} rounds of {config.batches} batches; "
-    write_table(Path(__file__), rows, note + processor())
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    second = "second" if config.clock == "wall" else "CPU second of the training process"
+    note = f"Samples a {second}, median of {config.rounds} rounds of {config.batches} batches; "
+    rows = []
+    for task in config.tasks:
+        rows.append(measure(task, config))
+        write_table(Path(__file__), rows, note + processor())
 
 
 def measure(task: str, config: Config) -> dict[str, object]:
@@ -85,6 +99,7 @@ def measure(task: str, config: Config) -> dict[str, object]:
     base = read_recipe(home, "best", demo=False)[0]
     recipe: TrainConfig = parse_config(train.Config, ["--weights", "none", "--device", config.device], base)
     precision = choose_precision(recipe.device, recipe.amp)
+    recipe = replace(recipe, batch_size=config.batch_size or recipe.batch_size)
     loop.seed_everything(0)
     experiment: Experiment = train.build(recipe, train.load_data(recipe))
     sampler = EpochBatches(len(experiment.train_data), recipe.batch_size, 0)
@@ -93,14 +108,17 @@ def measure(task: str, config: Config) -> dict[str, object]:
     auto = choose_workers("auto", expected, recipe.epochs * len(sampler), 60 * recipe.max_minutes)
     sampler.first_batch = len(sampler) - config.batches
     loaders = {workers: training_loader(experiment.train_data, sampler, workers) for workers in {0, auto}}
-    steps = Steps(experiment, replace(recipe, grad_accum=1), sampler, config.device)
+    now = time.monotonic if config.clock == "wall" else time.process_time
+    steps = Steps(experiment, replace(recipe, grad_accum=1), sampler, now)
     batch = next(iter(loaders[0]))
     found: dict[str, list[float]] = {}
     for _ in range(config.rounds + 1):
         found.setdefault("network", []).append(steps.speed(cast("DataLoader[Batch]", Same(batch, config.batches))))
         for workers, loader in loaders.items():
-            found.setdefault(f"sampler {workers}", []).append(empty_speed(loader, recipe.batch_size))
+            found.setdefault(f"sampler {workers}", []).append(empty_speed(loader, recipe.batch_size, now))
             found.setdefault(f"both {workers}", []).append(steps.speed(loader))
+    if config.clock == "cpu" and auto:  # the workers have clocks of their own
+        found[f"sampler {auto}"] = [auto * speed for speed in found["sampler 0"]]
     return row(task, {name: values[1:] for name, values in found.items()}, auto)
 
 
@@ -128,9 +146,11 @@ def row(task: str, found: dict[str, list[float]], auto: int) -> dict[str, object
 class Steps:
     """A training whose steps are timed."""
 
-    def __init__(self, experiment: Experiment, config: TrainConfig, sampler: EpochBatches, device: str) -> None:
-        self.precision = choose_precision(device, config.amp)
-        self.config, self.sampler = config, sampler
+    def __init__(
+        self, experiment: Experiment, config: TrainConfig, sampler: EpochBatches, now: Callable[[], float]
+    ) -> None:
+        self.precision = choose_precision(config.device, config.amp)
+        self.config, self.sampler, self.now = config, sampler, now
         with tempfile.TemporaryDirectory() as folder:
             run = RunFolder(Path(folder))
             self.state = loop._begin(experiment, config, run, self.precision, len(sampler))
@@ -138,19 +158,19 @@ class Steps:
 
     def speed(self, loader: DataLoader[Any]) -> float:
         """Samples a second of the optimization."""
-        state, started = self.state, time.monotonic()
+        state, started = self.state, self.now()
         state.batch, state.hits, state.loss_sum = 0, [], 0.0
         loop.train_one_epoch(state, loader, self.engine, Clock(10**6), self.config, state.model)
         if self.precision.device.type == "cuda":
             torch.cuda.synchronize()
-        return state.batch * self.sampler.batch_size / (time.monotonic() - started)
+        return state.batch * self.sampler.batch_size / (self.now() - started)
 
 
-def empty_speed(loader: DataLoader[Batch], batch_size: int) -> float:
+def empty_speed(loader: DataLoader[Batch], batch_size: int, now: Callable[[], float]) -> float:
     """Samples a second that are loaded, and no more."""
-    started = time.monotonic()
+    started = now()
     count = sum(1 for _ in loader)
-    return count * batch_size / (time.monotonic() - started)
+    return count * batch_size / (now() - started)
 
 
 if __name__ == "__main__":
