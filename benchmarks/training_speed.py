@@ -86,7 +86,8 @@ def main() -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     second = "second" if config.clock == "wall" else "CPU second of the training process"
-    note = f"Samples a {second}, median of {config.rounds} rounds of {config.batches} batches; "
+    size = f" of {config.batch_size} samples" if config.batch_size else ""
+    note = f"Samples a {second}, median of {config.rounds} rounds of {config.batches} batches{size}; "
     rows = []
     for task in config.tasks:
         rows.append(measure(task, config))
