@@ -120,15 +120,16 @@ def main() -> None:
         for number in range(config.files):
             pixels = rng.integers(0, 256, (config.side // 8, config.side // 8, 3), dtype=np.uint8)
             Image.fromarray(pixels.repeat(8, 0).repeat(8, 1)).save(pictures / f"{number:04d}.png")
+        note = (
+            "Prediction, joining and all products (mask, probability, overlay, polygons) of footprints/infer.py with "
+            f"unet_small; ratios are medians of {config.rounds} paired rounds (pictures: one). {processor()}."
+        )
         rows = compare(config, f"{config.size} x {config.size} px", town, config.rounds, config.size**2 / 1e6, "Mpx")
+        write_table(Path(__file__), rows, note)
         if config.files:
             what = f"{config.files} pictures {config.side} x {config.side} px"
             rows += compare(config, what, pictures, 1, config.files, "files")
-    note = (
-        "Prediction, joining and all products (mask, probability, overlay, polygons) of footprints/infer.py with "
-        f"unet_small; ratios are medians of {config.rounds} paired round(s). {processor()}."
-    )
-    write_table(Path(__file__), rows, note)
+            write_table(Path(__file__), rows, note)
 
 
 if __name__ == "__main__":
