@@ -62,6 +62,16 @@ def validation_loader(data: SegmentationData, workers: int = 0) -> DataLoader[Ba
     return _loader(part(data, range(processes.rank(), len(data), processes.count())), workers, batch_size=1)
 
 
+def end_workers(*loaders: DataLoader[Batch]) -> None:
+    """End the workers of loaders, also while an error is on its way whose traceback would keep them.
+
+    They leave signals to this process, so at its end it would wait for them for ever.
+    """
+    for loader in loaders:
+        if shut_down := getattr(loader._iterator, "_shutdown_workers", None):
+            shut_down()
+
+
 def part(data: SegmentationData, indices: Sequence[int]) -> SegmentationData:
     """Some of the samples."""
     return cast(SegmentationData, Subset(cast("Dataset[Batch]", data), indices))

@@ -32,7 +32,7 @@ from common.training.compiling import compiled, told_in_a_line
 from common.training.epochs import Speed, end_epoch
 from common.training.estimate import Estimate, advise, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
-from common.training.loading import choose_workers, part, training_loader, validation_loader
+from common.training.loading import choose_workers, end_workers, part, training_loader, validation_loader
 from common.training.pictures import WATCHED, draw_epoch
 from common.training.running import Running
 from common.training.runs import RunFolder
@@ -228,6 +228,7 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(patient=count > 1).listening())
         stack.enter_context(run.writing())
+        stack.callback(end_workers, batches, images)
         stack.enter_context(told_in_a_line())
         engine = Engine.of(experiment, precision, stop)
         while not _is_done(state, config, clock):

@@ -4,6 +4,7 @@ import copy
 import csv
 import functools
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -271,6 +272,19 @@ def test_data_workers_change_nothing(tmp_path, whole, stopped):
             train(tmp_path, config, events={key_of(1, 1): group_signal})
     train(tmp_path, config, resume=stopped)
     assert_same(contents(tmp_path), whole["cosine"])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_an_error_of_any_kind_ends_the_data_workers(tmp_path, monkeypatch):
+    def broken(*_):
+        assert multiprocessing.active_children()
+        raise LookupError("a mistake of ours")
+
+    monkeypatch.setattr(training, "_optimize", broken)
+    with pytest.raises(LookupError) as kept:  # with its traceback
+        train(tmp_path, replace(COSINE, workers=1))
+    assert kept.tb and not multiprocessing.active_children()
 
 
 # SIGKILL: one child process forks a run for each of these moments, so that torch is imported once.
