@@ -95,7 +95,7 @@ def main() -> int:
         say(f"weights: {load_matching(network, read_weights(Path(config.weights)))} from {config.weights}")
     run.create(config)
     fit(Experiment(network, card, crops, held_out), config, run, precision)
-    ship(run.path / "best_iou.pt", config.out)
+    ship(run.path / "best_iou.pt", network, config.out)
     return 0
 
 

@@ -79,7 +79,7 @@ def main() -> int:
     whole = WholeFrames(held_out, border=BORDER)
     run.create(config)
     fit(Experiment(model, card, crops, whole, criterion=build_criterion(loss)), config, run, precision)
-    ship(run.path / "best_iou.pt", config.out)
+    ship(run.path / "best_iou.pt", model, config.out)
     return 0
 
 

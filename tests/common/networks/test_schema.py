@@ -137,8 +137,8 @@ def test_the_tables_name_what_is_written():
     optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model, optimizer, Schedule("constant", 3), scaler, MovingAverage(model, 0.9))
     written = state.snapshot()
-    assert set(STATE) == set(written)
-    assert all(check.holds(written[name]) for name, check in STATE.items())
+    assert set(STATE) == {*written, "others_rng"}  # of several processes
+    assert all(STATE[name].holds(value) for name, value in written.items())
 
 
 class Wide(nn.Module):
