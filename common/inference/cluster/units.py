@@ -25,7 +25,7 @@ from common.inference.cluster.worker import (
     reporting,
 )
 from common.inference.job import Job, busy
-from common.inference.spool import Spool, digest, workplace
+from common.inference.spool import Appender, Spool, digest, workplace
 from common.inference.stream import GOING_ON, kept_layers, open_spool, predict_bands
 
 WHOLE = "whole.json"
@@ -203,9 +203,10 @@ def _predict_part(order: Order, job: Job, path: Path, done: Path, rows: tuple[in
         part = Spool(place.path, size, layers, f"{key} {rows}", edges)
         meter(part.rows * width)
         start = rows[0] + part.rows
-        with closing(predict_bands(path, predictor, layers, (start, rows[1]), input_range=value_range)) as bands:
+        predicted = predict_bands(path, predictor, layers, (start, rows[1]), input_range=value_range)
+        with Appender(part) as append, closing(predicted) as bands:
             for _, band in bands:
-                part.append(band)
+                append(band)
                 meter(band["mask"].size)
         sha256 = digest(place.path)
         write_text(place.path / WHOLE, json.dumps({"key": key, "sha256": sha256}))
