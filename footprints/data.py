@@ -16,12 +16,12 @@ import shapely
 from numpy.typing import NDArray
 
 from common.data.inputs import natural_key
-from common.data.labeled import require_two_classes, size_row, tally, try_each
+from common.data.labeled import LabeledImage, Sample, require_two_classes, size_row, tally, try_each
 from common.data.pairs import Facts, Pair, join, list_images, same_stem
 from common.data.splits import PARTS, Split, split_by_folders, split_groups, split_ids
 from common.images import pictures, windows
 from common.images.grids import bounds
-from common.images.ranges import ValueRanges, to_unit
+from common.images.ranges import ValueRanges
 from common.images.rasters import TIFF_EXTENSIONS
 from common.images.windows import Window, WindowFile, only_core
 from footprints.scene import STRIP, Frame, RasterScene, Scene, is_vector, label_values, load_scene
@@ -284,10 +284,15 @@ class Tile:
         whole = self.core == self.scene.frame.window
         return self.scene.id if whole else f"{self.scene.id}_{self.core.row}_{self.core.col}"
 
-    def labeled(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Image (3, H, W) in 0...1 and classes (H, W) of the window; outside of the core the classes are 255."""
-        image, classes = read_tile(self)
-        return to_unit(image), classes
+    def read(self) -> LabeledImage:
+        """The window; outside of the core the classes are 255."""
+        image, classes = self.scene.read(self.window)
+        return LabeledImage(self.id, image, only_core(classes, self.core, self.window))
+
+    @property
+    def sample(self) -> Sample:
+        """The tile, read when it is its turn."""
+        return Sample(self.id, self.scene.id, self.read)
 
 
 def plan_tiles(scenes: Sequence[Scene], side: int, context: int) -> Iterator[Tile]:
@@ -296,9 +301,3 @@ def plan_tiles(scenes: Sequence[Scene], side: int, context: int) -> Iterator[Til
         whole = scene.frame.window
         for core, window in windows.plan_tiles(whole, whole[2:], side, context, slack=2 * context):
             yield Tile(scene, core, window)
-
-
-def read_tile(tile: Tile) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.uint8]]:
-    """Image (3, H, W) and classes (H, W) of a tile's window; outside of its core the classes are 255."""
-    image, classes = tile.scene.read(tile.window)
-    return image, only_core(classes, tile.core, tile.window)

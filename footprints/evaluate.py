@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
-from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, Sample, evaluate_command
-from footprints.data import Tile, find_pairs, load_scenes, plan_tiles
+from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, evaluate_command
+from footprints.data import find_pairs, load_scenes, plan_tiles
 from footprints.task import TASK
 
 
@@ -45,14 +44,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     say_notes(unpaired)
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     found, problems = load_scenes(chosen, ranges=predictor.ranges(config.input_range))
-    tiles, first = list(plan_tiles(found.scenes, TILE_SIDE, CONTEXT)), chosen[0].image if chosen else None
-    return LabeledData(read_samples(tiles), len(found.scenes), problems, found.ranges, first, len(tiles))
-
-
-def read_samples(tiles: Iterable[Tile]) -> Iterator[Sample]:
-    """Read tiles one by one; every pixel counts once."""
-    for tile in tiles:
-        yield tile.id, *tile.labeled()
+    samples = [tile.sample for tile in plan_tiles(found.scenes, TILE_SIDE, CONTEXT)]
+    return LabeledData(samples, len(found.scenes), problems, found.ranges, chosen[0].image if chosen else None)
 
 
 if __name__ == "__main__":

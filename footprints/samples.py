@@ -26,7 +26,7 @@ from common.data.augmentation import (
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from common.inference.predictor import rescale
-from footprints.data import SceneSet, Tile, read_tile
+from footprints.data import SceneSet, Tile
 
 NORMALIZATIONS = {
     "source": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
@@ -144,10 +144,10 @@ class FootprintTiles:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One tile."""
         tile = self.tiles[index]
-        image, classes = read_tile(tile)
-        small = torch.from_numpy(to_unit(image))
+        pair = tile.read()
+        small = torch.from_numpy(pair.unit())
         return {
             "image": rescale(small[None], [max(1, round(size * self.scale)) for size in small.shape[1:]])[0],
-            "target": torch.from_numpy(classes.astype(np.int64)),
+            "target": torch.from_numpy(pair.classes.astype(np.int64)),
             "id": tile.id,
         }

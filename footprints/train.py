@@ -19,7 +19,7 @@ from common.command.config import TrainConfig, check_prediction
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ground import metres_per_pixel
-from common.images.ranges import ValueRanges, to_unit
+from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import ONE_LOGIT, LossRecipe
@@ -30,11 +30,11 @@ from common.scenes.aerial import write_footprints
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
-from common.training.finish import Example, Outcome, finish_run
+from common.training.finish import Outcome, finish_run
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder, demo_data
-from common.training.suspects import Labeled, without_suspects
-from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, read_tile, split_scenes
-from footprints.evaluate import read_samples
+from common.training.suspects import without_suspects
+from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, split_scenes
 from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, FootprintTiles
 from footprints.scene import Scene
 from footprints.task import TASK
@@ -178,24 +178,14 @@ def build(config: Config, data: Data) -> Experiment:
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
-    part = "test" if data.split["test"] else "val"
-    tiles = {tile.id: tile for some in data.tiles.values() for tile in some}
-    wanted = data.tiles[part]
-    scores = score_samples(predictor, read_samples(wanted), len(wanted), end_of(config))
-
-    def example(tile_id: str) -> Example:
-        image, classes = read_tile(tiles[tile_id])
-        return Example(image, classes, predictor.classify(predictor(to_unit(image))))
-
-    result = {**scores.result(), "n_images": len({tiles[name].scene.id for name in scores.ids})}
-    samples = {
-        name: [Labeled(tile.id, tile.scene.id, tile.labeled) for tile in some] for name, some in data.tiles.items()
-    }
-    outcome = Outcome(part, predictor.card, result, scores, example, samples, predictor)
+    part, predicted = "test" if data.split["test"] else "val", Predicted(predictor.classify)
+    samples = {part: [tile.sample for tile in tiles] for part, tiles in data.tiles.items()}
+    scores = score_samples(predictor, samples[part], end_of(config), predicted.add)
+    outcome = Outcome(part, predictor.card, scores.result(), scores, predicted, samples, predictor)
     finish_run(run, config, data.facts, history, precision, outcome)
     curve = scores.curve.roc()
     if curve is not None:
-        roc(list(zip(*curve, strict=True)), run.path / "roc.png", result["auc"])
+        roc(list(zip(*curve, strict=True)), run.path / "roc.png", outcome.scores["auc"])
 
 
 def demo_scenes() -> Path:

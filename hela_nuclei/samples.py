@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.data.labeled import LabeledImage
 from common.data.sampling import Key
 from common.images.ranges import Range
 from common.labels import IGNORE
@@ -26,6 +27,22 @@ def semantic_target(labels: NDArray[np.int32], border: int) -> NDArray[np.uint8]
         band[border:-border, border:-border] = False
         target[band & (labels == 0)] = IGNORE
     return target
+
+
+@dataclass(frozen=True)
+class LabeledFrame(LabeledImage):
+    """A frame (1, H, W) in its own number type, and where nuclei are; None = by its own minimum and maximum."""
+
+    value_range: Range | None = None
+
+    @classmethod
+    def of(cls, item: LoadedFrame, border: int) -> LabeledFrame:
+        """With background within ``border`` px of the edge ignored."""
+        return cls(item.frame.id, item.image[None], semantic_target(item.labels, border), item.value_range)
+
+    def unit(self) -> NDArray[np.float32]:
+        """The image (1, H, W) as float32 0...1."""
+        return scale_frame(self.image[0], self.value_range)[None]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.command.progress import progress
+from common.inference.score import Seen
 from common.labels import IGNORE
 from common.losses import LossRecipe, labeled_mean
 from common.metrics.counts import ConfusionMatrix
@@ -99,11 +100,16 @@ def _iou(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def score_frames(
-    predictor: NucleiPredictor, loaded: Sequence[LoadedFrame], border: int = 25, until: float = math.inf
+    predictor: NucleiPredictor,
+    loaded: Sequence[LoadedFrame],
+    border: int = 25,
+    until: float = math.inf,
+    seen: Seen | None = None,
 ) -> NucleiScores:
     """Predict and score frames one by one; the loss is that of the training, of several networks their mean.
 
-    After ``until`` (on the monotonic clock) no further frame is begun, but one is always scored.
+    After ``until`` (on the monotonic clock) no further frame is begun, but one is always scored. ``seen`` is told what
+    was predicted, with background within ``border`` pixels of the edge ignored.
     """
     scores = NucleiScores(predictor.threshold, border)
     criteria = [build_criterion(recipe) for recipe in (card.loss for card in predictor.predictor.cards)]
@@ -117,6 +123,8 @@ def score_frames(
         losses = [float(criterion(torch.from_numpy(each)[None], batch)) for criterion, each in pairs]
         loss = sum(losses) / len(losses)
         scores.update(item.frame.sequence, item.frame.id, item.labels, prediction, loss)
+        if seen is not None:
+            seen(item.frame.id, prediction.probability[None], semantic_target(item.labels, border))
         if time.monotonic() >= until:
             break
     scores.pixels.left_out = len(loaded) - len(scores.pixels.ids)

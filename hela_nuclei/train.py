@@ -19,6 +19,7 @@ from torch import nn
 from common import processes
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
+from common.data.labeled import Sample
 from common.data.pairs import Facts, require_usable, say_facts, say_notes
 from common.data.splits import count_parts, split_ids
 from common.images.ranges import ValueRanges
@@ -29,13 +30,14 @@ from common.report.plots import History
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
-from common.training.finish import Example, Outcome, finish_run
+from common.training.finish import Outcome, finish_run
 from common.training.loop import seed_everything
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder, demo_data, load_train_config
-from common.training.suspects import Labeled, without_suspects
+from common.training.suspects import without_suspects
 from hela_nuclei.data import SMALLEST_SIDE, TEST, LoadedFrame, audit, find_frames, load_frames, of_one_size, range_card
 from hela_nuclei.predict import NucleiPredictor
-from hela_nuclei.samples import FrameCrops, WholeFrames, semantic_target
+from hela_nuclei.samples import FrameCrops, LabeledFrame, WholeFrames
 from hela_nuclei.scenes.sequences import write_challenge
 from hela_nuclei.scoring import build_criterion, score_frames
 from hela_nuclei.task import TASK
@@ -170,23 +172,15 @@ def build(config: Config, data: Data) -> Experiment:
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
     shared = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
-    predictor = NucleiPredictor(shared)
-    part = "test" if data.part["test"] else "val"
-    by_id = {item.frame.id: item for items in data.part.values() for item in items}
-    scores = score_frames(predictor, data.part[part], config.border, end_of(config))
+    part, predicted = "test" if data.part["test"] else "val", Predicted(shared.classify)
 
-    def example(frame_id: str) -> Example:
-        item = by_id[frame_id]
-        mask = predictor(item.unit()).mask.astype("uint8")
-        return Example(item.image[None], semantic_target(item.labels, config.border), mask)
+    def sample(item: LoadedFrame) -> Sample:
+        return Sample(item.frame.id, item.frame.id, lambda: LabeledFrame.of(item, config.border))
 
-    def labeled(item: LoadedFrame) -> Labeled:
-        name = item.frame.id
-        return Labeled(name, name, lambda: (item.unit()[None], semantic_target(item.labels, config.border)))
-
-    samples = {name: [labeled(item) for item in items] for name, items in data.part.items()}
+    samples = {name: list(map(sample, items)) for name, items in data.part.items()}
+    scores = score_frames(NucleiPredictor(shared), data.part[part], config.border, end_of(config), predicted.add)
     nuclei = lambda image: shared(image)[:1]  # noqa: E731
-    outcome = Outcome(part, shared.card, scores.result(), scores.pixels, example, samples, nuclei)
+    outcome = Outcome(part, shared.card, scores.result(), scores.pixels, predicted, samples, nuclei)
     finish_run(run, config, data.facts, history, precision, outcome)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from common.command.progress import progress
 from common.data.inputs import MASK_ENDING, OUTPUT_ENDINGS, find_images, images_in, natural_key
-from common.data.labeled import require_two_classes, size_row, tally
+from common.data.labeled import LabeledImage, Sample, require_two_classes, size_row, tally
 from common.data.pairs import Facts
 from common.data.splits import PARTS, Split, split_by_folders, split_groups
 from common.images import windows
@@ -322,10 +323,14 @@ class Tile:
         """The site's id, with row and column where the site has several tiles."""
         return self.site.id if self.core == self.site.window else f"{self.site.id}_{self.core.row}_{self.core.col}"
 
-    def read(self, channels: int = 3) -> tuple[NDArray[np.generic], NDArray[np.uint8]]:
-        """Image (channels, H, W) and classes (H, W) of the window; outside of the core the classes are 255."""
+    def read(self, channels: int = 3) -> LabeledImage:
+        """The window; outside of the core the classes are 255."""
         image, classes = self.site.read(self.window, channels)
-        return image, only_core(classes, self.core, self.window)
+        return LabeledImage(self.id, image, only_core(classes, self.core, self.window))
+
+    def sample(self, channels: int) -> Sample:
+        """The tile, read when it is its turn."""
+        return Sample(self.id, self.site.id, partial(self.read, channels))
 
 
 def plan_tiles(sites: Sequence[Site], side: int, context: int) -> Iterator[Tile]:

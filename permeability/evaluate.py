@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,9 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.pairs import say_notes
-from common.images.ranges import to_unit
 from common.inference.predictor import Predictor
-from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, Sample, evaluate_command
-from permeability.data import Join, Tile, find_files, inspect_sites, join_sites, plan_tiles
+from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, evaluate_command
+from permeability.data import Join, find_files, inspect_sites, join_sites, plan_tiles
 from permeability.task import TASK
 
 
@@ -50,17 +48,9 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     sites, problems, notes = join_sites(*find_files(config.data_root, config.images, config.labels), join)
     say_notes(notes)
     found, bad = inspect_sites([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
-    tiles = list(plan_tiles(found.sites, TILE_SIDE, CONTEXT))
-    samples = read_samples(tiles, predictor.channels)
+    samples = [tile.sample(predictor.channels) for tile in plan_tiles(found.sites, TILE_SIDE, CONTEXT)]
     first = found.sites[0].image.path if found.sites else None
-    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first, len(tiles))
-
-
-def read_samples(tiles: Iterable[Tile], channels: int) -> Iterator[Sample]:
-    """Read tiles one by one; every pixel counts once."""
-    for tile in tiles:
-        image, classes = tile.read(channels)
-        yield tile.id, to_unit(image), classes
+    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first)
 
 
 if __name__ == "__main__":

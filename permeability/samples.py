@@ -205,8 +205,8 @@ class ValidationTiles:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One tile."""
         tile = self.tiles[index]
-        image, classes = tile.read(self.channels)
-        return sample(image, classes, tile.id)
+        pair = tile.read(self.channels)
+        return sample(pair.image, pair.classes, pair.id)
 
 
 def sample(image: NDArray[Any], classes: Classes, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from common.command.cli import run_command, say
 from common.command.config import TrainConfig
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
-from common.images.ranges import ValueRanges, to_unit
+from common.images.ranges import ValueRanges
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import SEVERAL_LOGITS, LossRecipe
@@ -30,9 +30,10 @@ from common.scenes.aerial import write_permeability
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
-from common.training.finish import Example, Outcome, finish_run
+from common.training.finish import Outcome, finish_run
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder, demo_data
-from common.training.suspects import LOOKED_AT, Labeled, without_suspects
+from common.training.suspects import LOOKED_AT, without_suspects
 from permeability.data import (
     Join,
     SiteSet,
@@ -45,7 +46,6 @@ from permeability.data import (
     split_sites,
     thin,
 )
-from permeability.evaluate import read_samples
 from permeability.labels import CLASSES
 from permeability.samples import NORMALIZATION, Augmentation, TrainingWindows, ValidationTiles, measure
 from permeability.task import TASK
@@ -211,22 +211,11 @@ def network_args(config: Config) -> dict[str, Any]:
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
-    part = "test" if data.tiles["test"] else "val"
+    part, predicted = "test" if data.tiles["test"] else "val", Predicted(predictor.classify)
     parts = tiles_at_own_size(config, data)
-    tiles = {tile.id: tile for some in parts.values() for tile in some}
-    samples = read_samples(parts[part], config.channels)
-    scores = score_samples(predictor, samples, len(parts[part]), end_of(config))
-
-    def example(tile_id: str) -> Example:
-        image, classes = tiles[tile_id].read(config.channels)
-        return Example(image, classes, predictor.classify(predictor(to_unit(image))))
-
-    def labeled(tile: Tile) -> Labeled:
-        return Labeled(tile.id, tile.site.id, lambda: next(read_samples([tile], config.channels))[1:])
-
-    result = {**scores.result(), "n_images": len({tiles[name].site.id for name in scores.ids})}
-    by_part = {name: [labeled(tile) for tile in some] for name, some in parts.items()}
-    outcome = Outcome(part, predictor.card, result, scores, example, by_part, predictor)
+    samples = {name: [tile.sample(config.channels) for tile in tiles] for name, tiles in parts.items()}
+    scores = score_samples(predictor, samples[part], end_of(config), predicted.add)
+    outcome = Outcome(part, predictor.card, scores.result(), scores, predicted, samples, predictor)
     finish_run(run, config, data.facts, history, precision, outcome)
 
 

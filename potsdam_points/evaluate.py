@@ -15,6 +15,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command
 from common.command.config import parse_flags
+from common.data.labeled import Sample
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
 from common.inference.score import AerialEvaluateConfig, LabeledData, evaluate_command
@@ -65,8 +66,7 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     say_notes(unpaired)
     chosen, ranges = [p for p in patches if wanted is None or p.id in wanted], predictor.ranges(config.input_range)
     loaded, problems = load_patches(chosen, config.label_coding, config.unknown, ranges)
-    samples = ((patch.id, patch.unit(), patch.classes) for patch in loaded)
-    return LabeledData(samples, len(loaded), problems, ranges, patches[0].image)
+    return LabeledData(list(map(Sample.held, loaded)), len(loaded), problems, ranges, patches[0].image)
 
 
 if __name__ == "__main__":

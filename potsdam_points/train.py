@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.command.cli import run_command
 from common.command.config import TrainConfig
-from common.data.labeled import LabeledImage
+from common.data.labeled import LabeledImage, Sample
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import count_parts
 from common.images.ranges import ValueRanges
@@ -32,10 +32,11 @@ from common.scenes.aerial import write_potsdam
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
-from common.training.finish import Example, Outcome, finish_run
+from common.training.finish import Outcome, finish_run
 from common.training.pictures import thicken
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder, demo_data
-from common.training.suspects import Labeled, without_suspects
+from common.training.suspects import without_suspects
 from potsdam_points.data import Unknown, audit, find_patches, load_patches, split_patches
 from potsdam_points.labels import CLASSES, Coding, check_classes, class_counts, palette_of
 from potsdam_points.points import (
@@ -231,21 +232,11 @@ def build(config: Config, data: Data) -> Experiment:
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
-    part = "test" if data.part["test"] else "val"
-    by_id = {patch.id: patch for patches in data.part.values() for patch in patches}
-    wanted = ((patch.id, patch.unit(), patch.classes) for patch in data.part[part])
-    scores = score_samples(predictor, wanted, len(data.part[part]), end_of(config))
-
-    def example(patch_id: str) -> Example:
-        patch = by_id[patch_id]
-        points = thicken(with_points(patch, config).classes)
-        return Example(patch.image, patch.classes, predictor.classify(predictor(patch.unit())), points)
-
-    def labeled(patch: LabeledImage) -> Labeled:
-        return Labeled(patch.id, patch.id, lambda: (patch.unit(), patch.classes))
-
-    samples = {name: [labeled(patch) for patch in patches] for name, patches in data.part.items()}
-    outcome = Outcome(part, predictor.card, scores.result(), scores, example, samples, predictor)
+    part, predicted = "test" if data.part["test"] else "val", Predicted(predictor.classify)
+    samples = {name: list(map(Sample.held, patches)) for name, patches in data.part.items()}
+    scores = score_samples(predictor, samples[part], end_of(config), predicted.add)
+    points = lambda patch: thicken(with_points(patch, config).classes)  # noqa: E731
+    outcome = Outcome(part, predictor.card, scores.result(), scores, predicted, samples, predictor, points)
     finish_run(run, config, data.facts, history, precision, outcome)
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.labeled import LabeledImage, class_rows, read_labeled, size_row, try_each
+from common.data.labeled import LabeledImage, Sample, class_rows, read_labeled, size_row, try_each
 from common.data.pairs import Facts, Pair, join, list_images
 from common.data.splits import split_ids
 from common.images.ranges import ValueRanges
@@ -70,6 +71,10 @@ class Pictures:
     def __getitem__(self, name: str) -> LabeledImage:
         """The picture of an id, from memory or from its files."""
         return self._kept.get(name) or load_picture(self.pairs[name], self.coding, self.ranges)
+
+    def samples(self, ids: Iterable[str]) -> list[Sample]:
+        """The pictures of these ids, read one by one."""
+        return [Sample(name, name, partial(self.__getitem__, name)) for name in ids]
 
     def __len__(self) -> int:
         """Number of pairs."""

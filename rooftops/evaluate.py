@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from common.command.cli import run_command
 from common.command.config import parse_flags
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
-from common.inference.score import AerialEvaluateConfig, LabeledData, Sample, evaluate_command
-from rooftops.data import Pictures, find_pairs, load_pictures
+from common.inference.score import AerialEvaluateConfig, LabeledData, evaluate_command
+from rooftops.data import find_pairs, load_pictures
 from rooftops.labels import Coding, read_coding
 from rooftops.task import TASK
 
@@ -52,14 +51,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     pictures, problems = load_pictures(chosen, coding, predictor.ranges(config.input_range))
     problems = (missing if wanted is None else []) + problems
-    samples, first = read_samples(pictures, pictures.pairs), chosen[0].image if chosen else None
-    return LabeledData(samples, len(pictures), problems, pictures.ranges, first)
-
-
-def read_samples(pictures: Pictures, ids: Iterable[str]) -> Iterator[Sample]:
-    """Read pictures one by one."""
-    for picture in (pictures[name] for name in ids):
-        yield picture.id, picture.unit(), picture.classes
+    first = chosen[0].image if chosen else None
+    return LabeledData(pictures.samples(pictures.pairs), len(pictures), problems, pictures.ranges, first)
 
 
 def check_classes(coding: Coding, names: list[str]) -> None:

@@ -28,11 +28,11 @@ from common.scenes.aerial import write_rooftops
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
-from common.training.finish import Example, Outcome, finish_run
+from common.training.finish import Outcome, finish_run
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder, demo_data
-from common.training.suspects import Labeled, without_suspects
+from common.training.suspects import without_suspects
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
-from rooftops.evaluate import read_samples
 from rooftops.labels import read_coding
 from rooftops.model import NORMALIZATION
 from rooftops.samples import Augmentation, WholePictures, Windows, median_side
@@ -175,19 +175,10 @@ def build(config: Config, data: Data) -> Experiment:
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:
     """Score the best network on the test (else validation) part, and write pictures and report."""
     predictor = Predictor.load(TASK, [run.path / "best_iou.pt"], precision)
-    part = "test" if data.split["test"] else "val"
-    ids = data.split[part]
-    scores = score_samples(predictor, read_samples(data.pictures, ids), len(ids), end_of(config))
-
-    def example(picture_id: str) -> Example:
-        picture = data.pictures[picture_id]
-        return Example(picture.image, picture.classes, predictor.classify(predictor(picture.unit())))
-
-    def labeled(name: str) -> Labeled:
-        return Labeled(name, name, lambda: (data.pictures[name].unit(), data.pictures[name].classes))
-
-    samples = {part: [labeled(name) for name in ids] for part, ids in data.split.items()}
-    outcome = Outcome(part, predictor.card, scores.result(), scores, example, samples, predictor)
+    part, predicted = "test" if data.split["test"] else "val", Predicted(predictor.classify)
+    samples = {part: data.pictures.samples(ids) for part, ids in data.split.items()}
+    scores = score_samples(predictor, samples[part], end_of(config), predicted.add)
+    outcome = Outcome(part, predictor.card, scores.result(), scores, predicted, samples, predictor)
     finish_run(run, config, data.facts, history, precision, outcome)
 
 

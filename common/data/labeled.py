@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.command.progress import progress
 from common.data.pairs import Facts
-from common.images.ranges import ValueRanges, to_pixels
+from common.images.ranges import ValueRanges, to_pixels, to_unit
 from common.images.rasters import read_raster
 from common.labels import IGNORE
 
@@ -22,16 +22,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """A pair in memory: image (3, H, W) uint8, or float32 0...1; classes (H, W), 255 = ignored."""
+    """A pair in memory: image (C, H, W) uint8, or float32 0...1; classes (H, W), 255 = ignored."""
 
     id: str
-    image: NDArray[np.uint8] | NDArray[np.float32]
+    image: NDArray[Any]
     classes: NDArray[np.uint8]
 
     def unit(self) -> NDArray[np.float32]:
-        """The image (3, H, W) as float32 0...1."""
-        image = self.image.astype(np.float32)
-        return image / np.float32(255) if self.image.dtype == np.uint8 else image
+        """The image (C, H, W) as float32 0...1."""
+        return to_unit(self.image)
+
+
+class Sample(NamedTuple):
+    """A labeled image, or a tile of one, that is read when it is its turn."""
+
+    id: str
+    image_id: str
+    """Of the file, as the split has it."""
+    read: Callable[[], LabeledImage]
+
+    @classmethod
+    def held(cls, image: LabeledImage) -> Sample:
+        """An image in memory."""
+        return cls(image.id, image.id, lambda: image)
 
 
 def read_labeled(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from common.command.cli import PARTIAL
 from common.command.config import Amp, Device, check_pair
-from common.command.progress import Work
+from common.command.progress import progress
+from common.data.labeled import Sample
 from common.data.pairs import require_usable, value_rows
 from common.images.ranges import ValueRanges
 from common.inference.predictor import Cut, Predictor
@@ -26,8 +27,8 @@ from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
 from common.networks.task import Task
 
-Sample = tuple[str, NDArray[np.float32], NDArray[np.uint8]]
-"""Id, image (3, H, W) in 0...1, truth (H, W) with 255 = ignored."""
+Seen = Callable[[str, NDArray[np.float32], NDArray[np.uint8]], None]
+"""Takes in what was predicted of a sample: its id, probabilities (1 or K, H, W), truth (H, W) with 255 = ignored."""
 TILE_SIDE, CONTEXT = 1024, 64
 """Scenes larger than memory are scored in tiles of this side, predicted with so much of their surroundings."""
 
@@ -89,7 +90,7 @@ class AerialEvaluateConfig(EvaluateConfig):
 class LabeledData:
     """What a task found to score."""
 
-    samples: Iterable[Sample]
+    samples: Sequence[Sample]
     """Read one by one."""
     images: int
     """How many can be used."""
@@ -99,8 +100,6 @@ class LabeledData:
     """What the images' values mean, and which there are."""
     first: Path | None
     """An image, whose ground resolution is that of all."""
-    count: int = 0
-    """Of the samples; 0 = as many as images."""
 
 
 def evaluate_command(
@@ -127,7 +126,7 @@ def evaluate_command(
     value_rows(found.ranges)
     assert found.first is not None
     own = fitted(predictor, found.first, config.gsd)
-    scores = score_samples(own, found.samples, found.count or found.images)
+    scores = score_samples(own, found.samples)
     print_scores(task.name, config.split, {**scores.result(), "n_images": found.images})
     return PARTIAL if found.problems else 0
 
@@ -152,7 +151,7 @@ def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:
 
 
 def score_samples(
-    predictor: Predictor, samples: Iterable[Sample], count: int = 0, until: float = math.inf
+    predictor: Predictor, samples: Sequence[Sample], until: float = math.inf, seen: Seen | None = None
 ) -> SplitScores:
     """Predict and score images one by one, at the labels' own resolution.
 
@@ -161,20 +160,21 @@ def score_samples(
     Args:
         predictor: the network(s).
         samples: the images.
-        count: how many they are; 0 = not known.
         until: on the monotonic clock; after it no further image is begun, but one is always scored.
+        seen: who else looks at the predictions.
     """
     scores = SplitScores(predictor.card.classes, threshold=predictor.threshold)
     losses = [card.loss.build() for card in predictor.cards]
-    with Work("scoring", count, "image") as work:
-        for name, image, truth in samples:
-            probability, logits = predictor.scored(image)
-            target = torch.from_numpy(truth.astype(np.int64))[None]
-            pairs = zip(losses, logits, strict=True)
-            values = [float(loss(torch.from_numpy(each)[None], target)) for loss, each in pairs]
-            scores.update(torch.from_numpy(probability)[None], target, sum(values) / len(values), [name])
-            work.advance()
-            if time.monotonic() >= until:
-                break
-    scores.left_out = max(0, count - len(scores.ids))
+    for sample in progress(samples, "scoring", "image"):
+        pair = sample.read()
+        probability, logits = predictor.scored(pair.unit())
+        target = torch.from_numpy(pair.classes.astype(np.int64))[None]
+        pairs = zip(losses, logits, strict=True)
+        values = [float(loss(torch.from_numpy(each)[None], target)) for loss, each in pairs]
+        scores.update(torch.from_numpy(probability)[None], target, sum(values) / len(values), [sample.id])
+        if seen is not None:
+            seen(sample.id, probability, pair.classes)
+        if time.monotonic() >= until:
+            break
+    scores.left_out = len(samples) - len(scores.ids)
     return scores

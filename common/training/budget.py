@@ -15,8 +15,6 @@ from common.command.progress import duration
 
 FINISH_SECONDS = 12.0
 """For curves, pictures and the report."""
-EXAMPLES = 3
-"""Images that are predicted once more for the pictures, at least."""
 GRACE = 45.0
 """A run may end so much later than asked for."""
 SLOWER = 1.5
@@ -48,7 +46,7 @@ class Budget:
     def measure(self, image_seconds: float, now: float) -> None:
         """Plan with what an image has taken."""
         self.image_seconds = image_seconds
-        wanted = FINISH_SECONDS + image_seconds * (SLOWER * self.scored + EXAMPLES)
+        wanted = FINISH_SECONDS + image_seconds * SLOWER * self.scored
         self.finish_seconds = min(wanted, max(FINISH_SECONDS, (self.ends - now) / 2))
 
     def require(self, step_seconds: float, now: float) -> None:
@@ -57,7 +55,7 @@ class Budget:
         Raises:
             ValueError: they do not.
         """
-        need = step_seconds + self.image_seconds * (2 * SLOWER + 1) + FINISH_SECONDS
+        need = step_seconds + self.image_seconds * 2 * SLOWER + FINISH_SECONDS
         if need > max(self.ends - now, 0.0) + GRACE:
             raise ValueError(
                 f"--max-minutes has no room for anything: on this device one optimization step takes about "

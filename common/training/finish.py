@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from common.command.cli import STARTED, VERSION, say
 from common.command.config import TrainConfig, config_values
 from common.command.progress import Work
+from common.data.labeled import LabeledImage, Sample
 from common.data.pairs import Facts
 from common.files import write_text
 from common.images.display import RGB, Pixels, stretch, strip
@@ -27,9 +27,10 @@ from common.report.examples import choose, error_legend, panels
 from common.report.page import Report, write_report
 from common.report.plots import curves, grid, grid_figure
 from common.training.budget import end_of
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder
 from common.training.suspects import FILE as SUSPECTS
-from common.training.suspects import Labeled, Suspect, find_suspects, write_suspects
+from common.training.suspects import Suspect, find_suspects, write_suspects
 
 SHOWN = 4
 """Ordinary, best and worst samples in the report, each."""
@@ -38,7 +39,7 @@ DRAWN = 2
 SEARCH_SECONDS, SEARCH_SHARE = 20.0, 0.1
 """Label errors are looked for for so long, or this share of the time that the run took."""
 LATER = 20.0
-"""Seconds after --max-minutes until which examples are predicted and label errors looked for."""
+"""Seconds after --max-minutes until which label errors are looked for."""
 UNSEEN = {
     "test": "of the test part: unseen in training and in the choice of epoch and threshold",
     "val": "of the validation part: not trained on, but epoch and threshold were chosen with it",
@@ -57,17 +58,6 @@ FILES = {
 
 
 @dataclass(frozen=True)
-class Example:
-    """One sample: image (C, H, W), truth (H, W) and prediction (H, W); 255 = ignored."""
-
-    image: NDArray[Any]
-    truth: NDArray[np.uint8]
-    prediction: NDArray[np.uint8]
-    points: NDArray[np.uint8] | None = None
-    """(H, W) of the labeled points, where a task has them."""
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How the best network of a run did."""
 
@@ -76,15 +66,17 @@ class Outcome:
     card: ModelCard
     """Of the best checkpoint."""
     scores: Mapping[str, Any]
-    """As evaluate.py prints them."""
+    """As evaluate.py prints them; images are counted anew, where samples are tiles of them."""
     detail: SplitScores
     """What was accumulated behind ``scores``: calibration, ROC, single images."""
-    example: Callable[[str], Example]
-    """Sample id -> pictures; of any part."""
-    labeled: Mapping[str, Sequence[Labeled]]
-    """The samples of each part, among which label errors are looked for."""
+    predicted: Predicted
+    """Of the samples that were scored."""
+    samples: Mapping[str, Sequence[Sample]]
+    """Of each part; among all of them label errors are looked for."""
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     """Image (C, H, W) in 0...1 -> probabilities (1 or K, H, W)."""
+    points: Callable[[LabeledImage], NDArray[np.uint8]] | None = None
+    """The labeled points (H, W) of a sample, to be drawn, where a task has them."""
 
 
 def finish_run(
@@ -107,7 +99,8 @@ def finish_run(
     """
     card, detail, part = outcome.card, outcome.detail, outcome.part
     cut = {"left_out": detail.left_out} if detail.left_out else {}
-    scores = {**outcome.scores, **cut}
+    by_id = {sample.id: sample for some in outcome.samples.values() for sample in some}
+    scores = {**outcome.scores, "n_images": len({by_id[name].image_id for name in detail.ids}), **cut}
     missing = f", {detail.left_out} left out: --max-minutes was used up" if cut else ""
     if cut:
         say(f"note: scored on {len(detail.ids)} images or tiles of the {part} part{missing}; evaluate.py scores all")
@@ -118,13 +111,13 @@ def finish_run(
             run.path / "test_metrics.json",
             json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
         )
-    until = end_of(config) + LATER
-    with Work("drawing examples"):
-        examples, legend = _examples(run, outcome, len(history), until)
     now = time.monotonic()
-    until = min(until, now + max(SEARCH_SECONDS, SEARCH_SHARE * (now - STARTED)))
-    suspects = find_suspects(outcome.labeled, outcome.predict, until)
+    until = min(end_of(config) + LATER, now + max(SEARCH_SECONDS, SEARCH_SHARE * (now - STARTED)))
+    suspects = find_suspects(outcome.samples, outcome.predicted, outcome.predict, until)
     write_suspects(run.path / SUSPECTS, suspects, card.classes)
+    with Work("drawing examples"):
+        examples, legend = _examples(run, outcome, by_id, len(history))
+        examples["suspected label errors"] = [_disputed(one, outcome) for one in suspects[:SHOWN]]
     run.close()
     bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
     calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
@@ -148,7 +141,7 @@ def finish_run(
         scores=scores,
         calibration=calibration,
         roc=list(zip(*roc, strict=True)) if roc else (),
-        examples={**examples, "suspected label errors": [_disputed(one, outcome) for one in suspects[:SHOWN]]},
+        examples=examples,
         examples_note=f"Samples {UNSEEN[part]}. Left to right: {', '.join(legend.columns)}; numbers are mean IoU.",
         legend=legend.colors,
         palette=card.palette,
@@ -179,23 +172,18 @@ class Legend(NamedTuple):
 
 
 def _examples(
-    run: RunFolder, outcome: Outcome, epochs: int, until: float = math.inf
-) -> tuple[dict[str, list[tuple[str, float, Pixels]]], Legend]:
-    """Write predictions.png and its TensorBoard figure; return samples as picture strips, by group.
-
-    After ``until`` no further sample is predicted, but one always is.
-    """
+    run: RunFolder, outcome: Outcome, by_id: Mapping[str, Sample], epochs: int
+) -> tuple[dict[str, list[tuple[str, float | None, Pixels]]], Legend]:
+    """Write predictions.png and its TensorBoard figure; return samples as picture strips, by group."""
     card, columns = outcome.card, list[str]()
     colors = {name: card.palette[index] for index, name in enumerate(card.classes)}
     colors |= error_legend(len(card.classes))
-    strips: dict[str, list[tuple[str, float, Pixels]]] = {}
+    strips: dict[str, list[tuple[str, float | None, Pixels]]] = {}
     rows: list[list[tuple[str, Pixels]]] = []
     for group, samples in choose(outcome.detail.per_image, SHOWN).items():
         strips[group] = []
         for number, (name, score, _) in enumerate(samples):
-            if rows and time.monotonic() >= until:
-                break
-            row = _panels(outcome.example(name), card)
+            row = _panels(by_id[name], outcome)
             columns = [title for title, _ in row]
             strips[group].append((name, score, strip([picture for _, picture in row])))
             if number < DRAWN:
@@ -210,12 +198,13 @@ def _disputed(suspect: Suspect, outcome: Outcome) -> tuple[str, None, Pixels]:
     """A suspected label error as a picture strip, and what is disputed."""
     card, (sample, part, why) = outcome.card, suspect
     names = f"{card.classes[why.label]}, or {card.classes[why.prediction]}?"
-    row = _panels(outcome.example(sample.id), card)
+    row = _panels(sample, outcome)
     return f"{sample.id} ({part}): {names} {why.share:.0%}", None, strip([picture for _, picture in row])
 
 
-def _panels(example: Example, card: ModelCard) -> list[tuple[str, Pixels]]:
+def _panels(sample: Sample, outcome: Outcome) -> list[tuple[str, Pixels]]:
+    card, pair = outcome.card, sample.read()
     palette = {index: card.palette[index] for index in range(len(card.classes))}
-    points = {} if example.points is None else {"points": example.points}
-    maps = {**points, "truth": example.truth, "prediction": example.prediction}
-    return panels(stretch(example.image), maps, palette)
+    points = {} if outcome.points is None else {"points": outcome.points(pair)}
+    maps = {**points, "truth": pair.classes, "prediction": outcome.predicted.mask(sample.id)}
+    return panels(stretch(pair.image), maps, palette)

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from common.command.cli import say
 from common.command.progress import progress
+from common.data.labeled import Sample
 from common.data.splits import PARTS, Split
 from common.files import write_text
-from common.metrics.suspects import Suspicion, suspect
+from common.metrics.suspects import Suspicion
+from common.training.predicted import Predicted
 
 FILE = "suspects.csv"
 COLUMNS = ("image", "part", "share", "pixels", "label", "prediction", "row", "column", "height", "width", "sample")
@@ -25,57 +27,53 @@ MOST = 100
 """Rows in the list; the worst come first."""
 
 LOOKED_AT = 500
-"""Samples of a part among which they are looked for, evenly taken."""
-
-
-class Labeled(NamedTuple):
-    """A sample whose label may be wrong."""
-
-    id: str
-    image_id: str
-    """Of the file, as the split has it."""
-    read: Callable[[], tuple[NDArray[np.float32], NDArray[np.uint8]]]
-    """Image (C, H, W) in 0...1 and truth (H, W) with 255 = ignored."""
+"""Samples of a part that are predicted in order to look for them, evenly taken."""
 
 
 class Suspect(NamedTuple):
     """A sample whose label is confidently contradicted."""
 
-    sample: Labeled
+    sample: Sample
     part: str
     why: Suspicion
 
 
 def find_suspects(
-    samples: Mapping[str, Sequence[Labeled]],
+    samples: Mapping[str, Sequence[Sample]],
+    predicted: Predicted,
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     deadline: float = math.inf,
 ) -> list[Suspect]:
-    """Predict labeled samples of all parts and list those whose labels are confidently contradicted, worst first.
+    """List labeled samples of all parts whose labels are confidently contradicted, worst first.
 
     Args:
-        samples: by part; of more than ``LOOKED_AT`` in a part so many are taken.
+        samples: by part.
+        predicted: what was predicted already; takes in what is predicted besides, at most ``LOOKED_AT`` of a part.
         predict: image -> probabilities (1 or K, H, W).
-        deadline: by ``time.monotonic()``, when to stop looking; until then the parts are looked at evenly.
+        deadline: by ``time.monotonic()``, when to stop predicting; until then the parts are looked at evenly.
 
     Returns:
         At most ``MOST``; a line says how many samples were not looked at.
     """
-    chosen: list[tuple[float, str, Labeled]] = []
-    for part, every in samples.items():
-        some = every[:: -(-len(every) // LOOKED_AT) or 1]
-        chosen += [(index / len(some), part, one) for index, one in enumerate(some)]
-    chosen.sort(key=lambda one: one[0])  # where time ends early, some of each part were looked at
-    found, done = [], 0
-    for _, part, sample in progress(chosen, "looking for label errors", "sample"):
+    todo: list[tuple[float, Sample]] = []
+    for every in samples.values():
+        unseen = [one for one in every if one.id not in predicted.suspicions]
+        some = unseen[:: -(-len(unseen) // LOOKED_AT) or 1]
+        todo += [(index / len(some), one) for index, one in enumerate(some)]
+    todo.sort(key=lambda one: one[0])  # where time ends early, some of each part were looked at
+    for _, sample in progress(todo, "looking for label errors", "sample"):
         if time.monotonic() > deadline:
             break
-        image, truth = sample.read()
-        done += 1
-        if (why := suspect(predict(image), truth)) is not None:
-            found.append(Suspect(sample, part, why))
-    if done < (total := sum(map(len, samples.values()))):
+        pair = sample.read()
+        predicted.add(sample.id, predict(pair.unit()), pair.classes)
+    if (done := len(predicted.suspicions)) < (total := sum(map(len, samples.values()))):
         say(f"note: label errors were looked for in {done} of {total} labeled samples")
+    found = [
+        Suspect(sample, part, why)
+        for part, every in samples.items()
+        for sample in every
+        if (why := predicted.suspicions.get(sample.id)) is not None
+    ]
     return sorted(found, key=lambda one: -one.why.share)[:MOST]
 
 

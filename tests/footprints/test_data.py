@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.data.pairs import Pair
 from common.images.windows import MOST_OPEN, Window
-from footprints.data import audit, find_pairs, load_scenes, plan_tiles, read_tile, same_ground, split_scenes
+from footprints.data import audit, find_pairs, load_scenes, plan_tiles, same_ground, split_scenes
 from footprints.scene import ArrayScene, Frame, RasterScene, load_scene, to_classes
 from tests.footprints.towns import roofs, write_raster
 
@@ -335,7 +335,8 @@ def test_tiles_count_every_pixel_once(height, width, side, context):
     seen = np.zeros((height, width), int)
     tiles = list(plan_tiles([scene], side, context))
     for tile in tiles:
-        image, own = read_tile(tile)
+        pair = tile.read()
+        image, own = pair.image, pair.classes
         assert image.shape[1:] == own.shape and max(own.shape) <= side + 2 * context
         rows, cols = tile.window.slices
         seen[rows, cols] += own != 255

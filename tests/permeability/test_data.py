@@ -272,7 +272,8 @@ def test_tiles_cover_every_labeled_pixel_once(scene, side, context):
     site = sites[0]
     seen = np.zeros((site.grid.height, site.grid.width), int)
     for tile in plan_tiles([site], side, context):
-        image, classes = tile.read()
+        pair = tile.read()
+        image, classes = pair.image, pair.classes
         assert image.shape[1:] == classes.shape == (tile.window.height, tile.window.width)
         seen[tile.window.slices] += classes != 255
     whole = site.read_classes(Window(0, 0, site.grid.height, site.grid.width)) != 255

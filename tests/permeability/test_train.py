@@ -273,13 +273,12 @@ def test_a_validation_part_that_is_ignored_everywhere_is_told(folders, configure
 def test_without_a_test_part_the_validation_part_is_scored(folders, configure, monkeypatch, tmp_path):
     seen, outcomes = [], []
 
-    def score(predictor, samples, count, until):
-        seen.append([name for name, *_ in samples])
-        assert count == len(seen[-1])
+    def score(predictor, samples, until, handed):
+        seen.append([sample.id for sample in samples])
         return SimpleNamespace(result=dict, ids=seen[-1])
 
     monkeypatch.setattr(train, "TILE_SIDE", 48)
-    monkeypatch.setattr(train.Predictor, "load", lambda *args: SimpleNamespace(card=None))
+    monkeypatch.setattr(train.Predictor, "load", lambda *args: SimpleNamespace(card=None, classify=None))
     monkeypatch.setattr(train, "score_samples", score)
     monkeypatch.setattr(train, "finish_run", lambda *args: outcomes.append(args[-1]))
     config = configure()
@@ -288,7 +287,8 @@ def test_without_a_test_part_the_validation_part_is_scored(folders, configure, m
     train.finish(run, config, data, [], None)
     train.finish(run, config, replace(data, tiles=data.tiles | {"test": []}), [], None)
     assert [len(samples) for samples in seen] == [4, 8]
-    assert [(one.part, one.scores["n_images"]) for one in outcomes] == [("test", 1), ("val", 2)], "sheets, not tiles"
+    sheets = [(one.part, len({sample.image_id for sample in one.samples[one.part]})) for one in outcomes]
+    assert sheets == [("test", 1), ("val", 2)], "sheets, not tiles"
 
 
 def test_the_loss_is_that_of_the_flags(configure, fitted):

@@ -6,7 +6,7 @@ import pytest
 
 from common.command.config import TrainConfig
 from common.training import budget
-from common.training.budget import EXAMPLES, FINISH_SECONDS, Budget, end_of
+from common.training.budget import FINISH_SECONDS, Budget, end_of
 
 
 def test_without_a_budget_nothing_ever_ends():
@@ -24,7 +24,7 @@ def test_a_budget_counts_from_the_start_of_the_process(monkeypatch):
 def test_everything_fits_where_there_is_time():
     plenty = Budget(3600.0, 20)
     plenty.measure(2.0, 0.0)
-    assert plenty.validation_end == 3600 - FINISH_SECONDS - 2 * (1.5 * 20 + EXAMPLES)
+    assert plenty.validation_end == 3600 - FINISH_SECONDS - 2 * 1.5 * 20
     assert plenty.optimization_end(10) == plenty.validation_end - 1.5 * 2 * 10
     assert sorted(plenty.watched(10, 0, 0.0)) == list(range(10))
 

@@ -12,14 +12,16 @@ from PIL import Image
 from torch import nn
 
 from common.command.config import TrainConfig
+from common.data.labeled import LabeledImage, Sample
 from common.metrics.split_scores import SplitScores
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import choose_precision
+from common.report.examples import panels
 from common.training.experiment import Engine, Experiment
-from common.training.finish import Example, Outcome, finish_run, versions
+from common.training.finish import Outcome, finish_run, versions
 from common.training.pictures import draw_epoch, preview, spread, thicken
+from common.training.predicted import Predicted
 from common.training.runs import RunFolder
-from common.training.suspects import Labeled
 
 CLASSES, PALETTE = ["ground", "house"], {0: (200, 200, 200), 1: (170, 30, 30)}
 CARD = ModelCard("towns", "net", {}, CLASSES, PALETTE, split={"test": []}, data_root="/data/towns")
@@ -52,27 +54,23 @@ class Squares:
 @pytest.fixture
 def outcome():
     torch.manual_seed(0)
-    scores, shown = SplitScores(CLASSES, threshold=0.5), {}
+    scores, predicted, test = (
+        SplitScores(CLASSES, threshold=0.5),
+        Predicted(lambda p: (p[0] >= 0.5).astype(np.uint8)),
+        [],
+    )
     for sample in (Squares()[i] for i in range(8)):
         wrong = torch.rand(sample["target"].shape) < 0.02 * int(sample["id"][-1])
-        guess = (sample["target"] == 1) ^ wrong
-        scores.update(guess.float()[None, None], sample["target"][None], 0.1, [sample["id"]])
-        shown[sample["id"]] = Example(
-            (sample["image"].numpy().clip(0, 1) * 255).astype(np.uint8),
-            sample["target"].numpy().astype(np.uint8),
-            guess.numpy().astype(np.uint8),
-        )
-
-    def labeled(name, forgotten=False):
-        truth = shown[name].truth
-        return Labeled(
-            name, name, lambda: (shown[name].image / 255, np.where(truth == 1, 0, truth) if forgotten else truth)
-        )
-
-    samples = {"train": [labeled("town_7", forgotten=True)], "test": [labeled(name) for name in shown]}
+        guess = ((sample["target"] == 1) ^ wrong).float()[None]
+        scores.update(guess[None], sample["target"][None], 0.1, [sample["id"]])
+        image, truth = (sample["image"].numpy().clip(0, 1) * 255).astype(np.uint8), sample["target"].numpy()
+        test.append(LabeledImage(sample["id"], image, truth.astype(np.uint8)))
+        predicted.add(sample["id"], guess.numpy(), test[-1].classes)
+    forgotten = LabeledImage("old_7", test[7].image, np.where(test[7].classes == 1, 0, test[7].classes))
+    samples = {"train": [Sample("old_7", "town", lambda: forgotten)], "test": list(map(Sample.held, test))}
     wide = np.ones((15, 15)) / 225
     return Outcome(
-        "test", CARD, scores.result(), scores, shown.__getitem__, samples,
+        "test", CARD, scores.result(), scores, predicted, samples,
         lambda image: cv2.filter2D((image.mean(0) > 0.5).astype(np.float32), -1, wide)[None],
     )  # fmt: skip
 
@@ -112,9 +110,33 @@ def test_examples_are_informative_named_and_explained(tmp_path, outcome):
 
 def test_suspected_label_errors_are_listed_and_shown(tmp_path, outcome):
     page = finish(tmp_path / "run", outcome)
-    assert "<h3>suspected label errors</h3>" in page and "town_7 (train): ground, or house?" in page
+    assert "<h3>suspected label errors</h3>" in page and "old_7 (train): ground, or house?" in page
     listed = (tmp_path / "run" / "suspects.csv").read_text().splitlines()
-    assert len(listed) == 2 and listed[1].startswith("town_7,train,0.")
+    assert len(listed) == 2 and listed[1].startswith("town,train,0.")
+
+
+def test_every_sample_is_predicted_once(tmp_path, outcome):
+    predicted = []
+    once = replace(outcome, predict=lambda image: predicted.append(image) or outcome.predict(image))
+    finish(tmp_path / "run", once)
+    assert len(predicted) == 1, "scored samples are not predicted again, neither for pictures nor for suspects"
+
+
+def test_the_prediction_that_was_scored_is_drawn(outcome, monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(
+        "common.training.finish.panels",
+        lambda image, maps, palette: drawn.setdefault(len(drawn), maps) and panels(image, maps, palette),
+    )
+    finish(tmp_path / "run", outcome)
+    hits = sorted(float((maps["truth"] == maps["prediction"])[6:].mean()) for maps in drawn.values())
+    assert hits[-1] > 0.97 and 0.84 < hits[1] < 0.9, "one pixel in fifty wrong for each number of a town"
+
+
+def test_images_are_counted_not_tiles(tmp_path, outcome):
+    tiles = [Sample(one.id, one.id.replace("1", "2"), one.read) for one in outcome.samples["test"]]
+    finish(tmp_path / "run", replace(outcome, samples={"test": tiles}))
+    assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["n_images"] == 7
 
 
 def test_what_there_was_no_time_for_is_said(tmp_path, outcome, capsys, monkeypatch):
@@ -123,17 +145,18 @@ def test_what_there_was_no_time_for_is_said(tmp_path, outcome, capsys, monkeypat
     said = "8 images or tiles of the test part, 5 left out: --max-minutes was used up; evaluate.py scores all"
     assert said in capsys.readouterr().err and "test part, 8 images, 5 left out" in page
     assert json.loads((tmp_path / "run" / "test_metrics.json").read_text())["left_out"] == 5
+    assert "were looked for" not in said and outcome.predicted.suspicions["old_7"] is not None
     outcome.detail.left_out = 0
-    predicted = []
     monkeypatch.setattr("common.training.finish.end_of", lambda config: -1e9)
-    finish(tmp_path / "late", replace(outcome, example=lambda name: predicted.append(name) or outcome.example(name)))
-    assert len(predicted) == 1 and (tmp_path / "late" / "predictions.png").exists()
+    del outcome.predicted.suspicions["old_7"]
+    finish(tmp_path / "late", outcome)
+    assert "looked for in 8 of 9" in capsys.readouterr().err and (tmp_path / "late" / "predictions.png").exists()
     assert "left_out" not in json.loads((tmp_path / "late" / "test_metrics.json").read_text())
 
 
 def test_labeled_points_are_a_panel_of_their_own(tmp_path, outcome):
     points = np.full((96, 96), 255, np.uint8)
-    with_points = replace(outcome, example=lambda name: replace(outcome.example(name), points=points))
+    with_points = replace(outcome, points=lambda pair: points)
     assert "input, points, truth, prediction, errors" in finish(tmp_path / "run", with_points)
 
 

@@ -537,7 +537,7 @@ def wait(now, seconds):
 def test_slow_validation_keeps_time_free_for_the_next_and_for_the_final_scores(tmp_path, hand):
     slow = {2 + 4 * i: wait(hand, 60) for i in range(10)}  # 15 s an image; the first call is the estimate's
     state = train(tmp_path, replace(CONFIG, max_minutes=10, epochs=1000), val_events=slow)
-    scored_as_slowly = 15 * (1.5 * 4 + budget.EXAMPLES)
+    scored_as_slowly = 15 * 1.5 * 4
     assert 600 - 2 * 90 - scored_as_slowly - 15 < hand[0] <= 600 - budget.FINISH_SECONDS - scored_as_slowly
     assert len(state.history) == hand[0] / 60 and {row["val_images"] for row in state.history} == {4}
 
