@@ -33,10 +33,12 @@ class Speed(NamedTuple):
         }
 
 
-def end_epoch(state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, speed: Speed) -> None:
+def end_epoch(
+    state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, speed: Speed, images: int
+) -> None:
     """Book an epoch: its row in the history, the best checkpoints, then ``last.pt``.
 
-    In that order a kill in between repeats the epoch, and with it what was written.
+    In that order a kill in between repeats the epoch, and with it what was written. ``images`` should have been scored.
     """
     result = scores.result()
     row = _history_row(state, result, card.classes)
@@ -61,6 +63,8 @@ def end_epoch(state: TrainState, scores: SplitScores, run: RunFolder, card: Mode
         f"mIoU {row['miou']:.4f}{threshold}  lr {row['lr']:.2e}  {speed.seconds:.0f} s  "
         f"{speed.row()['samples_per_second']:.1f} samples/s"
     )
+    if scores.n_images < images:
+        say(f"note: {scores.n_images} of {images} validation images judged this epoch: the time is up")
 
 
 def _history_row(state: TrainState, result: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:

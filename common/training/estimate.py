@@ -89,8 +89,10 @@ def _time_sample(data: SegmentationData) -> float:
     return (time.monotonic() - started) / count
 
 
-def print_plan(state: TrainState, config: TrainConfig, precision: Precision, batches: int, seconds: float) -> None:
-    """Print what the run will take, by the number of batches and the seconds of an epoch."""
+def print_plan(
+    task: str, state: TrainState, config: TrainConfig, precision: Precision, batches: int, seconds: float
+) -> None:
+    """Print what the run will take, by the number of batches and the seconds of an epoch, and what to do about it."""
     parameters = sum(p.numel() for p in state.model.parameters()) / 1e6
     left = duration(seconds * (config.epochs - state.epoch))
     planned = f"{config.max_minutes:g} min at most" if config.max_minutes else f"about {left}"
@@ -99,6 +101,8 @@ def print_plan(state: TrainState, config: TrainConfig, precision: Precision, bat
         f"network: {parameters:.3f} M parameters on {precision}{shared}; {config.epochs} epochs x {batches} batches, "
         f"{duration(seconds)} an epoch, {planned} on this device"
     )
+    if advice := advise(task, config, seconds):
+        say(f"note: {advice}")
 
 
 def advise(task: str, config: TrainConfig, seconds: float) -> str | None:

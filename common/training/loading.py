@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -62,14 +63,18 @@ def validation_loader(data: SegmentationData, workers: int = 0) -> DataLoader[Ba
     return _loader(part(data, range(processes.rank(), len(data), processes.count())), workers, batch_size=1)
 
 
-def end_workers(*loaders: DataLoader[Batch]) -> None:
-    """End the workers of loaders, also while an error is on its way whose traceback would keep them.
+@contextlib.contextmanager
+def closing_workers(*loaders: DataLoader[Batch]) -> Iterator[None]:
+    """End the workers of loaders after the block, also while an error is on its way whose traceback would keep them.
 
     They leave signals to this process, so at its end it would wait for them for ever.
     """
-    for loader in loaders:
-        if shut_down := getattr(loader._iterator, "_shutdown_workers", None):
-            shut_down()
+    try:
+        yield
+    finally:
+        for loader in loaders:
+            if shut_down := getattr(loader._iterator, "_shutdown_workers", None):
+                shut_down()
 
 
 def part(data: SegmentationData, indices: Sequence[int]) -> SegmentationData:

@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -30,9 +30,9 @@ from common.networks.precision import Precision, peak_memory_mb
 from common.training.budget import Budget, end_of
 from common.training.compiling import compiled, told_in_a_line
 from common.training.epochs import Speed, end_epoch
-from common.training.estimate import Estimate, advise, estimate, print_plan
+from common.training.estimate import Estimate, estimate, print_plan
 from common.training.experiment import Batch, Engine, Experiment, SegmentationData
-from common.training.loading import choose_workers, end_workers, part, training_loader, validation_loader
+from common.training.loading import choose_workers, closing_workers, part, training_loader, validation_loader
 from common.training.pictures import WATCHED, draw_epoch
 from common.training.running import Running
 from common.training.runs import RunFolder
@@ -188,21 +188,14 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     """Train a network for ``--epochs`` or ``--max-minutes``, resumable after every epoch and after a signal.
 
     Writes ``best_iou.pt``, ``best_loss.pt``, ``last.pt``, ``metrics.csv`` and TensorBoard events into ``run``. However
-    short the budget, one optimization step is done and validated, so that these files exist.
-
-    Args:
-        experiment: network and data; the network is moved to the device.
-        config: the resolved configuration.
-        run: where to write, and what to resume.
-        precision: device and mixed precision.
+    short the budget, one optimization step is done and validated, so that these files exist. The network is moved to
+    the device.
 
     Raises:
         ValueError: the budget is too short for a single step, or a threshold is given for more than two classes.
         NonFiniteLoss: see ``train_one_epoch``.
         Interrupted: SIGINT or SIGTERM came; ``last.pt`` holds the state in the middle of the epoch.
     """
-    if config.threshold is not None and len(experiment.card.classes) != 2:
-        raise ValueError(f"--threshold is for two classes, here are {len(experiment.card.classes)}; leave it out")
     rank, count = processes.rank(), processes.count()
     sampler = EpochBatches(len(experiment.train_data), config.batch_size, config.seed, rank, count)
     experiment.model.to(precision.device)
@@ -211,46 +204,27 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     budget.measure(expected.image, time.monotonic())
     card = replace(experiment.card, config=config_values(config))
     state = processes.in_turn(lambda: _begin(experiment, config, run, precision, len(sampler)))
-    print_plan(state, config, precision, len(sampler), expected.epoch)
-    if advice := advise(card.task, config, expected.epoch):
-        say(f"note: {advice}")
+    print_plan(card.task, state, config, precision, len(sampler), expected.epoch)
     watched = _watched(experiment.val_data, budget, config)
     steps = config.epochs * math.ceil(len(sampler) / config.grad_accum)
     clock = Clock(steps, budget.optimization_end(len(watched)), start_progress=state.progress)
-    planned = config.epochs * len(sampler), 60 * config.max_minutes or math.inf
-    workers = choose_workers(config.workers, expected, *planned)
-    batches, images = training_loader(experiment.train_data, sampler, workers), validation_loader(watched, workers)
-    forward = (
-        shared_network(state.model, precision.device)
-        if count > 1
-        else compiled(state.model, config.compile, precision.device, min(expected.epoch * config.epochs, planned[1]))
+    workers = choose_workers(
+        config.workers, expected, config.epochs * len(sampler), 60 * config.max_minutes or math.inf
     )
-    with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(patient=count > 1).listening())
-        stack.enter_context(run.writing())
-        stack.callback(end_workers, batches, images)
-        stack.enter_context(told_in_a_line())
+    batches, images = training_loader(experiment.train_data, sampler, workers), validation_loader(watched, workers)
+    forward = _forward(state.model, config, precision.device, expected.epoch * config.epochs)
+    with _listening(run, batches, images) as stop:
         engine = Engine.of(experiment, precision, stop)
         while not _is_done(state, config, clock):
             sampler.epoch, sampler.first_batch = state.epoch, state.batch
             started, first = time.monotonic(), state.batch
             outcome = train_one_epoch(state, batches, engine, clock, config, forward)
-            trained = time.monotonic()
+            seconds, samples = time.monotonic() - started, (state.batch - first) * sampler.batch_size
             scores = SplitScores(card.classes, threshold=config.threshold, device=precision.device, quick=True)
-            if outcome != "interrupted":
-                what, until = f"validation {state.epoch + 1}/{config.epochs}", budget.validation_end
-                evaluate(state.inference_model, images, scores, engine, what=what, until=until)
-                outcome = _decide(state, engine, clock)
-            if outcome == "interrupted":
+            if outcome == "interrupted" or _validate(state, images, scores, engine, clock, budget) == "interrupted":
                 run.save_last(state, replace(card, threshold=state.threshold))
                 break
-            budget.measure((time.monotonic() - trained) / math.ceil(scores.n_images / count), time.monotonic())
-            speed = Speed(
-                trained - started, (state.batch - first) * sampler.batch_size, peak_memory_mb(precision.device)
-            )
-            end_epoch(state, scores, run, card, speed)
-            if scores.n_images < len(watched):
-                say(f"note: {scores.n_images} of {len(watched)} validation images judged this epoch: the time is up")
+            end_epoch(state, scores, run, card, Speed(seconds, samples, peak_memory_mb(precision.device)), len(watched))
             if processes.is_first() and time.monotonic() + WATCHED * budget.image_seconds < budget.validation_end:
                 draw_epoch(state, experiment, engine, run)
             clock.deadline = min(clock.deadline, budget.optimization_end(len(watched)))
@@ -261,10 +235,44 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
     return state
 
 
+@contextmanager
+def _listening(run: RunFolder, *loaders: DataLoader[Batch]) -> Iterator[StopRequest]:
+    """Note signals, write the run's events and tell in a line what cannot be compiled; end the data workers at last."""
+    with (
+        StopRequest(patient=processes.count() > 1).listening() as stop,
+        run.writing(),
+        closing_workers(*loaders),
+        told_in_a_line(),
+    ):
+        yield stop
+
+
+def _forward(model: nn.Module, config: TrainConfig, device: torch.device, seconds: float) -> nn.Module:
+    """The network as batches go through it in a training of so long: compiled, or shared with other processes."""
+    if processes.count() > 1:
+        return shared_network(model, device)
+    return compiled(model, config.compile, device, min(seconds, 60 * config.max_minutes or math.inf))
+
+
+def _validate(
+    state: TrainState, images: DataLoader[Batch], scores: SplitScores, engine: Engine, clock: Clock, budget: Budget
+) -> Outcome:
+    """Score the network after an epoch, while there is time, and plan the next ones with what an image took."""
+    started, what = time.monotonic(), f"validation {state.epoch + 1}/{state.schedule.epochs}"
+    evaluate(state.inference_model, images, scores, engine, what=what, until=budget.validation_end)
+    outcome = _decide(state, engine, clock)
+    if outcome != "interrupted":
+        now = time.monotonic()
+        budget.measure((now - started) / math.ceil(scores.n_images / processes.count()), now)
+    return outcome
+
+
 def _claim(
     experiment: Experiment, config: TrainConfig, run: RunFolder, precision: Precision, plan: tuple[int, Budget]
 ) -> Estimate:
     """Measure what the run will take, see whether there is time for it, and make its folder."""
+    if config.threshold is not None and len(experiment.card.classes) != 2:
+        raise ValueError(f"--threshold is for two classes, here are {len(experiment.card.classes)}; leave it out")
     batches, budget = plan
     expected = estimate(experiment, config, batches, precision)
     budget.measure(expected.image, time.monotonic())
