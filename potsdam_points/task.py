@@ -43,5 +43,5 @@ TASK = Task(
     ARCHITECTURES,
     adopt,
     tile,
-    shipped=Shipped("aerial.pt", "unet_small", GROUPS, scale=0.3),
+    shipped=Shipped("aerial.pt", "unet_small", GROUPS, gsd=0.1),
 )

@@ -45,6 +45,8 @@ WIDEST = 128
 """Pixels of the network's input that tiles share at most, unless the flags say so."""
 
 
+FLIPS = 4
+"""Looks that ``tta`` takes."""
 QUARTER = 0.25
 """Share of a tile of a given size, or of a network that sees far, that the next one covers again."""
 LARGE = (8192, 8192)
@@ -108,23 +110,29 @@ class Predictor:
         self.precision, self.cut = precision, cut
         self.batch = BATCHES.get(precision.device.type, 1)
         self.fixed = scale is not None
-        self._reaches: dict[int, int] = {}  # by number of the network; shared with what `at` gives
+        self._reaches: dict[nn.Module, int] = {}  # shared with what `at` gives
         self.task: Task | None = None  # whose the networks are, and the files that they were read from
         self.checkpoints: tuple[Path, ...] = ()
         self.notes: set[str] = set()  # what was said of how images are read
-        self._networks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
+        self._looks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
 
     def _prepare(self, network: nn.Module) -> nn.Module:
         folded = fold_batch_norm(network.eval())
         return folded.to(self.precision.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def at(self, gsd: float) -> Predictor:
-        """This predictor for images of so many metres per pixel, read at a resolution that its networks saw."""
+        """This predictor for images of so many metres per pixel, read at resolutions that its networks saw.
+
+        Flips are averaged where all looks at such an image cost no more than one at all of its pixels.
+        """
         fitted = copy.copy(self)
-        fitted._networks = [(network, card.scale_at(gsd), card) for network, _, card in self._networks]
-        larger = self._networks[0][1] / fitted._networks[0][1]
+        loaded = {network: card for network, _, card in self._looks}
+        fitted._looks = [(network, scale, card) for network, card in loaded.items() for scale in card.scales_at(gsd)]
+        fitted.cards = [card for _, _, card in fitted._looks]
+        larger = self._looks[0][1] / fitted._looks[0][1]
         tile, usual = (round(side * larger) for side in (self.cut.tile, self.cut.usual))
-        fitted.cut = self.cut._replace(tile=tile, usual=usual)
+        cheap = FLIPS * sum(scale**2 for _, scale, _ in fitted._looks) <= len(loaded)
+        fitted.cut = self.cut._replace(tile=tile, usual=usual, tta=self.cut.tta or cheap)
         return fitted
 
     @classmethod
@@ -165,10 +173,10 @@ class Predictor:
         given, tiles share twice the networks' reach and are as large as takes the least time. The reach is the cards',
         or measured once for an image of more than one tile.
         """
-        stride = max(max(1, round(1 / scale)) for _, scale, _ in self._networks)
+        stride = max(max(1, round(1 / scale)) for _, scale, _ in self._looks)
         device, amp = self.precision.device, self.precision.amp_dtype
         tile, overlap, tta, usual = self.cut
-        finest = max(scale for _, scale, _ in self._networks)
+        finest = max(scale for _, scale, _ in self._looks)
         most = max(min(round(MOST / finest**2), LARGEST), usual**2)
         if tile or overlap is not None or math.prod(size) <= most:
             side, share = tile or (usual if overlap is not None else max(size)), QUARTER if overlap is None else overlap
@@ -181,12 +189,12 @@ class Predictor:
 
     def _reach(self) -> float | None:
         """How far the networks see, in pixels of the image; None if farther than is measured."""
-        for number, (network, _, card) in enumerate(self._networks):
-            if number not in self._reaches:
-                self._reaches[number] = card.reach or measure_reach(network, card)
+        for network, _, card in self._looks:
+            if network not in self._reaches:
+                self._reaches[network] = card.reach or measure_reach(network, card)
         if max(self._reaches.values()) >= FARTHEST:
             return None
-        return max(self._reaches[number] / scale for number, (_, scale, _) in enumerate(self._networks))
+        return max(self._reaches[network] / scale for network, scale, _ in self._looks)
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes.
@@ -239,12 +247,12 @@ class Predictor:
 
     def compile(self) -> None:
         """Compile the networks with torch.compile: minutes at first, then every tile of the usual size is faster."""
-        for network, _, _ in self._networks:
+        for network in {network for network, _, _ in self._looks}:
             network.compile()
 
     def settings(self, size: tuple[int, int]) -> dict[str, object]:
         """All that probabilities and classes of an image of a size depend on besides the weights."""
-        scales = [scale for _, scale, _ in self._networks]
+        scales = [scale for _, scale, _ in self._looks]
         own = {"threshold": self.threshold, "scales": scales, "precision": str(self.precision)}
         return own | {
             key: value for key, value in vars(self.tiling(size)).items() if key not in ("device", "amp_dtype")
@@ -278,9 +286,9 @@ class Predictor:
         return total / len(logits) if len(logits) > 1 else total
 
     def logits(self, images: Tensor) -> list[Tensor]:
-        """Each network's own outputs for tiles (N, C, h, w) in 0...1, at the tiles' size: (N, L, h, w)."""
+        """Each look's own outputs for tiles (N, C, h, w) in 0...1, at the tiles' size: (N, L, h, w)."""
         found = []
-        for network, scale, card in self._networks:
+        for network, scale, card in self._looks:
             small = rescale(images, [max(1, round(size * scale)) for size in images.shape[2:]])
             logits = network(normalize(small, card.normalization)).float()
             if not self.binary:  # further outputs are no classes (the Potsdam original's "undefined")
@@ -289,7 +297,7 @@ class Predictor:
         return found
 
     def scored(self, image: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-        """Probabilities of an image (C, H, W) in 0...1, and each network's own logits (L, H, W) behind them."""
+        """Probabilities of an image (C, H, W) in 0...1, and each look's own logits (L, H, W) behind them."""
         counts = [int(card.arch_args.get("outputs", 1)) if self.binary else self.outputs for card in self.cards]
 
         def predict(tiles: Tensor) -> Tensor:

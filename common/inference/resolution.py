@@ -35,14 +35,15 @@ def fitted(predictor: Predictor, path: Path, gsd: float = 0.0) -> Predictor:
     if predictor.fixed or not predictor.card.gsd[1]:
         return predictor
     found, (low, high) = ground_resolution(path) or gsd, predictor.card.gsd
-    seen = f"trained at {low:g} to {high:g} m per pixel"
-    if not found:
-        scale, here = predictor.card.scale, predictor
-        note = f"of unknown ground resolution, read at {scale:g} of its size ({seen}; --gsd METRES tells)"
-    else:
-        scale, here = predictor.card.scale_at(found), predictor.at(found)
-        note = f"{found:.3g} m per pixel, read at {found / scale:.3g} m ({seen}; --scale overrides)"
-    if scale != 1 and note not in predictor.notes:
+    if not found and predictor.card.scale == 1:
+        return predictor
+    taken = found or round(predictor.card.scale * high, 6)
+    here, scales = predictor.at(taken), predictor.card.scales_at(taken)
+    size = f"{taken:.3g} m per pixel" if found else f"unknown ground resolution, taken for {taken:.3g} m per pixel"
+    reading = " and ".join(f"{taken / scale:.3g}" for scale in scales)
+    remedy = "--scale overrides" if found else "--gsd METRES tells"
+    note = f"{size}, read at {reading} m (trained at {low:g} to {high:g}; {remedy})"
+    if scales != (1,) and note not in predictor.notes:
         predictor.notes.add(note)
         say(f"{path.name} and all alike: {note}")
     return here

@@ -65,15 +65,16 @@ class ModelCard:
     data_root: str = ""
     """Where the training data lay, so that evaluation can tell whether a root is another one."""
 
-    def scale_at(self, gsd: float) -> float:
-        """The scale at which an image of so many metres per pixel comes within the training's ground resolutions.
+    def scales_at(self, gsd: float) -> tuple[float, ...]:
+        """The scales at which an image of so many metres per pixel comes within the training's ground resolutions.
 
-        A finer image is read at the coarsest of them: detail that was never seen tells nothing, context does.
+        A finer image is read at the finest of them, for detail, and at the coarsest, for context: together that is less
+        than the image itself, and better than either.
         """
         finest, coarsest = self.gsd
-        if not coarsest or finest <= gsd <= coarsest:
-            return 1.0 if coarsest else self.scale
-        return gsd / coarsest
+        if not coarsest:
+            return (self.scale,)
+        return (gsd / finest, gsd / coarsest) if gsd < finest else (max(1.0, gsd / coarsest),)
 
 
 OPTIONAL = {f.name for f in fields(ModelCard) if f.default is not MISSING or f.default_factory is not MISSING}

@@ -30,8 +30,8 @@ class Shipped:
     """The task's ``--arch`` that it is of."""
     groups: Sequence[Sequence[str]] = ()
     """For each of the task's classes the file's classes that it is made of; none = the file's are the task's."""
-    scale: float = 1.0
-    """Pictures without georeference are read at this multiple of their size."""
+    gsd: float = 0.0
+    """Metres per pixel that pictures without georeference are taken to have; 0 = read as they are."""
 
     @property
     def path(self) -> Path:
@@ -53,6 +53,6 @@ class Shipped:
             arch_args=arch_args,
             classes=list(classes),
             palette=dict(palette),
-            scale=self.scale,
+            scale=card.scales_at(self.gsd)[-1] if self.gsd else 1.0,
             loss=LossRecipe(card.loss.terms),
         )

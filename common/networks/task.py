@@ -130,7 +130,7 @@ class Task:
 
     def shipped_scale(self, gsd: float) -> float:
         """The multiple of their size at which pictures of so many metres per pixel suit the weights that ship."""
-        return load_checkpoint(self._shipped().path)[0].scale_at(gsd)
+        return load_checkpoint(self._shipped().path)[0].scales_at(gsd)[-1]
 
     def _shipped(self) -> Shipped:
         if self.shipped is None:

@@ -54,7 +54,7 @@ APART, COLUMNS = 300.0, 16
 
 
 def render_scene(
-    seed: int, height: int, width: int, gsd: float = 0.2, *, undefined: bool = True
+    seed: int, height: int, width: int, gsd: float = 0.2, *, undefined: bool = True, varied: bool = False
 ) -> tuple[Image, Labels]:
     """Render one picture of a town of its own.
 
@@ -64,6 +64,7 @@ def render_scene(
         width: pixels.
         gsd: ground sampling distance, metres per pixel.
         undefined: leave some ground without a class, often a strip at the edge; False gives the truth everywhere.
+        varied: the town may be one of any region (``Town``).
 
     Returns:
         image (H, W, 3) uint8 and classes (H, W) uint8.
@@ -73,7 +74,7 @@ def render_scene(
     """
     if min(height, width) < 1:
         raise ValueError(f"scene of {height} x {width} pixels: both must be positive")
-    world, rng = AerialWorld(seed, gsd), random.Random(f"scene/{seed}")
+    world, rng = AerialWorld(seed, gsd, varied=varied), random.Random(f"scene/{seed}")
     row, col = (int(rng.uniform(-1000, 1000) / gsd) for _ in range(2))
     return _view(world, row, col, height, width, rng if undefined else None)
 

@@ -40,16 +40,17 @@ class AerialWorld:
     Args:
         seed: the same seed gives the same world.
         gsd: ground sampling distance, metres per pixel; the town is the same at any.
+        varied: it may be a town of any region (``Town``).
 
     Raises:
         ValueError: ``gsd`` is out of range.
     """
 
-    def __init__(self, seed: int, gsd: float = 0.2) -> None:
+    def __init__(self, seed: int, gsd: float = 0.2, *, varied: bool = False) -> None:
         if not FINEST <= gsd <= COARSEST:
             raise ValueError(f"gsd {gsd} m: aerial scenes can be rendered from {FINEST} to {COARSEST} m per pixel")
         self.gsd = gsd
-        self.town = Town(seed)
+        self.town = Town(seed, varied)
         rng = random.Random(f"light/{seed}")
         azimuth = rng.uniform(-0.65, 0.65) * np.pi  # of the direction towards the sun, from south
         self.elevation = np.radians(rng.uniform(32, 66))

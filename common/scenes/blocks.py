@@ -213,6 +213,19 @@ def waste(plot: Plot) -> None:
     plot.trees(rng.choice((0, 0, 3, 12, 50)), 0.4, rng.choice((1.0, 1.6, 3.5)))
 
 
+def yards(plot: Plot) -> None:
+    """Sealed and bare rectangles of the size of houses, in the colors of roofs; but flat, and so without a shadow."""
+    rng = plot.rng
+    for _ in range(rng.randrange(2, 16)):
+        ground = rng.choice((paving, carriageway, lambda rng: sand(rng, plot.season)))(rng)
+        if rng.random() < 0.5:
+            ground = tint(rng, replace(ground, color=rng.choice((*FLAT, *PITCHED)).color))
+        u, v = plot.anywhere(2)
+        plot.put("box", DETAIL, ground, u, v, rng.uniform(2, 22), rng.uniform(2, 14), turn=rng.choice((0, 0, 0, 0.6)))
+        if rng.random() < 0.3:
+            plot.car(u, v, rng.uniform(0, 6))
+
+
 def lake(plot: Plot) -> None:
     """Water with a natural shore or a quay."""
     rng, surface = plot.rng, water(plot.rng)

@@ -77,6 +77,8 @@ class Season:
     """Color of the earth, -1 gray to 1 red."""
     arid: float = 0.0
     """Share of the lawns in whose place there is bare ground."""
+    paved: float = 0.0
+    """Share of the blocks with sealed yards."""
 
 
 def tint(rng: random.Random, surface: Surface, spread: float = 0.1) -> Surface:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from common.scenes import blocks, materials
-from common.scenes.canvas import CLUTTER, IMPERVIOUS, UNDEFINED, Outline, Surface, Thing
+from common.scenes.canvas import BUILDING, CLUTTER, IMPERVIOUS, SOIL, UNDEFINED, Outline, Surface, Thing
 from common.scenes.houses import dense, houses
 from common.scenes.materials import Season
 from common.scenes.plots import Plot
@@ -22,11 +22,11 @@ from common.scenes.plots import Plot
 HIGHEST = 17.0
 """Nothing stands higher, metres: it bounds the length of shadows."""
 PITCH = (82.0, 64.0)
-"""Mean distance of the streets along u and v, metres."""
+"""Mean distance of the streets along u and v, metres, in most towns."""
 BEND = (9.0, 55.0)
 """Amplitude and wavelength / 2 pi of the streets' curves, metres."""
 NEAR = 90.0
-"""Nothing of a block, its streets and trees lies farther from its middle along x or y, metres."""
+"""Nothing of a block, its streets and trees lies farther from its middle along x or y there, metres."""
 UNMAPPED = Surface(UNDEFINED, (0, 0, 0))
 
 Item = Thing | Outline
@@ -59,11 +59,20 @@ class Street:
 
 @dataclass
 class Town:
-    """The plan of one town; ``seed`` fixes all of it."""
+    """The plan of one town; ``seed`` fixes all of it.
+
+    With ``varied`` it may be a town of any region: wide blocks with large halls, desert with dirt tracks, sealed yards
+    that look like roofs, ground and roofs in each other's colors, told apart by shape and shadow alone.
+    """
 
     seed: int
+    varied: bool = False
     season: Season = field(init=False)
     ground: Surface = field(init=False)
+    pitch: tuple[float, float] = field(init=False)
+    """Mean distance of its streets along u and v, metres."""
+    near: float = field(init=False)
+    """Nothing of a block, its streets and trees lies farther from its middle along x or y, metres."""
 
     def __post_init__(self) -> None:
         """Draw what is common to the whole town."""
@@ -75,6 +84,12 @@ class Town:
             arid=rng.uniform(0.4, 1.0) if rng.random() < 0.3 else rng.uniform(0.0, 0.12),
         )
         self.ground = materials.lawn(rng, self.season)
+        stretch, self._dyed = 1.0, 0.0
+        if self.varied:
+            stretch, self._dyed = rng.choice((0.8, 1.0, 1.0, 1.3, 2.0)), rng.choice((0.0, 0.2, 0.5))
+            arid = rng.choice((self.season.arid, rng.uniform(0.5, 1.0)))
+            self.season = replace(self.season, arid=arid, paved=rng.choice((0.0, 0.3, 0.8)))
+        self.pitch, self.near = (PITCH[0] * stretch, PITCH[1] * stretch), NEAR * max(1.0, stretch)
         self._turn = rng.uniform(0, math.pi)
         self._phase = (rng.uniform(0, 6.3), rng.uniform(0, 6.3))
         self._flavor = [
@@ -105,15 +120,15 @@ class Town:
         corners = [(x * cosine + y * sine, y * cosine - x * sine) for x in (x0, x1) for y in (y0, y1)]
         slack = BEND[0] + 10
         first_i, last_i, first_j, last_j = (
-            int(math.floor(bound(corner[axis] for corner in corners) / PITCH[axis] + sign * slack / PITCH[axis]) + more)
+            int(math.floor((bound(corner[axis] for corner in corners) + sign * slack) / self.pitch[axis]) + more)
             for axis in (0, 1)
             for bound, sign, more in ((min, -1, -1), (max, 1, 1))
         )
         items: list[Item] = []
         for i in range(first_i, last_i + 1):
             for j in range(first_j, last_j + 1):
-                x, y = self.place((i + 0.5) * PITCH[0], (j + 0.5) * PITCH[1])
-                if x0 - NEAR < x < x1 + NEAR and y0 - NEAR < y < y1 + NEAR:
+                x, y = self.place((i + 0.5) * self.pitch[0], (j + 0.5) * self.pitch[1])
+                if x0 - self.near < x < x1 + self.near and y0 - self.near < y < y1 + self.near:
                     items += self._cell(i, j)
         return sorted(items, key=lambda item: item.layer)
 
@@ -121,14 +136,15 @@ class Town:
         """The street with a number along u (axis 0: it runs along v) or v."""
         rng = random.Random(f"{self.seed}/street/{axis}/{number}")
         rank = rng.random()
+        track = self.varied and rng.random() < 0.5 * self.season.arid
         half = rng.uniform(2.4, 3.2) if rank < 0.5 else rng.uniform(3.4, 4.4) if rank < 0.85 else rng.uniform(5.5, 7.5)
         return Street(
-            place=(number + rng.uniform(-0.16, 0.16)) * PITCH[axis],
+            place=(number + rng.uniform(-0.16, 0.16)) * self.pitch[axis],
             half=half,
             walk=rng.uniform(1.4, 2.6) + (1.2 if rank > 0.6 else 0),
-            carriageway=materials.carriageway(rng, rank),
-            sidewalk=materials.paving(rng) if rng.random() < 0.75 else materials.lawn(rng, self.season),
-            marked=rank > 0.6,
+            carriageway=materials.sand(rng, self.season) if track else materials.carriageway(rng, rank),
+            sidewalk=materials.paving(rng) if rng.random() < 0.75 and not track else materials.lawn(rng, self.season),
+            marked=rank > 0.6 and not track,
             parking=rng.choice((0.0, 0.15, 0.35, 0.6)),
             trees=rng.choice((0.0, 0.0, 8.0, 13.0)),
         )
@@ -150,12 +166,24 @@ class Town:
         )
         kind = rng.choices([build for _, build in KINDS], self._flavor_of(i, j))[0]
         kind(plot)
+        if rng.random() < self.season.paved:
+            blocks.yards(plot)
         self._lay_street(plot, west, 0, north.place, south.place)
         self._lay_street(plot, north, 1, west.place, east.place)
         if rng.random() < 0.06:
             u, v, size = rng.uniform(plot.u0, plot.u1), rng.uniform(plot.v0, plot.v1), rng.uniform(4, 11)
             plot.patch(9, UNMAPPED, u - size, v - size * rng.uniform(0.4, 1), u + size, v + size * rng.uniform(0.4, 1))
-        return plot.items
+        return [self._dye(rng, item) for item in plot.items] if self._dyed else plot.items
+
+    def _dye(self, rng: random.Random, item: Item) -> Item:
+        """An item in the color that something else has, now and then."""
+        surface = item.surface
+        if surface.label not in (IMPERVIOUS, BUILDING, SOIL) or rng.random() >= self._dyed:
+            return item
+        other = rng.choice(
+            (*materials.PITCHED, *materials.FLAT, materials.paving(rng), materials.sand(rng, self.season))
+        )
+        return replace(item, surface=materials.tint(rng, replace(surface, color=other.color), 0.3))
 
     def _flavor_of(self, i: int, j: int) -> list[float]:
         """Weights of the kinds of block: the town's own, and those of a quarter of 3 x 3 blocks."""

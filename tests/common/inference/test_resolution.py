@@ -1,9 +1,10 @@
 """Rasters are read at ground resolutions that the networks saw."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import rasterio
-import torch
 from PIL import Image
 from torch import nn
 
@@ -14,19 +15,24 @@ from common.networks.precision import choose_precision
 
 
 class Size(nn.Module):
-    """Says in every pixel how wide the image came."""
+    """Notes how wide images come."""
+
+    seen: ClassVar[list[int]] = []
 
     def forward(self, image):
-        return torch.full_like(image[:, :1], image.shape[-1] / 1000)
+        self.seen.append(image.shape[-1])
+        return image[:, :1]
 
 
-def predictor(gsd=(0.3, 0.6), **options):
-    card = ModelCard("footprints", "size", {}, ["a", "b"], {0: (0, 0, 0), 1: (1, 1, 1)}, gsd=gsd, scale=0.5)
+def predictor(gsd=(0.3, 0.6), card_scale=0.5, **options):
+    card = ModelCard("footprints", "size", {}, ["a", "b"], {0: (0, 0, 0), 1: (1, 1, 1)}, gsd=gsd, scale=card_scale)
     return Predictor([(Size(), card)], choose_precision("cpu", "off"), cut=Cut(2048), **options)
 
 
-def width_seen(one, columns=200):
-    return round(1000 * float(torch.logit(torch.tensor(one(np.zeros((3, 64, columns), np.float32))[0, 0, 0]))))
+def widths_seen(one, columns=200):
+    Size.seen.clear()
+    one(np.zeros((3, 64, columns), np.float32))
+    return Size.seen.copy()
 
 
 def write(path, transform, crs):
@@ -37,16 +43,24 @@ def write(path, transform, crs):
 
 
 @pytest.mark.parametrize(
-    ("gsd", "width"),
-    [(0.1, 33), (0.29, 97), (0.3, 200), (0.45, 200), (0.6, 200), (1.2, 400)],
+    ("gsd", "widths"),
+    [
+        (0.1, [67, 33] * 4),  # all looks cost less than one at all pixels, so that flips are averaged too
+        (0.2, [133, 67]),
+        (0.29, [193, 97]),
+        (0.3, [200]),
+        (0.45, [200]),
+        (0.6, [200]),
+        (1.2, [400]),
+    ],
     ids=lambda value: str(value),
 )
-def test_a_raster_comes_as_fine_as_the_training_was(tmp_path, capsys, gsd, width):
+def test_a_raster_comes_as_fine_and_as_coarse_as_the_training_was(tmp_path, capsys, gsd, widths):
     path = write(tmp_path / "a.tif", rasterio.Affine(gsd, 0, 380_000, 0, -gsd, 5_820_000), "EPSG:32633")
     assert ground_resolution(path) == pytest.approx(gsd, rel=1e-3)
-    assert width_seen(fitted(predictor(), path)) == pytest.approx(width, abs=1)
+    assert widths_seen(fitted(predictor(), path)) == pytest.approx(widths, abs=1)
     said = capsys.readouterr().err
-    assert ("--scale overrides" in said) == (width != 200)
+    assert ("--scale overrides" in said) == (widths != [200])
 
 
 def test_degrees_are_metres_on_the_ground(tmp_path):
@@ -60,14 +74,24 @@ def test_pictures_need_the_flag_and_scale_overrides(tmp_path, capsys):
     Image.fromarray(np.zeros((64, 200, 3), np.uint8)).save(path)
     assert ground_resolution(path) is None
     one = predictor()
-    assert width_seen(fitted(one, path)) == width_seen(fitted(one, path)) == 100  # the card's scale
-    assert capsys.readouterr().err.count("unknown ground resolution, read at 0.5 of its size") == 1, "said once"
-    assert width_seen(fitted(predictor(), path, gsd=0.15)) == 50
-    assert width_seen(fitted(predictor(), path, gsd=0.1)) == pytest.approx(33, abs=1)
-    assert width_seen(fitted(predictor(scale=1.0), path, gsd=0.1)) == 200
-    assert width_seen(fitted(predictor(gsd=(0.0, 0.0)), path, gsd=0.1)) == 100
+    assert widths_seen(fitted(one, path)) == widths_seen(fitted(one, path)) == [200]  # 0.5 of 0.6 m, the card's scale
+    assert widths_seen(fitted(predictor(card_scale=0.25), path)) == [100, 50]
+    said = capsys.readouterr().err
+    assert said.count("taken for 0.15 m per pixel, read at 0.3 and 0.6 m (trained at 0.3 to 0.6; --gsd") == 1
+    assert widths_seen(fitted(predictor(), path, gsd=0.15)) == [100, 50]
+    assert widths_seen(fitted(predictor(scale=1.0), path, gsd=0.1)) == [200]
+    assert widths_seen(fitted(predictor(gsd=(0.0, 0.0)), path, gsd=0.1)) == [100]
+
+
+def test_looks_are_averaged_and_each_has_its_logits():
+    one, image = predictor().at(0.2), np.random.default_rng(0).random((3, 60, 200), np.float32)
+    probability, logits = one.scored(image)
+    assert len(logits) == len(one.cards) == 2 and not np.allclose(*logits, atol=1e-3)
+    mean = np.mean([1 / (1 + np.exp(-each)) for each in logits], axis=0)
+    np.testing.assert_allclose(probability, mean, atol=1e-6)
+    assert one.at(0.4).at(0.2).settings((60, 200)) == one.settings((60, 200)), "looks do not pile up"
 
 
 def test_tiles_grow_with_the_detail_that_is_passed_over():
     one = predictor()
-    assert one.at(0.15).cut.tile == 2 * one.cut.tile and one.at(0.6).cut.tile == one.cut.tile // 2
+    assert one.at(0.075).cut.tile == 2 * one.cut.tile and one.at(0.6).cut.tile == one.cut.tile // 2

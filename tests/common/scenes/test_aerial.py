@@ -23,7 +23,7 @@ from common.scenes.aerial import (
     write_rooftops,
 )
 from common.scenes.canvas import BUILDING, IMPERVIOUS, SOIL, TREE, UNDEFINED, WATER, Canvas, Surface, Thing
-from common.scenes.town import HIGHEST, NEAR, Town
+from common.scenes.town import HIGHEST, Town
 from tests.peers import Peer
 
 DecisionTreeClassifier = Peer("sklearn.tree:DecisionTreeClassifier")
@@ -206,16 +206,30 @@ def test_a_rectangle_covers_the_pixels_whose_centers_it_holds():
     np.testing.assert_array_equal(canvas.labels == BUILDING, np.array(inside).reshape(60, 60))
 
 
-def test_towns_keep_within_the_bounds_that_painting_relies_on():
-    for seed in range(3):
-        town = Town(seed)
+@pytest.mark.parametrize("varied", [False, True])
+def test_towns_keep_within_the_bounds_that_painting_relies_on(varied):
+    for seed in range(8 if varied else 3):
+        town = Town(seed, varied)
         for i, j in ((0, 0), (-3, 2), (5, 7)):
-            x, y = town.place((i + 0.5) * 82, (j + 0.5) * 64)
+            x, y = town.place((i + 0.5) * town.pitch[0], (j + 0.5) * town.pitch[1])
             for item in town._cell(i, j):
                 points = np.array(getattr(item, "points", None) or [(item.x, item.y)])
-                assert np.abs(points - (x, y)).max() < NEAR
+                assert np.abs(points - (x, y)).max() < town.near
                 if isinstance(item, Thing) and item.form != "fitting":
                     assert item.height + item.slope * item.width / 2 < HIGHEST - 1
+
+
+def test_varied_towns_are_dyed_elsewhere_the_same_and_often_desert(scenes):
+    plain, dyed = (AerialWorld(2, 0.3, varied=True) for _ in range(2))
+    plain.town._dyed, dyed.town._dyed = 0.0, 0.5
+    (image, classes), (other, same) = (world.render(0, 0, 200, 200) for world in (plain, dyed))
+    np.testing.assert_array_equal(classes, same)
+    changed = np.abs(image.astype(int) - other).max(axis=2) > 20
+    assert {*np.unique(classes[changed])} >= {IMPERVIOUS, BUILDING} and changed[classes == IMPERVIOUS].mean() > 0.1
+    np.testing.assert_array_equal(image[20:, 30:], plain.render(20, 30, 180, 170)[0])
+    varied = [render_scene(seed, 220, 220, varied=True) for seed in range(24)]
+    soil = [np.mean([(classes == SOIL).mean() for _, classes in each]) for each in (varied, scenes)]
+    assert soil[0] > 1.4 * soil[1]
 
 
 def test_numbers_that_make_no_sense_are_refused(tmp_path):
