@@ -14,7 +14,6 @@ if not __package__:  # started as a script: imports begin at the repository's ro
     help_first(__file__)
 
 from common.command.cli import run_command
-from common.command.config import parse_flags
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, evaluate_command
@@ -32,12 +31,6 @@ class Config(AerialEvaluateConfig):
     """
 
 
-def main() -> int:
-    """Load, predict, score, print."""
-    config = parse_flags(Config)
-    return evaluate_command(config, TASK, partial(load, config))
-
-
 def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
     """Open the scenes of these ids."""
     pairs, unpaired = find_pairs(config.data_root, images=config.images, labels=config.labels)
@@ -47,6 +40,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     samples = [tile.sample for tile in plan_tiles(found.scenes, TILE_SIDE, CONTEXT)]
     return LabeledData(samples, len(found.scenes), problems, found.ranges, chosen[0].image if chosen else None)
 
+
+main = partial(evaluate_command, Config, TASK, load)
 
 if __name__ == "__main__":
     run_command(main)

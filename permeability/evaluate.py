@@ -14,7 +14,6 @@ if not __package__:  # started as a script: imports begin at the repository's ro
     help_first(__file__)
 
 from common.command.cli import run_command
-from common.command.config import parse_flags
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, AerialEvaluateConfig, LabeledData, evaluate_command
@@ -35,12 +34,6 @@ class Config(AerialEvaluateConfig):
     """Warp masks of another coordinate system or grid (always done if the training did)."""
 
 
-def main() -> int:
-    """Load, predict, score, print."""
-    config = parse_flags(Config)
-    return evaluate_command(config, TASK, partial(load, config))
-
-
 def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
     """Join the files and open the sites of these ids."""
     reproject = config.reproject or bool(predictor.card.config.get("reproject", False))
@@ -52,6 +45,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     first = found.sites[0].image.path if found.sites else None
     return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first)
 
+
+main = partial(evaluate_command, Config, TASK, load)
 
 if __name__ == "__main__":
     run_command(main)

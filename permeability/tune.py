@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
@@ -14,15 +15,9 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 import torch
 
 from common.command.cli import run_command
-from common.training.tune import Trainable, tune
+from common.training.tune import tune
 from permeability import train
 from permeability.task import TASK
-
-
-def main() -> int:
-    """Search, keep the best network and its settings, print the table."""
-    home = Path(__file__).resolve().parent
-    return tune(Trainable(TASK, train.Config, home, train.DEMO, train.load_data, train.build, check))
 
 
 def check(config: train.Config) -> None:
@@ -34,6 +29,8 @@ def check(config: train.Config) -> None:
     with torch.device("meta"):
         TASK.build(config.arch, **train.network_args(config))
 
+
+main = partial(tune, TASK, train, check)
 
 if __name__ == "__main__":
     run_command(main)

@@ -14,7 +14,6 @@ if not __package__:  # started as a script: imports begin at the repository's ro
     help_first(__file__)
 
 from common.command.cli import run_command
-from common.command.config import parse_flags
 from common.data.labeled import Sample
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
@@ -48,12 +47,6 @@ class Config(AerialEvaluateConfig):
             raise ValueError("no checkpoint given; pass --checkpoint FILE")
 
 
-def main() -> int:
-    """Load, predict, score, print."""
-    config = parse_flags(Config)
-    return evaluate_command(config, TASK, partial(load, config))
-
-
 def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
     """Read the patches of these ids."""
     patches, unpaired = find_patches(
@@ -68,6 +61,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     loaded, problems = load_patches(chosen, config.label_coding, config.unknown, ranges)
     return LabeledData(list(map(Sample.held, loaded)), len(loaded), problems, ranges, patches[0].image)
 
+
+main = partial(evaluate_command, Config, TASK, load)
 
 if __name__ == "__main__":
     run_command(main)

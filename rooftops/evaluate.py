@@ -14,7 +14,6 @@ if not __package__:  # started as a script: imports begin at the repository's ro
     help_first(__file__)
 
 from common.command.cli import run_command
-from common.command.config import parse_flags
 from common.data.pairs import say_notes
 from common.inference.predictor import Predictor
 from common.inference.score import AerialEvaluateConfig, LabeledData, evaluate_command
@@ -34,12 +33,6 @@ class Config(AerialEvaluateConfig):
     # Data
     classes: Path | None = None
     """YAML file that names each class and its value in the labels (default: rooftops, 0 and 255)."""
-
-
-def main() -> int:
-    """Load, predict, score, print."""
-    config = parse_flags(Config)
-    return evaluate_command(config, TASK, partial(load, config))
 
 
 def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> LabeledData:
@@ -67,6 +60,8 @@ def check_classes(coding: Coding, names: list[str]) -> None:
             "give the training's file with --classes"
         )
 
+
+main = partial(evaluate_command, Config, TASK, load)
 
 if __name__ == "__main__":
     run_command(main)

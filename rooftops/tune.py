@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
@@ -12,16 +13,11 @@ if not __package__:  # started as a script: imports begin at the repository's ro
     help_first("common/training/tune.py")
 
 from common.command.cli import run_command
-from common.training.tune import Trainable, tune
+from common.training.tune import tune
 from rooftops import train
 from rooftops.task import TASK
 
-
-def main() -> int:
-    """Search, keep the best network and its settings, print the table."""
-    home = Path(__file__).resolve().parent
-    return tune(Trainable(TASK, train.Config, home, train.DEMO, train.load_data, train.build))
-
+main = partial(tune, TASK, train)
 
 if __name__ == "__main__":
     run_command(main)

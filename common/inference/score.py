@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import tyro
 from numpy.typing import NDArray
 
 from common.command.cli import PARTIAL
-from common.command.config import Amp, Device, check_pair
+from common.command.config import Amp, Device, check_pair, parse_flags
 from common.command.progress import progress
 from common.data.labeled import Sample
 from common.data.pairs import require_usable, value_rows
@@ -86,6 +86,9 @@ class AerialEvaluateConfig(EvaluateConfig):
     """Metres per pixel of pictures without georeference (0 = unknown); networks read at what they were trained at."""
 
 
+Config = TypeVar("Config", bound=AerialEvaluateConfig)
+
+
 @dataclass(frozen=True)
 class LabeledData:
     """What a task found to score."""
@@ -103,14 +106,14 @@ class LabeledData:
 
 
 def evaluate_command(
-    config: AerialEvaluateConfig, task: Task, load: Callable[[Predictor, set[str] | None], LabeledData]
+    config_type: type[Config], task: Task, load: Callable[[Config, Predictor, set[str] | None], LabeledData]
 ) -> int:
-    """Load, predict, score, print: what every aerial task's ``main`` does.
+    """Load, predict, score, print: the ``main`` of every aerial task's ``evaluate.py``.
 
     Args:
-        config: its flags.
+        config_type: its flags.
         task: whose networks they are.
-        load: opens the data of these ids (None = all) for a predictor.
+        load: opens the data of these ids (None = all) for a predictor, as the flags say.
 
     Returns:
         The exit code.
@@ -118,10 +121,11 @@ def evaluate_command(
     Raises:
         FileNotFoundError, ValueError: a checkpoint or the data are missing or damaged, or the flags do not fit them.
     """
+    config = parse_flags(config_type)
     checkpoints, precision = task.checkpoints(config.checkpoint), choose_precision(config.device, config.amp)
     options: dict[str, float | None] = {"scale": config.scale, "threshold": config.threshold}
     predictor = Predictor.load(task, checkpoints, precision, Cut(tta=config.tta), **options)
-    found = load(predictor, ids_of_split(predictor.card, config))
+    found = load(config, predictor, ids_of_split(predictor.card, config))
     require_usable(found.images, found.problems, skip_bad=True)
     value_rows(found.ranges)
     assert found.first is not None

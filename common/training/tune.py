@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import yaml
 
@@ -96,21 +96,25 @@ class Config:
         return self.data_root is not None or self.images is not None
 
 
-@dataclass(frozen=True)
-class Trainable:
-    """What a task's ``train.py`` consists of."""
+class Trainable(Protocol):
+    """A task's module ``train``."""
 
-    task: Task
-    config_type: type[TrainConfig]
-    """The training's flags."""
-    home: Path
-    """The task's folder, which holds recipes and spaces."""
-    demo: Path
+    DEMO: Path
     """Where the demo scenes lie."""
-    load_data: Callable[[Any], Any]
-    build: Callable[[Any, Any], Experiment]
-    check: Callable[[Any], object] = lambda config: None
-    """Raises a ValueError for settings, each of which is fine, that make no network."""
+
+    @property
+    def __file__(self) -> str | None:
+        """Beside recipes and spaces."""
+
+    @property
+    def Config(self) -> type[TrainConfig]:
+        """The training's flags."""
+
+    def load_data(self, config: Any, /) -> Any:  # noqa: ANN401
+        """Open, check and split the data of a configuration."""
+
+    def build(self, config: Any, data: Any, /) -> Experiment:  # noqa: ANN401
+        """Make network and samples."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +122,15 @@ class Search:
     """A search of a task, with the recipe below its trials."""
 
     config: Config
-    trained: Trainable
+    task: Task
+    train: Trainable
+    check: Callable[[Any], object]
     recipe: Mapping[str, Any]
 
     @property
     def folder(self) -> Path:
         """Where everything goes."""
-        return self.config.output_dir or RUNS / self.trained.task.name / f"tune-{self.config.storage.stem}"
+        return self.config.output_dir or RUNS / self.task.name / f"tune-{self.config.storage.stem}"
 
 
 class Pruned(Exception):
@@ -153,27 +159,29 @@ class TrialRun(RunFolder):
             raise Pruned
 
 
-def tune(trained: Trainable) -> int:
-    """Search until there are as many trials as asked for, then print the table.
+def tune(task: Task, train: Trainable, check: Callable[[Any], object] = lambda config: None) -> int:
+    """Search until there are as many trials as asked for, then print the table: the ``main`` of every ``tune.py``.
 
     Args:
-        trained: what the trials train.
+        task: what is trained.
+        train: how.
+        check: raises a ValueError for settings, each of which is fine, that make no network.
 
     Returns:
         The exit code.
     """
-    config = parse_flags(Config)
+    config, home = parse_flags(Config), Path(str(train.__file__)).resolve().parent
     if find_spec(config.engine) is None:
         raise ValueError(f"--engine {config.engine}: that library is not installed; pip install {config.engine}")
-    space = read_space(config.space or own_space(trained.home, demo=not config.has_data))
+    space = read_space(config.space or own_space(home, demo=not config.has_data))
     own = read_yaml(config.config) if config.config else {}
-    base, _ = read_recipe(trained.home, str(own["recipe"]) if "recipe" in own else None, demo=not config.has_data)
-    search = Search(config, trained, {**base, **own, **space.fixed})
+    base, _ = read_recipe(home, str(own["recipe"]) if "recipe" in own else None, demo=not config.has_data)
+    search = Search(config, task, train, check, {**base, **own, **space.fixed})
     check_space(space, search)
     settings = {
         "space": {name: str(kind) for name, kind in space.searched.items()},
         "recipe": search.recipe,
-        "data": str((config.data_root or config.images or trained.demo).resolve()),
+        "data": str((config.data_root or config.images or train.DEMO).resolve()),
         "minutes per trial": config.minutes_per_trial,
     }
     storage = Storage(config.storage, settings)
@@ -227,7 +235,7 @@ def train_config(search: Search, params: Mapping[str, Any], folder: Path) -> Tra
         flags.append(f"--max-minutes={minutes:.3f}")
     if config.skip_bad:
         flags.append("--skip-bad")
-    return parse_config(search.trained.config_type, flags, values, "the space")
+    return parse_config(search.train.Config, flags, values, "the space")
 
 
 def write_recipe(search: Search, best: Trial) -> None:
@@ -255,7 +263,7 @@ def run_trials(search: Search, space: Space, storage: Storage) -> None:
     if storage.trials:
         say(f"going on after {len(storage.trials)} trials of {config.storage}")
     with Work("reading and checking the data"):
-        data = search.trained.load_data(train_config(search, {}, search.folder))
+        data = search.train.load_data(train_config(search, {}, search.folder))
     with Work("trials", config.trials, "trial") as work:
         work.advance(len(storage.trials))
         while len(storage.trials) < config.trials:
@@ -272,7 +280,7 @@ def run_trials(search: Search, space: Space, storage: Storage) -> None:
 def is_possible(search: Search, proposal: Proposal) -> bool:
     """Whether the settings of a proposal go together: not every architecture takes every encoder."""
     try:
-        search.trained.check(train_config(search, proposal.params, search.folder))
+        search.check(train_config(search, proposal.params, search.folder))
     except ValueError:
         return False
     return True
@@ -291,7 +299,7 @@ def run_trial(search: Search, storage: Storage, proposal: Proposal, data: object
     started = time.monotonic()
     try:
         seed_everything(wanted.seed)
-        fit(search.trained.build(wanted, data), wanted, run, choose_precision(config.device, config.amp))
+        fit(search.train.build(wanted, data), wanted, run, choose_precision(config.device, config.amp))
     except Pruned:
         trial.state = "pruned"
     except Exception as error:
