@@ -46,6 +46,8 @@ MOST = {
 }
 """Largest values of flags: shares, degrees, and what could only run out of memory or processes beyond."""
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+FORMER_WORDS = {"true": "on", "false": "off"}
+"""What switches that became words were called: `compile: false` of older runs is `compile: off`."""
 NOTHING = (None, "", "null", "~", "None")
 """How a YAML file says that a field has no value."""
 ELSEWHERE = ("resume", "output_dir", "config")
@@ -356,6 +358,8 @@ def _words(key: str, value: str | list[str], kind: Any, source: str) -> list[str
         if value.lower() not in BOOLEANS:
             raise ValueError(f"{source}: {key}: {value!r} does not fit, expected true or false")
         return [flag_name(key) if BOOLEANS[value.lower()] else f"--no{flag_name(key)[1:]}"]
+    if "on" in get_args(kind):
+        value = FORMER_WORDS.get(value.lower(), value)
     if value in NOTHING and type(None) in get_args(kind):
         value = "None"
     return [flag_name(key), value]

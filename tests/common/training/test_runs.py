@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -201,6 +202,16 @@ def test_resuming_auto_with_data_does_not_take_the_demo(folder):
     assert config.arch == "source"
     assert open_run("toy", config).resume_from is None
     assert load(folder, "--resume", "auto").arch == "demo"
+
+
+@pytest.mark.parametrize(("former", "now"), [("false", "off"), ("true", "on")])
+def test_a_run_from_before_compile_had_three_values_goes_on(folder, former, now):
+    saved_run("out", Config(compile=now, epochs=7))
+    save_last(Path("out/last.pt"), replace(Config(), epochs=7, compile=former == "true"))
+    text = Path("out/config.yaml").read_text()
+    Path("out/config.yaml").write_text(re.sub("compile: .*", f"compile: {former}", text))
+    config = load(folder, "--resume", "out")
+    assert (config.compile, config.epochs) == (now, 7) and open_run("toy", config).resume_from == Path("out/last.pt")
 
 
 def test_a_damaged_saved_configuration_is_named(folder):
