@@ -196,4 +196,4 @@ def demo_scenes() -> Path:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

@@ -218,4 +218,4 @@ def overfit_one(config: Config, precision: Precision) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

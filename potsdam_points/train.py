@@ -270,4 +270,4 @@ def save_annotation(folder: Path, config: Config, data: Data) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, several=True)

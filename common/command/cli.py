@@ -25,6 +25,8 @@ VERSION = "0.1.0"
 PARTIAL, UNUSABLE, NON_FINITE = 1, 2, 3
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a file cannot grow."""
+OTHERS_WAIT = 5.0
+"""Seconds in which the first of several processes says what all of them would say."""
 OUT_OF_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "insufficient memory")
 
 WORDING = (
@@ -123,8 +125,15 @@ def _quiet_interrupt(kind: type[BaseException], error: BaseException, trace: Tra
 sys.excepthook = _quiet_interrupt  # the imports that follow take seconds
 
 
-def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command's ``main`` and leave the process with the right exit code and at most one line of complaint."""
+def run_command(main: Callable[[], int], *, several: bool = False) -> NoReturn:
+    """Run a command's ``main`` and leave the process with the right exit code and at most one line of complaint.
+
+    Args:
+        main: the command.
+        several: whether ``torchrun`` may start it as one of several processes.
+    """
+    if not several:
+        _refuse_torchrun()
     signal.signal(signal.SIGTERM, _terminate)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the command
@@ -135,6 +144,18 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         say("error: the working directory was removed; change to one that exists")
         sys.exit(UNUSABLE)
     sys.exit(exit_code(main))
+
+
+def _refuse_torchrun() -> None:
+    """End a command that ``torchrun`` started several times over: all of them would write the same files."""
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "-1"))
+    if rank >= 0 and count > 1:
+        time.sleep(OTHERS_WAIT if rank else 0)  # torchrun ends this process as soon as the first one has ended
+        say(
+            f"error: torchrun started this command {count} times, and each would write the same files; only train.py "
+            "trains in several processes: start this one with python (infer.py shares its inputs out with --workers N)"
+        )
+        sys.exit(UNUSABLE)
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

@@ -167,7 +167,7 @@ def help_first(file: str) -> None:
         file: the file that holds the command's ``class Config``.
     """
     if HELP & set(sys.argv[1:]) and read(ROOT / file).find_class("Config"):
-        run_command(lambda: answer(ROOT / file))
+        run_command(lambda: answer(ROOT / file), several=True)
 
 
 def answer(file: Path) -> int:

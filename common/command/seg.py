@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def commands() -> dict[str, list[str]]:
-    """The commands of each task, from its folder's files: those that end in ``run_command(main)``."""
+    """The commands of each task, from its folder's files: those that end in ``run_command(main...``."""
     found = {}
     for folder in sorted(path.parent for path in ROOT.glob("*/train.py")):
         files = sorted(folder.glob("*.py"))
-        found[folder.name] = [file.stem for file in files if "run_command(main)" in file.read_text("utf-8")]
+        found[folder.name] = [file.stem for file in files if "run_command(main" in file.read_text("utf-8")]
     return found
 
 
@@ -63,7 +63,7 @@ def dispatch() -> int:
 
 def main() -> NoReturn:
     """The entry point ``seg``."""
-    run_command(dispatch)
+    run_command(dispatch, several=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ import cv2
 import pytest
 import torch
 
+from common.command import cli
 from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, exit_code, run_command
+from common.command.seg import commands
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,6 +49,36 @@ def test_the_result_of_main_is_the_exit_code(code):
     with pytest.raises(SystemExit) as stop:
         run_command(lambda: code)
     assert stop.value.code == code
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", 0), ("1", cli.OTHERS_WAIT)])
+def test_a_command_that_torchrun_started_twice_is_refused(rank, waits, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(cli.time, "sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: pytest.fail("it must not begin"))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and waited == [waits], "the first one speaks, and ends the others by ending"
+    assert err.count("\n") == 1 and "started this command 2 times" in err and "--workers N" in err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda: 0)
+    assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("task", sorted(commands()))
+def test_training_alone_may_be_several_processes(task):
+    allowed = [name for name in commands()[task] if "several=True" in (ROOT / task / f"{name}.py").read_text()]
+    assert allowed == ["train"]
+
+
+def test_inference_under_torchrun_names_the_remedy(tmp_path):
+    words = [sys.executable, str(ROOT / "footprints" / "infer.py"), "picture.png"]
+    environment = {**os.environ, "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and "--workers" in done.stderr
 
 
 def test_a_working_directory_that_was_removed_is_said(tmp_path, capsys):
