@@ -21,6 +21,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
+from common.command.progress import progress
 from common.files import read_json
 from common.images.gdal import open_raster
 from common.images.grids import Grid, apply
@@ -111,16 +112,16 @@ class ClassMap:
             index = {name: number for number, name in enumerate(self.zone_names)}
             self._zone_of = np.array([index[value] for value in self._outlines.values], np.uint8)
 
-    def bands(self) -> Iterator[tuple[int, NDArray[np.int16]]]:
-        """The first row of each band of rows, and the stratum of its pixels, -1 = none."""
+    def bands(self, what: str) -> Iterator[tuple[int, NDArray[np.int16]]]:
+        """The first row of each band of rows, and the stratum of its pixels, -1 = none; ``what`` is shown."""
         with open_raster(self.path) as dataset:
-            for first in range(0, self.grid.height, ROWS):
+            for first in progress(range(0, self.grid.height, ROWS), f"{what} {self.path.name}", "band"):
                 yield first, self._strata(dataset, first, min(ROWS, self.grid.height - first))
 
     def rows(self, wanted: Sequence[int]) -> Iterator[NDArray[np.int16]]:
         """The stratum of the pixels of single rows."""
         with open_raster(self.path) as dataset:
-            for row in wanted:
+            for row in progress(wanted, f"drawing points in {self.path.name}", "row"):
                 yield self._strata(dataset, row, 1)[0]
 
     def _strata(self, dataset: DatasetReader, first: int, rows: int) -> NDArray[np.int16]:
@@ -170,7 +171,7 @@ class Census:
         for one in maps:
             size = one.classes * len(one.zone_names)
             rows = np.zeros((one.grid.height, size), np.int64)
-            for first, band in one.bands():
+            for first, band in one.bands("counting"):
                 keys = (np.arange(len(band))[:, None] * (size + 1) + band + 1).ravel()
                 rows[first : first + len(band)] = np.bincount(keys, minlength=len(band) * (size + 1)).reshape(
                     len(band), size + 1

@@ -28,6 +28,7 @@ from rasterio.crs import CRS
 
 from common.command.cli import run_command, say
 from common.command.config import parse_flags
+from common.command.progress import progress
 from common.files import alone
 from common.images.gdal import open_raster
 from common.labels import NODATA
@@ -183,7 +184,7 @@ class Probabilities:
         for path, one in zip(files, census.maps, strict=True):
             pixel = one.pixel_areas()
             with open_raster(path) as dataset:
-                for first, strata in one.bands():
+                for first, strata in one.bands("reading the probabilities of"):
                     last = first + len(strata)
                     values = _per_class(dataset.read(window=((first, last), (0, one.grid.width))), classes)
                     weight = np.broadcast_to(pixel[first:last, None], strata.shape)[strata >= 0]
@@ -199,7 +200,7 @@ class Probabilities:
         result = np.zeros((len(drawn), classes))
         for index, path in enumerate(self.files):
             with open_raster(path) as dataset:
-                for i in np.flatnonzero(drawn.map == index):
+                for i in progress(np.flatnonzero(drawn.map == index), f"looking up points in {path.name}", "point"):
                     row, col = int(drawn.row[i]), int(drawn.col[i])
                     result[i] = _per_class(dataset.read(window=((row, row + 1), (col, col + 1))), classes)[:, 0, 0]
         return result

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.command.cli import say
+from common.command.progress import Work, progress
 from common.data.labeled import LabeledImage
 from common.labels import IGNORE
 from common.metrics.counts import ConfusionMatrix
@@ -81,7 +82,7 @@ def look(network: nn.Module, patches: Sequence[LabeledImage]) -> Ground:
     seen: list[Tensor] = []
     hook = network.get_submodule("head").register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     truth = []
-    for patch in patches:
+    for patch in progress(patches, "looking at pictures", "picture"):
         image = torch.from_numpy(patch.unit()[None, :3]).to(memory_format=torch.channels_last)
         network(normalize(image, NORMALIZATION))
         truth.append(patch.classes[::GRID, ::GRID])
@@ -266,14 +267,16 @@ def compare(
         names: of `STRATEGIES`.
     """
     rows: list[Row] = []
-    for seed in range(seeds):
-        pool, held_out = standardized(*grounds(seed))
-        full = full_supervision(pool, held_out, seed)
-        say(f"seed {seed}: full supervision {full:.3f}")
-        for name in names:
-            curve = simulate(pool, held_out, STRATEGIES[name], rounds, each, seed)
-            say(f"seed {seed}, {name}: {curve[-1]:.3f} after {rounds * each} clicks")
-            rows.append({"strategy": name, "seed": seed, "full": full, "curve": curve})
+    with Work("simulating sessions", seeds * len(names), "session") as work:
+        for seed in range(seeds):
+            pool, held_out = standardized(*grounds(seed))
+            full = full_supervision(pool, held_out, seed)
+            say(f"seed {seed}: full supervision {full:.3f}")
+            for name in names:
+                curve = simulate(pool, held_out, STRATEGIES[name], rounds, each, seed)
+                say(f"seed {seed}, {name}: {curve[-1]:.3f} after {rounds * each} clicks")
+                rows.append({"strategy": name, "seed": seed, "full": full, "curve": curve})
+                work.advance()
     return rows
 
 

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 
 from common.command.cli import PARTIAL, run_command, say
 from common.command.config import parse_flags
+from common.command.progress import progress
 from common.data.labeled import LabeledImage
 from common.files import write_text
 from common.report.plots import save
@@ -167,7 +168,8 @@ def main() -> int:
     minutes = len(left) * (config.minutes_per_run + 1)
     say(f"{len(left)} trainings, {minutes:g} min at most in all; stop when you like, the same command goes on")
     for number, run in enumerate(left, start=1):
-        say(f"run {number} of {len(left)}, {run.name}: {config.minutes_per_run:g} min")
+        minutes = (len(left) - number + 1) * (config.minutes_per_run + 1)
+        say(f"run {number} of {len(left)}, {run.name}: {config.minutes_per_run:g} min; {minutes:g} min to go at most")
         rows[run.name] = train(run, config)
         if done := [row for row in rows.values() if row]:
             write_results(done, config.results)
@@ -223,10 +225,11 @@ def labeled_patches(config: Config) -> tuple[list[LabeledImage], list[LabeledIma
 
 def generated(seed: int, count: int) -> list[LabeledImage]:
     """Scenes of a generated town."""
-    scenes = [render_scene(10_000 * (seed + 1) + i, 300, 300, 0.2) for i in range(count)]
-    return [
-        LabeledImage(str(i), image.transpose(2, 0, 1), potsdam(classes)) for i, (image, classes) in enumerate(scenes)
-    ]
+    scenes = []
+    for i in progress(range(count), "generating pictures", "picture"):
+        image, classes = render_scene(10_000 * (seed + 1) + i, 300, 300, 0.2)
+        scenes.append(LabeledImage(str(i), image.transpose(2, 0, 1), potsdam(classes)))
+    return scenes
 
 
 def finished(run: Run, config: Config) -> Row | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common.command.cli import exit_code
+from common.command.progress import Work
 from common.networks.checkpoint import load_checkpoint
 from common.training.runs import RunFolder
 
@@ -31,6 +32,15 @@ class Result:
         assert len(complaint) == 1, self.err
         for word in words:
             assert str(word) in complaint[0]
+
+
+def works_shown(monkeypatch):
+    """What is shown as under way from now on, in order of its end, and whether it was done to its end."""
+    works, close = [], Work.__exit__
+    monkeypatch.setattr(
+        Work, "__exit__", lambda self, *error: works.append((self.what, self.done == self.total)) or close(self, *error)
+    )
+    return works
 
 
 def command_fixtures(task):

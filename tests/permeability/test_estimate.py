@@ -13,7 +13,7 @@ from affine import Affine
 
 from common.files import alone
 from permeability.area_sample import Census, ClassMap
-from tests.commands import command_fixtures
+from tests.commands import command_fixtures, works_shown
 
 started, command, call = command_fixtures("permeability")
 SIDE = 200
@@ -87,6 +87,21 @@ def test_from_a_map_to_areas(call, tmp_path, ground, map_file, drawn):
     assert f"{permeable['estimate']:,.0f}" in done.out
     page = (tmp_path / "result" / "areas.html").read_text()
     assert f"{permeable['low']:,.0f}" in page and "http" not in page
+
+
+def test_what_takes_long_is_shown(call, tmp_path, ground, map_file, monkeypatch):
+    shown = works_shown(monkeypatch)
+    probability = np.clip(0.5 + 0.4 * (ground[1] - 0.5), 0, 1).astype(np.float32)
+    write_raster(map_file.with_name(map_file.name.replace("_mask", "_prob")), probability)
+    flags = ("--output-dir", tmp_path / "areas", "--half-width", 0.08, "--prob")
+    assert call("estimate", map_file, *flags).code == 0
+    name = map_file.name
+    assert [f"counting {name}", f"reading the probabilities of {name}", f"drawing points in {name}"] == [
+        what for what, done in shown if done
+    ]
+    judge(tmp_path / "areas" / "sample.csv", truth_text(ground))
+    assert call("estimate", map_file, "--sample", tmp_path / "areas" / "sample.csv", *flags).code == 0
+    assert shown[-1] == (f"looking up points in {name.replace('_mask', '_prob')}", True)
 
 
 def test_the_estimate_by_hand(call, tmp_path, ground, map_file, drawn):

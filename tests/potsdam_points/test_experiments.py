@@ -8,6 +8,7 @@ from common.training.runs import RunFolder
 from potsdam_points import experiments
 from potsdam_points.experiments import Config, Run, markdown, series, write_results
 from potsdam_points.labels import CLASSES
+from tests.commands import works_shown
 
 
 def row(run, points, miou, recipe="best"):
@@ -76,6 +77,7 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_are(call, tmp_path, mon
     (tmp_path / "out" / "points-20" / "best_iou.pt").write_text("half")
     result = call("experiments", *flags)
     assert result.code == 1 and "4 trainings, 24 min at most in all" in result.err
+    assert "run 2 of 4, source-unweighted: 5 min; 18 min to go at most" in result.err
     assert not (tmp_path / "out" / "points-20" / "best_iou.pt").exists()
     assert (tmp_path / "out" / "results" / "experiments.md").is_file()
     assert trained == ["source", "source-unweighted", "full", "points-20"]
@@ -88,6 +90,18 @@ def test_finished_runs_are_not_repeated_and_stopped_ones_are(call, tmp_path, mon
     (tmp_path / "out" / "source" / "experiment.json").write_text("{}")
     call("experiments", *flags).mistake("experiment.json is damaged")
     assert not trained
+
+
+def test_the_way_to_the_next_clicks_is_compared_and_shown(call, tmp_path, monkeypatch):
+    shown = works_shown(monkeypatch)
+    monkeypatch.setattr(experiments.clicks, "STRATEGIES", {"random": experiments.clicks.at_random})
+    flags = ("--seeds", 1, "--rounds", 2, "--clicks", 12, "--pool", 2, "--output-dir", tmp_path / "out")
+    result = call("experiments", "--active", *flags)
+    assert result.code == 0 and "| random |" in result.out, result.err
+    table = (tmp_path / "out" / "results" / "active_generated.csv").read_text().splitlines()
+    assert table[0] == "strategy,seed,full,12,24" and len(table) == 2
+    twice = ["generating pictures", "generating pictures", "looking at pictures", "looking at pictures"]
+    assert shown == [(what, True) for what in (*twice, "simulating sessions")]
 
 
 @pytest.mark.parametrize("name", ["full", "source", "points-20"])
