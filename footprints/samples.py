@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from common.data.augmentation import (
+    Augmentation,
     Matrix,
     Pixels,
     Place,
@@ -33,18 +33,6 @@ NORMALIZATIONS = {
     "aerial": {"mean": [0.45, 0.45, 0.43], "std": [0.22, 0.20, 0.20]},
 }
 """The source's images / 255, and zero mean with unit spread for aerial photographs."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How strongly crops are changed."""
-
-    rotate: float = 15.0
-    """Crops are turned by up to so many degrees either way (180 = any angle)."""
-    zoom: float = 0.0
-    """Crops are enlarged or reduced by up to exp(zoom)."""
-    color: float = 0.0
-    """Strength of brightness, contrast, saturation, hue, blur and noise, 0...1."""
 
 
 class FootprintCrops:

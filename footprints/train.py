@@ -16,6 +16,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command
 from common.command.config import TrainConfig, check_prediction
+from common.data.augmentation import Augmentation
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ground import metres_per_pixel
@@ -35,7 +36,7 @@ from common.training.predicted import Predicted
 from common.training.runs import RunFolder, demo_data
 from common.training.suspects import without_suspects
 from footprints.data import SceneSet, Tile, audit, find_pairs, load_scenes, plan_tiles, split_scenes
-from footprints.samples import NORMALIZATIONS, Augmentation, FootprintCrops, FootprintTiles
+from footprints.samples import NORMALIZATIONS, FootprintCrops, FootprintTiles
 from footprints.scene import Scene
 from footprints.task import TASK
 

@@ -14,6 +14,7 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 DEPTH = 0.12
+"""Smallest valley between two nuclei, relative to the middle of a nucleus (1)."""
 SMOOTHING = 2.0
 MIN_AREA = 60
 Labels = NDArray[np.int32]
@@ -35,7 +36,6 @@ def separate(
     foreground: NDArray[np.bool_],
     distance: NDArray[np.float32] | None = None,
     *,
-    depth: float = DEPTH,
     min_area: int = MIN_AREA,
 ) -> Labels:
     """Label the nuclei of a mask.
@@ -43,8 +43,7 @@ def separate(
     Args:
         foreground: (H, W) bool, pixels of any nucleus.
         distance: (H, W) float32, the predicted relative distance map; None = a network without one: the mask's own
-            distance transform is used, in pixels, with a fixed valley depth of 1 px.
-        depth: smallest valley between two nuclei, relative to the middle of a nucleus (1).
+            distance transform is used, in pixels, with a valley depth of 1 px in place of `DEPTH`.
         min_area: smaller objects are removed, in pixels.
 
     Returns:
@@ -52,6 +51,7 @@ def separate(
     """
     if not foreground.any():
         return np.zeros(foreground.shape, np.int32)
+    depth = DEPTH
     if distance is None:
         distance, depth = ndimage.distance_transform_edt(foreground).astype(np.float32), 1.0
     hills = np.where(foreground, ndimage.gaussian_filter(distance, SMOOTHING), 0).astype(np.float32)

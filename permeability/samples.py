@@ -15,7 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.augmentation import Classes, Place, affine_map, blur_and_noise, color_map, cut, middle, near
+from common.data.augmentation import (
+    Augmentation,
+    Classes,
+    Place,
+    affine_map,
+    blur_and_noise,
+    color_map,
+    cut,
+    middle,
+    near,
+)
 from common.data.sampling import Key
 from common.images.ranges import to_unit
 from common.images.windows import Window
@@ -58,17 +68,11 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class WindowAugmentation(Augmentation):
     """How windows are changed; the source's recipe has horizontal flips alone."""
 
     flips: bool = False
-    """Flip along both axes, not only left to right."""
-    rotate: float = 0.0
-    """Turn by up to so many degrees either way (180 = any angle)."""
-    zoom: float = 0.0
-    """Enlarge or reduce by up to exp(zoom)."""
-    color: float = 0.0
-    """Strength of changes of brightness, contrast, saturation, sharpness and noise, 0...1."""
+    """Flip along both axes and turn by quarters, not only left to right."""
 
     @property
     def resamples(self) -> bool:
@@ -98,7 +102,7 @@ class TrainingWindows:
         length: int = 0,
         balance: float = 0.0,
         channels: int = 3,
-        augment: Augmentation | None = None,
+        augment: WindowAugmentation | None = None,
     ) -> None:
         self.sites = found.part(ids)
         self.spots = [found.spots[site.id] for site in self.sites]

@@ -47,7 +47,7 @@ from permeability.data import (
     thin,
 )
 from permeability.labels import CLASSES
-from permeability.samples import NORMALIZATION, Augmentation, TrainingWindows, ValidationTiles, measure
+from permeability.samples import NORMALIZATION, TrainingWindows, ValidationTiles, WindowAugmentation, measure
 from permeability.task import TASK
 
 Architecture = Literal[
@@ -181,7 +181,7 @@ def build(config: Config, data: Data) -> Experiment:
         length=config.samples_per_epoch,
         balance=config.balance,
         channels=config.channels,
-        augment=Augmentation(config.flips, config.rotate, config.zoom, config.color) if config.augment else None,
+        augment=WindowAugmentation(config.rotate, config.zoom, config.color, config.flips) if config.augment else None,
     )
     tiles = ValidationTiles(data.tiles["val"], config.channels)
     return Experiment(model, card, windows, tiles, len(data.tiles["test"]))

@@ -17,7 +17,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from common.data.augmentation import Matrix, Pixels, Place, affine_map, middle, near, random_turn, to_tensor, warp
+from common.data.augmentation import (
+    Augmentation,
+    Matrix,
+    Pixels,
+    Place,
+    affine_map,
+    middle,
+    near,
+    random_turn,
+    to_tensor,
+    warp,
+)
 from common.data.labeled import LabeledImage
 from common.data.sampling import Key
 from common.images.ranges import to_unit
@@ -25,18 +36,6 @@ from common.labels import IGNORE
 
 NORMALIZATION = {"mean": [0.45, 0.45, 0.43], "std": [0.22, 0.20, 0.20]}
 """Of aerial photographs in 0...1; what a network was trained with is in its checkpoint."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How strongly crops are changed."""
-
-    zoom: float = 0.0
-    """Crops are enlarged or reduced by up to exp(zoom)."""
-    rotate: float = 0.0
-    """Degrees either way, besides quarter turns."""
-    color: float = 0.0
-    """Strength of brightness, contrast, saturation and hue changes, 0...1."""
 
 
 @dataclass(frozen=True)

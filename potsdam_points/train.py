@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.command.cli import run_command
 from common.command.config import TrainConfig
+from common.data.augmentation import Augmentation
 from common.data.labeled import LabeledImage, Sample
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import count_parts
@@ -48,7 +49,7 @@ from potsdam_points.points import (
     to_points,
     write_points,
 )
-from potsdam_points.samples import NORMALIZATION, Augmentation, CropPlan, PointCrops, WholePatches
+from potsdam_points.samples import NORMALIZATION, CropPlan, PointCrops, WholePatches
 from potsdam_points.task import TASK
 
 DEMO = Path("data/demo/potsdam_points")
@@ -214,7 +215,7 @@ def build(config: Config, data: Data) -> Experiment:
             balance=config.balance,
             most_points=config.points_per_step,
         ),
-        augment=Augmentation(config.zoom, config.rotate, config.color) if config.augment else None,
+        augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
     )
     loss_of_points = loss.build()
     whole = WholePatches(data.part["val"], shrink=config.shrink)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from common.data.augmentation import (
+    Augmentation,
     Classes,
     Matrix,
     Pixels,
@@ -35,15 +36,9 @@ from rooftops.data import Pictures
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class PictureAugmentation(Augmentation):
     """How strongly training windows are changed."""
 
-    zoom: float = 0.0
-    """Windows are enlarged or reduced by up to exp(zoom)."""
-    rotate: float = 0.0
-    """Degrees either way, besides quarter turns."""
-    color: float = 0.0
-    """Strength of brightness, contrast, saturation and hue changes, 0...1."""
     blur: float = 0.0
     """Share of windows that are blurred."""
     cutmix: float = 0.0
@@ -75,7 +70,7 @@ class Windows:
         side: int,
         scale: float,
         length: int = 0,
-        augment: Augmentation | None = None,
+        augment: PictureAugmentation | None = None,
     ) -> None:
         self.pictures, self.ids, self.side, self.scale = pictures, list(ids), side, scale
         self.length, self.augment = length or len(ids), augment

@@ -35,7 +35,7 @@ from common.training.suspects import without_suspects
 from rooftops.data import Pictures, SplitBy, audit, find_pairs, load_pictures, split_pictures
 from rooftops.labels import read_coding
 from rooftops.model import NORMALIZATION
-from rooftops.samples import Augmentation, WholePictures, Windows, median_side
+from rooftops.samples import PictureAugmentation, WholePictures, Windows, median_side
 from rooftops.task import TASK
 
 DEMO = Path("data/demo/rooftops")
@@ -159,7 +159,7 @@ def build(config: Config, data: Data) -> Experiment:
         split=data.split,
         data_root=str(data.root.resolve()),
     )
-    augment = Augmentation(config.zoom, config.rotate, config.color, config.blur, config.cutmix)
+    augment = PictureAugmentation(config.rotate, config.zoom, config.color, config.blur, config.cutmix)
     windows = Windows(
         data.pictures,
         data.split["train"],

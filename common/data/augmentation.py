@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -31,6 +32,18 @@ Place = tuple[float, float]
 """Row and column, pixels."""
 Read = Callable[[Window], tuple[NDArray[Any], Classes]]
 """Image (C, height, width) and classes (height, width) of a window."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly training samples are changed, in every task; some do more."""
+
+    rotate: float = 0.0
+    """They are turned by up to so many degrees either way (180 = any angle)."""
+    zoom: float = 0.0
+    """They are enlarged or reduced by up to exp(zoom)."""
+    color: float = 0.0
+    """Strength of changes of brightness, contrast, saturation and the like, 0...1."""
 
 
 # Places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -92,14 +93,13 @@ def _resized(picture: Pixels, size: tuple[int, ...]) -> Pixels:
     return np.ascontiguousarray(picture[rows[:, None], columns])
 
 
-def thicken(classes: NDArray[np.uint8], dot: int = 1) -> NDArray[np.uint8]:
-    """Draw sparse points as squares of ``2 * dot + 1`` pixels, so that they can be seen; dense labels stay."""
+def thicken(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw sparse points as squares of 3 pixels, so that they can be seen; dense labels stay."""
     rows, columns = np.nonzero(classes != IGNORE)
     if len(rows) > SPARSE * classes.size:
         return classes
     shown = np.full_like(classes, IGNORE)
-    for dy in range(-dot, dot + 1):
-        for dx in range(-dot, dot + 1):
-            y, x = (rows + dy).clip(0, classes.shape[0] - 1), (columns + dx).clip(0, classes.shape[1] - 1)
-            shown[y, x] = classes[rows, columns]
+    for dy, dx in product((-1, 0, 1), repeat=2):
+        y, x = (rows + dy).clip(0, classes.shape[0] - 1), (columns + dx).clip(0, classes.shape[1] - 1)
+        shown[y, x] = classes[rows, columns]
     return shown

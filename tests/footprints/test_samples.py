@@ -6,11 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.augmentation import cut
+from common.data.augmentation import Augmentation, cut
 from common.images.windows import clip
 from footprints.data import SceneSet, plan_tiles, survey
 from footprints.samples import (
-    Augmentation,
     FootprintCrops,
     FootprintTiles,
     change_colors,

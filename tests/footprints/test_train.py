@@ -9,10 +9,10 @@ import rasterio
 import torch
 
 import footprints
+from common.data.augmentation import Augmentation
 from common.networks.checkpoint import load_checkpoint
 from common.scenes.aerial import write_footprints
 from common.training import compiling
-from footprints.samples import Augmentation
 from tests.commands import check_resume
 from tests.footprints.towns import roofs, write_raster
 

@@ -8,9 +8,9 @@ from common.data.sampling import EpochBatches
 from common.images.windows import Window
 from permeability.data import Join, Mask, find_files, inspect_sites, join_sites, plan_tiles
 from permeability.samples import (
-    Augmentation,
     TrainingWindows,
     ValidationTiles,
+    WindowAugmentation,
     around,
     change_colors,
     measure,
@@ -42,7 +42,7 @@ def test_measured_normalization_is_that_of_labeled_pixels(tmp_path):
 
 
 def test_a_sample_depends_on_its_seed_alone(found):
-    data = windows(found, balance=0.5, augment=Augmentation(True, 20, 0.2, 0.5))
+    data = windows(found, balance=0.5, augment=WindowAugmentation(20, 0.2, 0.5, flips=True))
     one, same, other = data[(0, 5)], data[(7, 5)], data[(0, 6)]
     assert torch.equal(one["image"], same["image"]) and torch.equal(one["target"], same["target"])
     assert not torch.equal(one["image"], other["image"])
@@ -50,7 +50,7 @@ def test_a_sample_depends_on_its_seed_alone(found):
 
 
 def test_workers_give_the_same_samples(found):
-    data = windows(found, augment=Augmentation(flips=True))
+    data = windows(found, augment=WindowAugmentation(flips=True))
     data[(0, 0)]  # handles are open here when the workers are forked
     batches = [
         [batch["image"] for batch in DataLoader(data, batch_sampler=EpochBatches(40, 8, 0), num_workers=workers)]
@@ -107,7 +107,7 @@ def test_windows_are_drawn_by_area_and_around_classes_by_the_root_of_their_pixel
 
 
 def test_the_sources_augmentation_is_flips_from_left_to_right(found):
-    plain, flipped = windows(found), windows(found, augment=Augmentation())
+    plain, flipped = windows(found), windows(found, augment=WindowAugmentation())
     seen = set()
     for seed in range(12):
         one, other = plain[(0, seed)], flipped[(0, seed)]
@@ -123,7 +123,7 @@ def test_the_sources_augmentation_is_flips_from_left_to_right(found):
 
 def test_image_and_classes_stay_together_under_every_change(found):
     """Green is permeable in these sheets, so the classes can be read off the picture."""
-    data = windows(found, augment=Augmentation(True, 180, 0.3))
+    data = windows(found, augment=WindowAugmentation(180, 0.3, flips=True))
     agreed, known = 0, 0
     for seed in range(30):
         sample = data[(0, seed)]

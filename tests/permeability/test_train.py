@@ -20,7 +20,7 @@ from common.training.experiment import Engine
 from common.training.loop import seed_everything
 from common.training.runs import load_train_config
 from permeability import train
-from permeability.samples import Augmentation
+from permeability.samples import WindowAugmentation
 from permeability.task import TASK
 from tests.permeability.sheets import write_raster
 
@@ -195,7 +195,7 @@ def test_the_loop_gets_the_training_part_the_validation_part_and_the_flags(confi
     assert {site.id for site in windows.sites} == {f"train/{number}" for number in range(7)}
     assert {tile.site.id for tile in tiles.tiles} == {"val/7", "val/8"}
     assert (len(windows), windows.crop, windows.balance, windows.channels) == (7, 64, 0.25, 3)
-    assert windows.augment == Augmentation(flips=True, rotate=11, zoom=0.22, color=0.33)
+    assert windows.augment == WindowAugmentation(flips=True, rotate=11, zoom=0.22, color=0.33)
     card, split = experiment.card, data.split
     assert card.split == split and experiment.test_images == 1 and card.scale == 1
     assert card.normalization["mean"] == pytest.approx([60 / 255] * 3, abs=1e-3), "of the training part alone"

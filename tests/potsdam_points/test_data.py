@@ -5,6 +5,7 @@ import tifffile
 import torch
 from PIL import Image
 
+from common.data.augmentation import Augmentation
 from common.data.labeled import LabeledImage
 from common.data.pairs import require_usable
 from potsdam_points.data import (
@@ -17,7 +18,7 @@ from potsdam_points.data import (
     split_patches,
 )
 from potsdam_points.labels import decode
-from potsdam_points.samples import Augmentation, CropPlan, PointCrops, WholePatches, change_colors
+from potsdam_points.samples import CropPlan, PointCrops, WholePatches, change_colors
 
 
 def test_patches_are_joined_by_id_in_natural_order(scene):
@@ -174,7 +175,7 @@ def test_a_sample_depends_on_its_key_alone():
     data = PointCrops(
         [patch(seed=i) for i in range(3)],
         CropPlan(crop=32, shrink=2, balance=0.5),
-        augment=Augmentation(0.3, 180, 1.0),
+        augment=Augmentation(180, 0.3, 1.0),
     )
     first, other = data[(1, 7)], data[(1, 8)]
     assert torch.equal(first["image"], data[(1, 7)]["image"])

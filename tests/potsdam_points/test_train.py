@@ -1,10 +1,12 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import tifffile
 import torch
 
+from common.data.augmentation import Augmentation
 from common.images.rasters import read_label
 from common.networks.checkpoint import load_checkpoint
 from potsdam_points.labels import class_counts, read_classes
@@ -166,3 +168,22 @@ def test_any_classes_from_points_to_masks_and_scores(call, blobs, small, tmp_pat
     )
     call("train", "--data-root", blobs, *classes).mistake("--points-file")
     call("train", *flags, "--classes", "a b", "A_b").mistake("--classes")
+
+
+def test_flags_of_training_reach_the_crops(call, blobs, small, monkeypatch):
+    seen = {}
+
+    def crops(patches, plan, augment):
+        seen.update(plan=plan, augment=augment, labels=[patch.classes for patch in patches])
+        raise ValueError("enough")
+
+    monkeypatch.setattr("potsdam_points.train.PointCrops", crops)
+    flags = ("--data-root", blobs, *small, "--rotate", 90, "--zoom", 0.1, "--color", 0.4, "--points", 40)
+    call("train", *flags, "--augment", "--points-per-step", 30).mistake("enough")
+    assert seen["augment"] == Augmentation(rotate=90, zoom=0.1, color=0.4) and seen["plan"].most_points == 30
+    uniform = seen["labels"]
+    call("train", *flags, "--no-augment", "--point-sampling", "balanced").mistake("enough")
+    balanced = [np.bincount(classes[classes != 255]) for classes in seen["labels"]]
+    assert seen["augment"] is None and all(classes[classes != 255].size == 40 for classes in uniform)
+    assert all(np.ptp(counts[counts > 0]) <= 1 for counts in balanced)
+    assert any(np.ptp(np.unique(classes[classes != 255], return_counts=True)[1]) > 1 for classes in uniform)

@@ -8,11 +8,11 @@ from common.data.labeled import LabeledImage
 from common.data.pairs import Pair
 from rooftops.data import Found, Pictures
 from rooftops.labels import Coding
-from rooftops.samples import Augmentation, WholePictures, Windows, median_side
+from rooftops.samples import PictureAugmentation, WholePictures, Windows, median_side
 
 PLAIN = (("a", 10), ("b", 240))
 MIXED = (("b", 0), ("w", 1))
-STRONG = Augmentation(zoom=0.5, rotate=180, color=1.0, blur=0.5, cutmix=0.5)
+STRONG = PictureAugmentation(zoom=0.5, rotate=180, color=1.0, blur=0.5, cutmix=0.5)
 
 
 def pictures_of(*pictures):
@@ -74,9 +74,9 @@ def test_shrinking_smooths_the_image_and_centers_the_classes():
     assert flat.std() < 60  # nearest neighbor would keep 0 and 255: a deviation of 127
 
 
-@pytest.mark.parametrize("augment", [Augmentation(), Augmentation(zoom=0.5), Augmentation(zoom=0.3, rotate=180)])
-def test_image_and_classes_move_alike(augment):
-    data = Windows(pictures_of(painted()), ["p"], side=64, scale=0.8, augment=augment)
+@pytest.mark.parametrize("flags", [{}, {"zoom": 0.5}, {"zoom": 0.3, "rotate": 180}])
+def test_image_and_classes_move_alike(flags):
+    data = Windows(pictures_of(painted()), ["p"], side=64, scale=0.8, augment=PictureAugmentation(**flags))
     seen = set()
     for seed in range(12):
         sample = data[(0, seed)]
@@ -91,7 +91,7 @@ def test_image_and_classes_move_alike(augment):
 
 def test_windows_inside_a_picture_are_labeled_to_the_corners():
     whole = LabeledImage("w", np.full((3, 400, 400), 200, np.uint8), np.ones((400, 400), np.uint8))
-    data = Windows(pictures_of(whole), ["w"], side=48, scale=1.0, augment=Augmentation(rotate=180))
+    data = Windows(pictures_of(whole), ["w"], side=48, scale=1.0, augment=PictureAugmentation(rotate=180))
     full = sum(bool((data[(0, seed)]["target"] == 1).all()) for seed in range(20))
     assert full >= 12  # the others lie at the picture's edge
 
@@ -100,7 +100,7 @@ def test_zoom_changes_the_size_of_things():
     classes = np.zeros((120, 120), np.uint8)
     classes[40:80, 40:80] = 1
     one = LabeledImage("z", np.stack([classes * 200] * 3), classes)
-    data = Windows(pictures_of(one), ["z"], side=60, scale=0.5, augment=Augmentation(zoom=0.5))
+    data = Windows(pictures_of(one), ["z"], side=60, scale=0.5, augment=PictureAugmentation(zoom=0.5))
     areas = [int((data[(0, seed)]["target"] == 1).sum()) for seed in range(40)]
     assert max(areas) > 1.7 * 400
     assert min(areas) < 0.6 * 400
@@ -114,7 +114,7 @@ def test_flips_and_quarter_turns_reach_all_eight_positions():
         ["a"],
         side=4,
         scale=1,
-        augment=Augmentation(),
+        augment=PictureAugmentation(),
     )
     targets = [data[(0, seed)]["target"] for seed in range(99)]
     assert all((target == 1).sum() == 1 for target in targets)
@@ -154,7 +154,7 @@ def test_cutmix_takes_image_and_classes_of_the_same_place():
     black, white = (
         LabeledImage(n, np.full((3, 40, 40), 255 * v, np.uint8), np.full((40, 40), v, np.uint8)) for n, v in MIXED
     )
-    data = Windows(pictures_of(black, white), ["b", "w"], side=40, scale=1, augment=Augmentation(cutmix=0.5))
+    data = Windows(pictures_of(black, white), ["b", "w"], side=40, scale=1, augment=PictureAugmentation(cutmix=0.5))
     shares = []
     for seed in range(40):
         sample = data[(0, seed)]

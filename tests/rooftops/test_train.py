@@ -10,6 +10,7 @@ from PIL import Image
 
 import rooftops
 from common.networks.checkpoint import load_checkpoint
+from rooftops.samples import PictureAugmentation
 from tests.commands import check_resume
 
 FILES = (
@@ -138,3 +139,35 @@ def test_more_classes_in_colors(call, roofs, small, tmp_path):
     done = call("infer", image, "--checkpoint", run / "best_iou.pt", "--output-dir", tmp_path / "out")
     assert done.code == 0, done.err
     assert tifffile.imread(tmp_path / "out" / "town0_0_prob.tif").size == 3 * 96 * 112
+
+
+def test_flags_of_training_reach_the_samples(call, roofs, small, monkeypatch, tmp_path):
+    seen = {}
+
+    def windows(pictures, ids, **options):
+        seen.update(options, ids=set(ids))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("rooftops.train.Windows", windows)
+    (tmp_path / "suspects.csv").write_text("image\ntown0_0\ntown1_1\n")
+    flags = (
+        "--data-root",
+        roofs,
+        *small,
+        "--rotate",
+        90,
+        "--zoom",
+        0.1,
+        "--color",
+        0.4,
+        "--blur",
+        0.2,
+        "--cutmix",
+        0.3,
+    )
+    call("train", *flags, "--augment", "--samples-per-epoch", 7).mistake("enough")
+    assert (seen["side"], seen["length"]) == (64, 7)
+    assert seen["augment"] == PictureAugmentation(rotate=90, zoom=0.1, color=0.4, blur=0.2, cutmix=0.3)
+    everything = seen["ids"]
+    call("train", *flags, "--no-augment", "--skip-suspects", tmp_path / "suspects.csv").mistake("enough")
+    assert seen["augment"] is None and seen["ids"] == everything - {"town0_0", "town1_1"} != everything
