@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,11 +17,11 @@ import rasterio
 from affine import Affine
 from PIL import Image, PngImagePlugin
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.shutil import copy as copy_raster
 
 from common.files import atomic_path
 from common.images.gdal import CACHE, quiet
+from common.images.overviews import ROWS, Overviews, halve_classes, halve_means
 from common.images.rasters import Array
 from common.labels import NODATA, Color
 
@@ -35,9 +36,7 @@ GEOTIFF = {
 ProbabilityType = Literal["float32", "uint16", "uint8"]
 FAST = 1
 """Deflate level of probabilities."""
-ROWS = 512
-"""Rows written at once; a multiple of the files' block height."""
-SMALLEST_OVERVIEW = 256
+SMALLEST_OVERVIEW, SMALLEST_OF_COG = 256, 512
 """Pixels: overviews are halved until the longer side is no longer than this."""
 Place = tuple[CRS | None, Affine | None]
 """Coordinate system and affine map of a raster; no map = not georeferenced."""
@@ -194,34 +193,32 @@ def _write_geotiff(
         plain = made.with_suffix(".plain") if layout.cog else made
         if layout.cog:
             options |= {"compress": "none", "predictor": 1}
+        smallest = SMALLEST_OF_COG if layout.cog else SMALLEST_OVERVIEW if layout.overviews else max(rows.size)
+        halve = partial(halve_means if soft else halve_classes, nodata=options["nodata"])
         try:
-            with rasterio.open(plain, "w", **options) as dataset:
-                if palette:
-                    dataset.write_colormap(1, gdal_colors(palette))
-                if soft and sample.dtype.kind == "u":
-                    dataset.scales = [1 / (np.iinfo(sample.dtype).max - 1)] * len(sample)
-                dataset.update_tags(**tags)
-                for row in range(0, height, ROWS):
-                    last = min(row + ROWS, height)
-                    dataset.write(rows.read(name, row, last), window=((row, last), (0, width)))
-            resampling = Resampling.average if soft else Resampling.mode
+            with Overviews(made.parent, rows.size, sample, smallest, halve) as overviews:
+                with rasterio.open(plain, "w", **options, sparse_ok=True) as dataset:
+                    if palette:
+                        dataset.write_colormap(1, gdal_colors(palette))
+                    if soft and sample.dtype.kind == "u":
+                        dataset.scales = [1 / (np.iinfo(sample.dtype).max - 1)] * len(sample)
+                    dataset.update_tags(**tags)
+                    overviews.prepare(dataset)
+                with rasterio.open(plain, "r+", num_threads="all_cpus") as dataset:
+                    for row in range(0, height, ROWS):
+                        last = min(row + ROWS, height)
+                        part = rows.read(name, row, last)
+                        dataset.write(part, window=((row, last), (0, width)))
+                        overviews.add(part)
+                overviews.write(plain)
             if layout.cog:
-                _optimize(plain, made, resampling, FAST if soft else None)
-            elif layout.overviews:
-                _add_overviews(made, resampling)
+                _optimize(plain, made, FAST if soft else None)
         finally:
             if layout.cog:
                 plain.unlink(missing_ok=True)
 
 
-def _add_overviews(path: Path, resampling: Resampling) -> None:
-    with rasterio.open(path, "r+", num_threads="all_cpus") as dataset:
-        factors = [2**level for level in range(1, 32) if max(dataset.shape) / 2 ** (level - 1) > SMALLEST_OVERVIEW]
-        if factors:
-            dataset.build_overviews(factors, resampling)
-
-
-def _optimize(plain: Path, target: Path, resampling: Resampling, level: int | None) -> None:
+def _optimize(plain: Path, target: Path, level: int | None) -> None:
     """Copy a GeoTIFF with GDAL's COG driver, which orders header, overviews and pixels as the format wants."""
     effort = {} if level is None else {"level": level}
     copy_raster(
@@ -231,7 +228,6 @@ def _optimize(plain: Path, target: Path, resampling: Resampling, level: int | No
         compress="deflate",
         predictor="yes",
         bigtiff="if_safer",
-        overview_resampling=resampling.name,
         num_threads="all_cpus",
         **effort,
     )

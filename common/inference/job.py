@@ -25,7 +25,7 @@ from common.images.ranges import Range, range_warning, to_channels
 from common.images.rasters import Raster, read_raster
 from common.images.write import Arrays
 from common.inference.predictor import Predictor, confidence_of
-from common.inference.products import Prediction, Products, write_products
+from common.inference.products import Complete, Prediction, Products, write_products
 from common.inference.resolution import fitted
 from common.inference.spool import workplace
 from common.inference.stream import is_placed, is_streamed, stream_file, warn_of_range
@@ -34,7 +34,7 @@ from common.outputs import OutputFolder, relative_source
 from common.vectors.formats import SIDECARS
 
 
-class InMemory(Arrays):
+class InMemory(Complete, Arrays):
     """A predicted picture.
 
     Args:

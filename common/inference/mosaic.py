@@ -19,7 +19,15 @@ from common.images.mosaics import allow
 from common.images.ranges import Range
 from common.images.sheets import offset
 from common.inference.job import Job
-from common.inference.products import SAFE_STEM, Prediction, Products, give_names, write_products, write_vectors
+from common.inference.products import (
+    SAFE_STEM,
+    Complete,
+    Prediction,
+    Products,
+    give_names,
+    write_products,
+    write_vectors,
+)
 from common.inference.stream import Thumbnail
 from common.labels import NODATA
 from common.outputs import relative_source
@@ -28,7 +36,7 @@ STEM = "mosaic"
 """Of the polygons of all sheets."""
 
 
-class Cut:
+class Cut(Complete):
     """A sheet's part of a predicted mosaic; where the sheet has no data, its results have none either."""
 
     streamed = True
@@ -94,6 +102,7 @@ class MosaicJob(Job):
 
     def deliver(self, rows: Prediction, path: Path, stem: str, products: Products, here: Workplace) -> None:
         """Write the products of every sheet, then the polygons of the mosaic."""
+        rows.complete()
         card = self.predictor.card
         for sheet, name in self.sheets.items():
             tags = {**products.tags, "source": relative_source(sheet, self.outputs.path)}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -59,6 +60,22 @@ class Prediction(Rows, Protocol):
     @property
     def streamed(self) -> bool:
         """Whether it is large or placed: GeoTIFFs get overviews, overlays of more than `FULL_OVERLAY` are thinned."""
+
+    def complete(self) -> None:
+        """Predict what is not there yet; meanwhile other threads `read` what is, and wait for the rest."""
+
+    def stop(self, error: BaseException) -> None:
+        """End the prediction, and all `read` that wait, with an error."""
+
+
+class Complete:
+    """A prediction all of which is there."""
+
+    def complete(self) -> None:
+        """Nothing is left to predict."""
+
+    def stop(self, error: BaseException) -> None:
+        """Nobody waits."""
 
 
 @dataclass(frozen=True)
@@ -157,34 +174,54 @@ def free_bytes(folder: Path) -> int:
 def write_products(
     rows: Prediction, source: Path, folder: Path, stem: str, card: ModelCard, products: Products
 ) -> None:
-    """Write all products of an input.
+    """Write all products of an input, while it is predicted.
 
     Args:
-        rows: what was predicted.
+        rows: what is predicted.
         source: the input, for a task's own product.
         folder: where the files go.
         stem: of their names.
         card: classes and palette.
         products: what to write.
     """
-    base, place, tags = folder / SAFE_STEM, rows.place, products.tags
+    place, tags = rows.place, products.tags
     layout = Layout(overviews=rows.streamed, cog=products.cog and rows.streamed)
-    mask = base.with_name(f"{SAFE_STEM}_mask{mask_suffix(place)}")
-    with ThreadPoolExecutor(1) as beside:  # one core draws, compresses a PNG; the others deflate
-        picture = folder / f"{SAFE_STEM}_overlay.png"
-        drawn = beside.submit(_write_overlay, picture, rows, card, tags) if products.overlay else None
-        write_mask(mask, rows, place, palette=card.palette, tags=tags, layout=layout)
-        if drawn is not None:
-            drawn.result()
+    mask = folder / f"{SAFE_STEM}_mask{mask_suffix(place)}"
+    writers = [partial(write_mask, mask, rows, place, palette=card.palette, tags=tags, layout=layout)]
+    if products.overlay:
+        writers.append(partial(_write_overlay, folder / f"{SAFE_STEM}_overlay.png", rows, card, tags))
     if products.prob:
-        path = folder / f"{SAFE_STEM}_prob.tif"
-        write_probability(path, rows, place, tags=tags, layout=layout, kind=products.prob_type)
+        path, kind = folder / f"{SAFE_STEM}_prob.tif", products.prob_type
+        writers.append(partial(write_probability, path, rows, place, tags=tags, layout=layout, kind=kind))
     if products.vector != "none":
-        with Work(f"polygons of {stem}"):
-            write_vectors(folder / f"{SAFE_STEM}.{products.vector}", rows, stem, card, products)
+        path = folder / f"{SAFE_STEM}.{products.vector}"
+        writers.append(partial(write_vectors, path, rows, stem, card, products))
+    _follow(rows, writers, stem)
     if products.extra is not None:
         products.extra.write(source, mask, folder / f"{SAFE_STEM}{products.extra.ending}")
     give_names(folder, stem)
+
+
+def _follow(rows: Prediction, writers: Sequence[Callable[[], None]], stem: str) -> None:
+    """Let writers take rows as they are finished, each in a thread; the first error ends all."""
+
+    def run(writer: Callable[[], None]) -> None:
+        try:
+            writer()
+        except BaseException as error:
+            rows.stop(error)
+            raise
+
+    with ThreadPoolExecutor(len(writers)) as threads:
+        running = [threads.submit(run, writer) for writer in writers]
+        try:
+            rows.complete()
+            with Work(f"files of {stem}"):
+                for each in running:
+                    each.result()
+        except BaseException as error:
+            rows.stop(error)
+            raise
 
 
 def give_names(folder: Path, stem: str) -> None:

@@ -58,6 +58,7 @@ class Spool:
         edges: Collection[int] | None = None,
     ) -> None:
         self.folder, self.size, self.layers, self.key = folder, size, dict(layers), key
+        self._grown, self._error = threading.Condition(), list[BaseException]()
         folder.mkdir(parents=True, exist_ok=True)
         self._state = folder / Workplace.KEPT
         self.rows = self._finished_rows(edges)
@@ -130,7 +131,26 @@ class Spool:
             text.flush()
             os.fsync(text.fileno())
         fresh.replace(self._state)
-        self.rows = rows
+        with self._grown:
+            self.rows = rows
+            self._grown.notify_all()
+
+    def wait(self, rows: int) -> None:
+        """Wait until so many rows are finished.
+
+        Raises:
+            BaseException: what another thread stopped with.
+        """
+        with self._grown:
+            self._grown.wait_for(lambda: self._error or self.rows >= rows)
+            if self._error:
+                raise self._error[0]
+
+    def stop(self, error: BaseException) -> None:
+        """Let nobody wait for rows any more, because of an error."""
+        with self._grown:
+            self._error.append(error)
+            self._grown.notify_all()
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), mapped from the disk; confidence as 0...1."""

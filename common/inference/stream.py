@@ -234,6 +234,7 @@ def predict_raster(
     predicted = predict_bands(source, predictor, spool.layers, rows, input_range=input_range, thumbnail=thumbnail)
     with Appender(spool) as append, closing(predicted) as bands:
         for _, band in bands:
+            spool.wait(0)  # ends with the error of those who take the rows
             append(band)
             if progress is not None:
                 progress(band["mask"].size)
@@ -296,17 +297,33 @@ def _can_stream(path: Path) -> bool:
 
 
 class Streamed:
-    """A predicted raster: results from a spool, the picture from the file."""
+    """A raster that is predicted into a spool: results from there, the picture from the file.
+
+    Args:
+        spool: with the rows that are finished.
+        dataset: the open raster.
+        thumbnail: its picture, collected in prediction.
+        predict: finishes the other rows.
+    """
 
     streamed = True
 
-    def __init__(self, spool: Spool, dataset: DatasetReader, thumbnail: Thumbnail) -> None:
-        self._spool, self._dataset, self._thumbnail = spool, dataset, thumbnail
+    def __init__(self, spool: Spool, dataset: DatasetReader, thumbnail: Thumbnail, predict: Callable[[], None]) -> None:
+        self._spool, self._dataset, self._thumbnail, self._predict = spool, dataset, thumbnail, predict
         self.size, self.place = spool.size, (dataset.crs, place_of(dataset))
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
-        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), once they are finished."""
+        self._spool.wait(last)
         return self._spool.read(name, first, last)
+
+    def complete(self) -> None:
+        """Predict what is not there yet."""
+        self._predict()
+
+    def stop(self, error: BaseException) -> None:
+        """End the prediction, and all `read` that wait, with an error."""
+        self._spool.stop(error)
 
     def picture(self, step: int) -> NDArray[np.uint8]:
         """Every n-th pixel of every n-th row; what this run did not read is read now."""
@@ -326,7 +343,7 @@ def stream_file(
     input_range: Range | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Streamed]:
-    """Predict one raster of any size into a spool; what a killed run left there is continued.
+    """One raster of any size, to be predicted into a spool; what a killed run left there is continued.
 
     Args:
         path: the raster.
@@ -348,8 +365,11 @@ def stream_file(
             if progress is not None:
                 progress(spool.rows * dataset.width)
         thumbnail = Thumbnail(dataset.shape, overlay_step(dataset.shape), value_range)
-        predict_raster(path, predictor, spool, input_range=value_range, progress=progress, thumbnail=thumbnail)
-        yield Streamed(spool, dataset, thumbnail)
+
+        def predict() -> None:
+            predict_raster(path, predictor, spool, input_range=value_range, progress=progress, thumbnail=thumbnail)
+
+        yield Streamed(spool, dataset, thumbnail, predict)
 
 
 def open_spool(
