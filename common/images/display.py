@@ -90,6 +90,8 @@ def colorize(mask: NDArray[Any], palette: Palette) -> Pixels:
 
 TINT = 0.45
 """Weight of the class color in overlays."""
+ROWS = 64
+"""Painted at once."""
 
 
 def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette) -> Pixels:
@@ -116,14 +118,19 @@ def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette) -> Pixels:
             f"the image has shape {image_rgb.shape}, the mask {mask.shape}; both must cover the same pixels"
         )
     colors, known = _color_table(palette)
-    levels = np.arange(256)
+    levels, solid = np.arange(256.0), colors.T[..., None].astype(np.float64)
+    tinted = np.rint((1 - TINT) * levels + TINT * solid)
+    tables = np.stack(
+        [tinted, np.broadcast_to(solid, tinted.shape)], axis=1
+    )  # channel, inside or boundary, class, level
+    tables = np.where(known[:, None], tables, levels).astype(np.uint8).reshape(3, -1)
+    edge = _inner_boundary(mask, width=max(1, round(min(mask.shape) / 1000)))
     result = np.empty_like(image_rgb)
-    for channel in range(3):  # a table by class and grey level: no float copy of a large image
-        tinted = np.rint((1 - TINT) * levels[None] + TINT * colors[:, channel, None].astype(np.float64))
-        table = np.where(known[:, None], tinted, levels[None]).astype(np.uint8)
-        result[..., channel] = table[mask, image_rgb[..., channel]]
-    edge = _inner_boundary(mask, width=max(1, round(min(mask.shape) / 1000))) & known[mask]
-    result[edge] = colors[mask[edge]]
+    for first in range(0, len(mask), ROWS):
+        rows = slice(first, first + ROWS)
+        begin = (edge[rows] * 256 + mask[rows].astype(np.intp)) * 256
+        for channel, table in enumerate(tables):
+            result[rows, :, channel] = table.take(begin + image_rgb[rows, :, channel])
     return result
 
 

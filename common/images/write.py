@@ -5,6 +5,7 @@ Rows are fetched from where they lie, an array or a spool on disk, so that a fil
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ FAST = 1
 """Deflate level of probabilities."""
 SMALLEST_OVERVIEW, SMALLEST_OF_COG = 256, 512
 """Pixels: overviews are halved until the longer side is no longer than this."""
+PNG, SUB = b"\x89PNG\r\n\x1a\n", 1
+"""How a PNG begins; its number for rows of differences to the pixel before."""
 Place = tuple[CRS | None, Affine | None]
 """Coordinate system and affine map of a raster; no map = not georeferenced."""
 
@@ -247,10 +250,25 @@ def _write_png(path: Path, rows: Rows, palette: Mapping[int, Color] | None, tags
 
 
 def write_picture(path: Path, picture: Array, tags: Mapping[str, str] | None = None) -> None:
-    """Write an RGB picture (H, W, 3) uint8; a PNG with run lengths alone, which takes a sixth of the time."""
-    png = {"compress_level": 1, "compress_type": zlib.Z_RLE, "pnginfo": _png_text(tags or {})}
-    with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, **(png if path.suffix.lower() == ".png" else {}))
+    """Write an RGB picture (H, W, 3) uint8 as PNG: differences along the rows, packed by run lengths alone.
+
+    Pillow would try five kinds of differences for every row, which takes three times as long for a few bytes less.
+    """
+    height, width, _ = picture.shape
+    packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(PNG)
+        PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        for name, text, _ in _png_text(tags or {}).chunks:
+            PngImagePlugin.putchunk(file, name, text)
+        for row in range(0, height, ROWS):
+            pixels = picture[row : row + ROWS].reshape(-1, 3 * width)
+            lines = np.full((len(pixels), 1 + 3 * width), SUB, np.uint8)
+            lines[:, 1:4] = pixels[:, :3]
+            np.subtract(pixels[:, 3:], pixels[:, :-3], out=lines[:, 4:])
+            PngImagePlugin.putchunk(file, b"IDAT", packer.compress(lines.data))
+        PngImagePlugin.putchunk(file, b"IDAT", packer.flush())
+        PngImagePlugin.putchunk(file, b"IEND", b"")
 
 
 def _png_text(tags: Mapping[str, str]) -> PngImagePlugin.PngInfo:

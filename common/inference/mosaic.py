@@ -28,7 +28,7 @@ from common.inference.products import (
     write_products,
     write_vectors,
 )
-from common.inference.stream import Thumbnail
+from common.inference.strips import Thumbnail
 from common.labels import NODATA
 from common.outputs import relative_source
 

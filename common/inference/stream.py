@@ -9,7 +9,6 @@ temporary name and then renamed.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,12 +25,12 @@ from common.command.cli import say
 from common.images.gdal import decoding, open_raster, place_of, read_bands, sample_bands
 from common.images.mosaics import MOSAIC
 from common.images.pictures import open_picture
-from common.images.ranges import Range, range_warning, to_channels, to_numbers
+from common.images.ranges import Range, range_warning, to_numbers
 from common.images.rasters import TIFF_EXTENSIONS
-from common.images.windows import Window
 from common.inference.predictor import Predictor
 from common.inference.products import Products, overlay_step
 from common.inference.spool import FULL, Appender, Layer, Spool, spool_key
+from common.inference.strips import StripReader, Thumbnail
 from common.inference.tiling import NOT_FINITE
 from common.labels import NODATA
 
@@ -42,10 +41,6 @@ LARGE = 64_000_000
 ORIENTATION = 274
 """EXIF tag; a picture that is not upright is turned in memory."""
 GOING_ON = "rows were finished before, going on from there"
-PICTURE_ROWS = 128
-"""Read at once for an overlay alone."""
-TALLEST_BLOCK = 1024
-"""Rows: strips are aligned to the file's blocks up to this height."""
 
 
 def layers_of(predictor: Predictor, *, probability: bool, confidence: bool, kind: str = "float32") -> dict[str, Layer]:
@@ -62,108 +57,6 @@ def kept_layers(predictor: Predictor, products: Products) -> dict[str, Layer]:
     """What a run has to keep for its products."""
     wanted = {"probability": products.prob, "confidence": products.vector != "none"}
     return layers_of(predictor, **wanted, kind=products.prob_type)
-
-
-class Thumbnail:
-    """Every n-th pixel of every n-th row of a raster's picture, collected while it is read.
-
-    Args:
-        size: of the raster.
-        step: n.
-        value_range: values that mean black and white.
-    """
-
-    def __init__(self, size: tuple[int, int], step: int, value_range: Range | None) -> None:
-        self.step, self._range = step, value_range
-        height, width = (-(-side // step) for side in size)
-        self.picture = np.zeros((3, height, width), np.uint8)
-        self._seen = np.zeros(height, np.bool_)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all rows were seen."""
-        return bool(self._seen.all())
-
-    def add(self, first: int, data: NDArray[Any], valid: Mask) -> None:
-        """Take what is wanted of rows from ``first`` on: bands (C, rows, W) and validity (rows, W)."""
-        begin = -first % self.step
-        some = (slice(begin, None, self.step), slice(None, None, self.step))
-        rows = slice((first + begin) // self.step, (first + begin) // self.step + len(valid[some]))
-        unit = to_channels(data[(slice(3), *some)], valid[some], 3, self._range)
-        self.picture[:, rows], self._seen[rows] = np.round(unit * 255).astype(np.uint8), True
-
-    def collect(self, dataset: DatasetReader) -> None:
-        """Read a whole file for this alone."""
-        for first in range(0, dataset.height, PICTURE_ROWS):
-            self.add(first, *read_bands(dataset, (first, min(first + PICTURE_ROWS, dataset.height))))
-
-
-class StripReader:
-    """Pixels of windows that come row by row, from a strip of rows that moves down the file.
-
-    Every block is decoded once. `read` belongs to one thread, `take_valid` to another that is behind it.
-
-    Args:
-        dataset: the open file; used by the reading thread alone.
-        convert: makes of bands and validity what is handed to the network, (C, H, W).
-        thumbnail: is shown all rows, once.
-    """
-
-    def __init__(
-        self,
-        dataset: DatasetReader,
-        convert: Callable[[NDArray[Any], Mask], NDArray[Any]],
-        thumbnail: Thumbnail | None = None,
-    ) -> None:
-        self._dataset, self._convert, self._thumbnail = dataset, convert, thumbnail
-        block = max(shape[0] for shape in dataset.block_shapes)
-        self._align = block if block <= TALLEST_BLOCK else 1
-        self._start = self._end = 0
-        self._data: NDArray[Any] | None = None
-        self._valid = np.zeros((0, dataset.width), bool)
-        self._finished: deque[tuple[int, Mask]] = deque()
-
-    def read(self, window: Window) -> Tensor | None:
-        """Pixels of a window; None if none of them is valid."""
-        self._move(window.row, window.row + window.height)
-        rows = slice(window.row - self._start, window.row - self._start + window.height)
-        valid = self._valid[rows, window.slices[1]]
-        if not valid.any():
-            return None
-        assert self._data is not None
-        return torch.from_numpy(self._convert(self._data[:, rows, window.slices[1]], valid))
-
-    def _move(self, first: int, last: int) -> None:
-        """Forget rows before ``first`` and read on to ``last``, and to the end of the file's blocks there."""
-        if last <= self._end:
-            return
-        if first >= self._end:  # nothing of the strip is needed any more, or there is none yet
-            self._start = self._end = first - first % self._align
-        last = min(-(-last // self._align) * self._align, self._dataset.height)
-        data, valid = read_bands(self._dataset, (self._end, last), interleaved=True)
-        self._finished.append((self._end, valid))
-        if self._thumbnail is not None:
-            self._thumbnail.add(self._end, data, valid)
-        drop = max(0, first - self._start)
-        if self._data is None or self._start == self._end:
-            self._data, self._valid = data, valid
-        else:
-            parts = [each.transpose(1, 2, 0) for each in (self._data[:, drop:], data)]
-            self._data = np.concatenate(parts).transpose(2, 0, 1)
-            self._valid = np.concatenate([self._valid[drop:], valid])
-            self._start += drop
-        self._end = last
-
-    def take_valid(self, first: int, last: int) -> Mask:
-        """Which pixels of rows ``first`` to ``last`` (excluded) are valid; rows before them are forgotten."""
-        parts = []
-        for start, valid in list(self._finished):
-            part = valid[max(0, first - start) : max(0, last - start)]
-            if len(part):
-                parts.append(part)
-            if start + len(valid) <= last:
-                self._finished.popleft()
-        return np.concatenate(parts)
 
 
 def predict_bands(
@@ -261,7 +154,7 @@ def _layers(
 def _coded(band: Tensor, ok: Tensor | None, kind: str) -> Tensor:
     """Probabilities as they are kept: see `common.images.write.quantize`."""
     if kind == "float32":
-        return band if ok is None else torch.where(ok, band, torch.nan)
+        return band.clone() if ok is None else torch.where(ok, band, torch.nan)
     codes = band.mul(np.iinfo(kind).max - 1).round_()
     return (codes if ok is None else torch.where(ok, codes, float(np.iinfo(kind).max))).to(getattr(torch, kind))
 

@@ -206,37 +206,32 @@ def _batches(
             yield batch, stack(pixels)
 
 
-class _Ring:
-    """Sums (K, rows, W) of the rows under one row of windows; row ``r`` of the image lies in slot ``r % rows``."""
+class _Sums:
+    """Sums (K, rows, W) of the rows of the image under one row of windows, which moves down."""
 
-    def __init__(self, channels: int, rows: int, width: int, device: torch.device) -> None:
-        self._sums, self._rows = _accumulator((channels, rows, width), device), rows
-
-    def _slots(self, row: int, count: int) -> list[tuple[slice, slice]]:
-        """Slots of ``count`` rows from ``row`` on, each with the rows (counted from ``row``) that lie in them."""
-        first = row % self._rows
-        head = min(count, self._rows - first)
-        pieces = [(slice(first, first + head), slice(0, head))]
-        return pieces if head == count else [*pieces, (slice(0, count - head), slice(head, count))]
+    def __init__(self, shape: tuple[int, int, int], first: int, device: torch.device) -> None:
+        self._sums, self._first = _accumulator(shape, device), first
 
     def add(self, window: Window, output: Tensor, weights: BlendWeights) -> None:
         """Add a window's weighted prediction; what no other window covers is only copied."""
         output = output.to(self._sums.device)
-        for down, across, part in weights.parts(window):
-            cols, added = slice(window.col + across.start, window.col + across.stop), output[:, down, across]
-            for slots, rows in self._slots(window.row + down.start, down.stop - down.start):
-                if part is None:
-                    self._sums[:, slots, cols] = added[:, rows]
-                else:
-                    self._sums[:, slots, cols].addcmul_(added[:, rows], part[rows].to(output.device))
+        place = self._sums[:, window.row - self._first :, window.col :]
+        for rows, cols, part in weights.parts(window):
+            if part is None:
+                place[:, rows, cols] = output[:, rows, cols]
+            else:
+                place[:, rows, cols].addcmul_(output[:, rows, cols], part.to(output.device))
 
-    def take(self, row: int, count: int) -> Tensor:
-        """Remove ``count`` rows from ``row`` on: (K, count, W)."""
-        slots = [slots for slots, _ in self._slots(row, count)]
-        result = torch.cat([self._sums[:, each] for each in slots], dim=1)
-        for each in slots:
-            self._sums[:, each] = 0
-        return result
+    def upper(self, count: int) -> Tensor:
+        """The uppermost rows, (K, count, W); they change with the next one that is called."""
+        return self._sums[:, :count]
+
+    def move(self, count: int) -> None:
+        """Move down by so many rows."""
+        kept = self._sums.shape[1] - count
+        self._sums[:, :kept] = self._sums[:, count:].clone()
+        self._sums[:, kept:] = 0
+        self._first += count
 
 
 def _accumulator(shape: tuple[int, int, int], device: torch.device) -> Tensor:
@@ -275,8 +270,8 @@ def predict_rows(
         ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:
-        The first row of a band, and the band (num_outputs, rows, W) float32 on the device; together they cover the rows
-        from ``first_row`` to ``last_row`` (excluded).
+        The first row of a band, and the band (num_outputs, rows, W) float32 on the device, which changes when the next
+        one is asked for; together they cover the rows from ``first_row`` to ``last_row`` (excluded).
 
     Raises:
         ValueError: Bad tile or overlap, rows at which no band ends, a prediction of the wrong shape, memory too small
@@ -285,30 +280,31 @@ def predict_rows(
     height, width = size
     windows, edges = tiling.windows(size), tiling.edges(size)
     weights = BlendWeights(windows)
-    ring = _Ring(num_outputs, windows[0].height, width, tiling.device)
     last_row = height if last_row is None else last_row
     for row in (first_row, last_row):
         if row not in edges:
             raise ValueError(f"row {row} is not the end of a band; those are {edges[1:]}")
     wanted = [window for window in windows if window.row + window.height > first_row and window.row < last_row]
     bands = [band for band in pairwise(edges) if (wanted[0].row if wanted else height) <= band[0] < last_row]
+    sums = _Sums((num_outputs, windows[0].height, width), bands[0][0] if bands else height, tiling.device)
     predictions = predict_windows(read, wanted, predict, tiling, ahead=ahead)
     with closing(predictions):
         for window, output in predictions:
             if output.shape[0] != num_outputs:
                 raise ValueError(f"the network gave {output.shape[0]} output channels, expected {num_outputs}")
             while bands[0][1] <= window.row:
-                yield from _finished(ring, bands.pop(0), first_row)
-            ring.add(window, output, weights)
+                yield from _finished(sums, bands.pop(0), first_row)
+            sums.add(window, output, weights)
     for band in bands:
-        yield from _finished(ring, band, first_row)
+        yield from _finished(sums, band, first_row)
 
 
-def _finished(ring: _Ring, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, Tensor]]:
+def _finished(sums: _Sums, band: tuple[int, int], first_row: int) -> Iterator[tuple[int, Tensor]]:
     """A band's rows, unless it was handed out before: its sums then lack the windows above."""
-    rows = ring.take(band[0], band[1] - band[0])
+    count = band[1] - band[0]
     if band[0] >= first_row:
-        yield band[0], rows
+        yield band[0], sums.upper(count)
+    sums.move(count)
 
 
 def predict_array(

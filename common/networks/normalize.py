@@ -33,10 +33,10 @@ def to_unit(images: Tensor, value_range: tuple[float, float] | None = None) -> T
         return images.to(torch.float32)
     own = (0.0, float(torch.iinfo(images.dtype).max))
     low, high = value_range or own
-    if images.dtype == torch.uint8 and not low:
-        unit = torch.div(images, high)
-    else:
-        unit = images.to(torch.float32).sub_(low).div_(high - low)
+    unit = images.to(torch.float32)
+    if low:
+        unit.sub_(low)
+    unit.div_(high - low)
     return unit if (low, high) == own else unit.clamp_(0.0, 1.0)
 
 

@@ -13,7 +13,8 @@ Probabilities = Callable[[Tensor], Tensor]
 
 def foreground_probability(logits: Tensor) -> Tensor:
     """Logits of two classes, one channel or one for each -> (N, 1, H, W) P(foreground)."""
-    return (logits if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, :1]).sigmoid()
+    one = logits.contiguous() if logits.shape[1] == 1 else logits[:, 1:2] - logits[:, :1]
+    return one.sigmoid()  # of every n-th number in memory it would take four times as long
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ from common.inference.job import Job
 from common.inference.predictor import Cut, Predictor
 from common.inference.products import Products
 from common.inference.spool import Appender, Layer, Spool, spool_key, workplace
-from common.inference.stream import Thumbnail, is_streamed, layers_of, open_spool, predict_bands, predict_raster
+from common.inference.stream import is_streamed, layers_of, open_spool, predict_bands, predict_raster
+from common.inference.strips import Thumbnail
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
 from common.outputs import RECORD, OutputFolder
@@ -251,7 +252,7 @@ def test_nodata_of_any_kind_is_painted_and_never_predicted(tmp_path, kind, monke
 def test_every_row_of_the_file_is_read_once_and_in_whole_blocks(tmp_path, monkeypatch):
     source = save(tmp_path / "a.tif", picture(200, 60), tiled=True, blockxsize=16, blockysize=16)
     asked = []
-    from common.inference import stream as streaming
+    from common.inference import strips as streaming
 
     real = streaming.read_bands
     monkeypatch.setattr(
@@ -269,7 +270,7 @@ def test_a_resumed_run_reads_on_near_its_last_row(tmp_path, monkeypatch):
     whole = raw(source, model, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         raw(source, model, tmp_path / "spool", progress=interrupt_after(60 * 100))
-    from common.inference import stream as streaming
+    from common.inference import strips as streaming
 
     asked, real = [], streaming.read_bands
     monkeypatch.setattr(
@@ -498,7 +499,7 @@ def test_a_run_interrupted_while_files_are_made_ends_in_the_same_bytes(tmp_path,
     assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("place", ["pyogrio.raw.write", "PIL.Image.Image.save"])
+@pytest.mark.parametrize("place", ["pyogrio.raw.write", "PIL.PngImagePlugin.putchunk"])
 def test_what_a_kill_leaves_of_a_product_goes_with_the_spool(tmp_path, monkeypatch, place):
     """A killed process removes nothing: neither temporary folders nor files that are half done."""
     source, model = save(tmp_path / "a.tif", picture(60, 50)), predictor(3)
