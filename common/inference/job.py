@@ -52,7 +52,7 @@ class InMemory(Complete, Arrays):
         self.place = (raster.crs, raster.transform)
         super().__init__(
             mask=np.where(raster.valid, mask, np.uint8(NODATA))[None],
-            confidence=confidence_of(probability, mask)[None],
+            confidence=confidence_of(probability)[None],
             probability=np.where(raster.valid, probability, np.float32(np.nan)),
         )
         self._picture = np.round(image[:3] * 255).astype(np.uint8)

@@ -237,13 +237,12 @@ class Predictor:
             return np.asarray(probability[0] >= self.threshold, np.uint8)
         return np.asarray(probability.argmax(axis=0), np.uint8)
 
-    def choose(self, probability: Tensor, *, confidence: bool) -> tuple[Tensor, Tensor | None]:
-        """Class indices (H, W) uint8 of probabilities (K, H, W), as `classify` does, and if wanted their own ones."""
+    def choose(self, probability: Tensor) -> tuple[Tensor, Tensor]:
+        """Class indices (H, W) uint8 of probabilities (K, H, W), as `classify` does, and their `confidence_of`."""
         if not self.binary:
             highest, index = probability.max(dim=0)
             return index.to(torch.uint8), highest
-        mask = probability[0] >= self.threshold
-        return mask.to(torch.uint8), torch.where(mask, probability[0], 1 - probability[0]) if confidence else None
+        return (probability[0] >= self.threshold).to(torch.uint8), probability[0]
 
     def compile(self) -> None:
         """Compile the networks with torch.compile: minutes at first, then every tile of the usual size is faster."""
@@ -324,11 +323,9 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     return network
 
 
-def confidence_of(probability: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probability (H, W) of the class that ``mask`` has at each pixel; of two classes (1, H, W) holds the second's."""
-    if len(probability) == 1:
-        return np.asarray(np.where(mask == 1, probability[0], 1 - probability[0]))
-    return np.asarray(probability.max(axis=0))
+def confidence_of(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probability (H, W) of the most probable class at each pixel; of two classes, (1, H, W), that of the second."""
+    return probability[0] if len(probability) == 1 else np.asarray(probability.max(axis=0))
 
 
 def rescale(images: Tensor, size: Sequence[int]) -> Tensor:

@@ -43,12 +43,18 @@ OVERLAY_ROWS = 128
 SAFE_STEM = "result"
 """What files are called while they are made: writers read a meaning into ``!``, ``;`` and the like."""
 
+FULL = 65535
+"""A confidence of 1 where that is a whole number."""
+
 Refine = Callable[[NDArray[Any], Affine, CRS | None], NDArray[np.object_]]
 """Reshapes the outlines of a raster with this grid and coordinate system; gives as many."""
 
 
 class Prediction(Rows, Protocol):
-    """A predicted image: the layers ``mask`` (255 = no data), ``probability`` and ``confidence``."""
+    """A predicted image: the layers ``mask`` (255 = no data), ``probability`` and ``confidence``.
+
+    Confidence is the probability of the most probable class, of two classes that of the second: a float, or of `FULL`.
+    """
 
     @property
     def place(self) -> Place:
@@ -255,6 +261,10 @@ def write_vectors(path: Path, rows: Prediction, layer: str, card: ModelCard, pro
 
     crs, transform = rows.place
     polygons = polygonize(read, rows.size, polygon_classes(card), transform or Affine.identity())
+    probability = polygons.mean_prob / (FULL if read(0, 1)[1].dtype.kind == "u" else 1)
+    if len(card.classes) == 2:
+        probability = np.where(polygons.class_val == 1, probability, 1 - probability)
+    polygons = replace(polygons, mean_prob=probability)
     polygons = select(polygons, crs, min_area=products.min_area, simplify=products.simplify)
     if products.refine is not None:
         outlines = products.refine(polygons.geometry, transform or Affine.identity(), crs)

@@ -8,7 +8,9 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +20,10 @@ from numpy.typing import NDArray
 from common.command.cli import say
 from common.files import Workplace, read_json, remove
 
-FULL = 65535
-"""A confidence of 1 as it is kept: half the disk of a float, and a mean over pixels needs no more."""
-
-
 BLOCK = 1 << 22
 """Bytes read at once."""
+PATIENCE = 1.0
+"""Seconds of work that a machine may lose when it goes down: to wait for the disk takes longer than to write."""
 
 
 class Layer(NamedTuple):
@@ -59,6 +59,7 @@ class Spool:
     ) -> None:
         self.folder, self.size, self.layers, self.key = folder, size, dict(layers), key
         self._grown, self._error = threading.Condition(), list[BaseException]()
+        self._kept = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self._state = folder / Workplace.KEPT
         self.rows = self._finished_rows(edges)
@@ -101,39 +102,36 @@ class Spool:
         return self._path(name).stat().st_size if self._path(name).is_file() else -1
 
     def append(self, band: Mapping[str, NDArray[Any]]) -> None:
-        """Add the next rows, (C, rows, W) of every layer; they count once all of them are on the disk."""
-        count = next(iter(band.values())).shape[1]
+        """Add the next rows, (C, rows, W) of every layer; now and then all are kept for the next run."""
         for name, layer in self.layers.items():
-            values = np.ascontiguousarray(band[name].swapaxes(0, 1), dtype=layer.dtype)
             with self._path(name).open("ab") as file:
-                file.write(values.data)
-                file.flush()
-                os.fsync(file.fileno())
-        self._keep(self.rows + count)
+                file.write(np.ascontiguousarray(band[name].swapaxes(0, 1), dtype=layer.dtype).data)
+        with self._grown:
+            self.rows += next(iter(band.values())).shape[1]
+            self._grown.notify_all()
+        if time.monotonic() - self._kept >= PATIENCE:
+            self.keep()
 
     def extend(self, folder: Path, rows: int) -> None:
-        """Add the next rows, which lie as a spool with the same layers in another folder."""
+        """Add the next rows, which lie as a spool with the same layers in another folder, and keep them."""
         for name in self.layers:
             with (folder / self._path(name).name).open("rb") as source, self._path(name).open("ab") as file:
                 shutil.copyfileobj(source, file, BLOCK)
-                file.flush()
-                os.fsync(file.fileno())
-        self._keep(self.rows + rows)
+        self.rows += rows
+        self.keep()
 
     def keep(self) -> None:
-        """Mark what is in it, be it nothing yet, as of use to the next run."""
-        self._keep(self.rows)
-
-    def _keep(self, rows: int) -> None:
+        """Bring what is in it to the disk and mark it, be it nothing yet, as of use to the next run."""
+        for name in self.layers:
+            with self._path(name).open("ab") as file:
+                os.fsync(file.fileno())
         fresh = self._state.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as text:
-            json.dump({"rows": rows, "of": self.size[0], "key": self.key}, text)
+            json.dump({"rows": self.rows, "of": self.size[0], "key": self.key}, text)
             text.flush()
             os.fsync(text.fileno())
         fresh.replace(self._state)
-        with self._grown:
-            self.rows = rows
-            self._grown.notify_all()
+        self._kept = time.monotonic()
 
     def wait(self, rows: int) -> None:
         """Wait until so many rows are finished.
@@ -153,16 +151,15 @@ class Spool:
             self._grown.notify_all()
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
-        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), mapped from the disk; confidence as 0...1."""
+        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), mapped from the disk."""
         layer, shape = self.layers[name], (last - first, self.layers[name].channels, self.size[1])
-        values = np.memmap(self._path(name), layer.dtype, "r", first * self._row_bytes(name), shape).swapaxes(0, 1)
-        return np.asarray(values / np.float32(FULL) if name == "confidence" else values)
+        return np.memmap(self._path(name), layer.dtype, "r", first * self._row_bytes(name), shape).swapaxes(0, 1)
 
 
 class Appender:
     """Adds bands to a spool in a thread: what is finished goes to the disk while the next band is predicted.
 
-    Leaving the context waits for what was handed over; errors of the disk are raised at the next band, or then.
+    Leaving the context keeps what was handed over; errors of the disk are raised at the next band, or then.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -189,12 +186,16 @@ class Appender:
             raise self._error[0]
 
     def _work(self) -> None:
-        while (band := self._bands.get()) is not None:
+        for band in iter(self._bands.get, None):
             if not self._error:
-                try:
-                    self._spool.append(band)
-                except BaseException as error:
-                    self._error.append(error)
+                self._try(partial(self._spool.append, band))
+        self._try(self._spool.keep)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error.append(error)
 
 
 def digest(folder: Path) -> str:

@@ -28,8 +28,8 @@ from common.images.pictures import open_picture
 from common.images.ranges import Range, range_warning, to_numbers
 from common.images.rasters import TIFF_EXTENSIONS
 from common.inference.predictor import Predictor
-from common.inference.products import Products, overlay_step
-from common.inference.spool import FULL, Appender, Layer, Spool, spool_key
+from common.inference.products import FULL, Products, overlay_step
+from common.inference.spool import Appender, Layer, Spool, spool_key
 from common.inference.strips import StripReader, Thumbnail
 from common.inference.tiling import NOT_FINITE
 from common.labels import NODATA
@@ -49,7 +49,7 @@ def layers_of(predictor: Predictor, *, probability: bool, confidence: bool, kind
     if probability:
         layers["probability"] = Layer(predictor.outputs, kind)
     if confidence:
-        layers["confidence"] = Layer(1, "uint16")
+        layers["confidence"] = Layer(1, "uint16")  # half the disk of a float; a mean over pixels needs no more
     return layers
 
 
@@ -140,9 +140,9 @@ def _layers(
     ok = None if valid.all() else torch.from_numpy(valid).to(band.device)
     if not math.isfinite(float((band if ok is None else torch.where(ok, band, 0.0)).sum())):
         return None
-    mask, confidence = predictor.choose(band, confidence="confidence" in wanted)
+    mask, confidence = predictor.choose(band)
     found: dict[str, Tensor] = {}
-    if "confidence" in wanted and confidence is not None:
+    if "confidence" in wanted:
         known = confidence if ok is None else torch.where(ok, confidence, 0.0)
         found["confidence"] = known.mul(FULL).round_().to(torch.uint16)[None]
     if "probability" in wanted:

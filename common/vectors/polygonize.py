@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, depth_first_order
 
 ReadRows = Callable[[int, int], tuple[NDArray[np.uint8], NDArray[Any]]]
-"""Class indices (rows, W) and the probability of each pixel's class (rows, W) of rows ``first`` to ``last``."""
+"""Class indices (rows, W) and values to be averaged (rows, W) of rows ``first`` to ``last``."""
 
 BAND_PIXELS = 1 << 22
 PORTION = 1 << 18
@@ -40,7 +40,7 @@ class Polygons:
     """Shapely polygons in the raster's coordinates."""
     class_val: NDArray[np.int32]
     mean_prob: NDArray[np.float64]
-    """Mean probability of the class over the area."""
+    """Mean over the area of the values, as a rule the probability of the class."""
 
     def __len__(self) -> int:
         """How many there are."""
@@ -85,21 +85,20 @@ def polygonize(
     """
     height, width = size
     step = rows or max(1, BAND_PIXELS // width)
-    table = np.zeros(256, np.uint8)
-    table[list(classes)] = np.asarray(classes) + 1
     outside = np.zeros((1, width + 2), np.uint8)
     band = _Band(outside, np.zeros(1, np.int64), 1)
     corners, joins = list[_Corners](), list[NDArray[np.int64]]()
     totals = [(np.ones(1), np.zeros(1))]  # of area 0
     for first, last in pairwise([*range(0, height, step), height, height + 1]):
         if first < height:
-            mask, confidence = read(first, last)
+            mask, values = read(first, last)
             rows_below = np.zeros((last - first, width + 2), np.uint8)
-            rows_below[:, 1:-1] = table[mask]
+            for index in classes:
+                rows_below[:, 1:-1] += (mask == index) * np.uint8(index + 1)
         else:  # a row of nothing below the raster ends the last outlines
-            rows_below, confidence = outside, outside[:, 1:-1]
+            rows_below, values = outside, outside[:, 1:-1]
         band = _Band(np.vstack([band.last, rows_below]), band.last_areas(), band.count)
-        totals.append(band.totals(confidence))
+        totals.append(band.totals(values))
         joins.append(band.joins)
         corners.append(_find_corners(band, first))
     final = _join(np.concatenate(joins, axis=1), band.count)
@@ -150,17 +149,14 @@ class _Band:
         """Numbers of the areas over the runs of the last row."""
         return self._numbers[np.searchsorted(self._starts, len(self.kinds) - self.width) :]
 
-    def totals(self, values: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def totals(self, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Pixels of each area of the band, without the row above, and the sums of values (n, width - 2) over them."""
-        framed = np.zeros((len(values), self.width), values.dtype)
-        framed[:, 1:-1] = values
-        sums = np.add.reduceat(framed.ravel(), self._starts[self._old :] - self.width, dtype=np.float64)
-        pixels = np.diff(self._starts, append=len(self.kinds))[self._old :]
-        numbers, count = np.maximum(self._numbers[self._old :] - self._first + 1, 0), self.count - self._first + 1
-        return (
-            np.bincount(numbers, pixels, count)[1:].astype(np.float64),
-            np.bincount(numbers, sums, count)[1:].astype(np.float64),
-        )
+        runs = np.flatnonzero(self._numbers[self._old :]) + self._old
+        pixels = np.append(self._starts, len(self.kinds))[runs + 1] - self._starts[runs]
+        inside = values[self.kinds.reshape(-1, self.width)[1:, 1:-1] > 0]
+        sums = np.add.reduceat(inside, np.cumsum(pixels) - pixels, dtype=np.float64)
+        numbers, count = self._numbers[runs] - self._first, self.count - self._first
+        return np.bincount(numbers, pixels, count), np.bincount(numbers, sums, count)
 
 
 def _join(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -564,7 +564,9 @@ LAYERS = {"mask": Layer(1, "uint8")}
 
 def half_done(folder, key="k"):
     """A spool of 6 rows of which 3 are finished, and its state file."""
-    Spool(folder, (6, 4), LAYERS, key).append({"mask": np.ones((1, 3, 4), np.uint8)})
+    spool = Spool(folder, (6, 4), LAYERS, key)
+    spool.append({"mask": np.ones((1, 3, 4), np.uint8)})
+    spool.keep()
     return folder / "finished.json"
 
 
@@ -601,6 +603,7 @@ def test_a_damaged_state_begins_the_input_again_and_says_so(tmp_path, state, cap
     spool = Spool(tmp_path / "s", (6, 4), LAYERS, "k", edges=[0, 3, 6])
     assert spool.rows == 0 and "starting anew" in capsys.readouterr().err
     spool.append({"mask": np.full((1, 6, 4), 7, np.uint8)})
+    spool.keep()
     assert (Spool(tmp_path / "s", (6, 4), LAYERS, "k", edges=[0, 3, 6]).read("mask", 0, 6) == 7).all()
 
 
@@ -665,6 +668,60 @@ def test_what_was_handed_over_is_on_the_disk_when_the_next_band_fails(tmp_path):
         append(band)
         raise KeyError
     assert Spool(tmp_path / "s", (6, 4), LAYERS, "k").rows == 4
+
+
+@pytest.mark.parametrize(("patience", "kept"), [(0.0, [2, 4]), (9e9, [])])
+def test_rows_are_kept_for_the_next_run_now_and_then(tmp_path, monkeypatch, patience, kept):
+    monkeypatch.setattr("common.inference.spool.PATIENCE", patience)
+    spool, found = Spool(tmp_path / "s", (6, 4), LAYERS, "k"), []
+    for rows in (2, 4):
+        spool.append({"mask": np.zeros((1, 2, 4), np.uint8)})
+        spool.wait(rows)
+        if (tmp_path / "s" / "finished.json").exists():
+            found.append(json.loads((tmp_path / "s" / "finished.json").read_text())["rows"])
+    assert found == kept
+
+
+def test_files_are_written_while_a_raster_is_predicted(tmp_path, monkeypatch):
+    source, model, written = save(tmp_path / "a.tif", picture(1200, 50)), predictor(tile=40), threading.Event()
+    real, inner, seen = rasterio.io.DatasetWriter.write, model.probabilities, []
+
+    def write(self, *arguments, **options):
+        real(self, *arguments, **options)
+        written.set()
+
+    def probabilities(images):
+        if len(seen) == 60:  # of 80 tiles
+            assert written.wait(60), "nothing is written before the last row is predicted"
+        seen.append(len(images))
+        return inner(images)
+
+    monkeypatch.setattr("rasterio.io.DatasetWriter.write", write)
+    monkeypatch.setattr(model, "probabilities", probabilities)
+    stream_file(source, model, tmp_path / "out", "a", products(prob=False))
+    assert len(seen) == 80
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()])
+def test_a_file_that_cannot_be_written_ends_the_prediction(tmp_path, monkeypatch, error):
+    source, model, seen = save(tmp_path / "a.tif", picture(1200, 50)), predictor(tile=40), []
+    failed, inner = threading.Event(), model.probabilities
+
+    def fail(*_, **__):
+        failed.set()
+        raise error
+
+    def probabilities(images):
+        assert failed.wait(60)
+        seen.append(len(images))
+        return inner(images)
+
+    monkeypatch.setattr("common.inference.products.write_mask", fail)
+    monkeypatch.setattr(model, "probabilities", probabilities)
+    with pytest.raises(type(error)):
+        stream_file(source, model, tmp_path / "out", "a", products())
+    assert len(seen) < 20
+    assert all(name.startswith(".a-") for name in names(tmp_path / "out"))
 
 
 def test_errors_of_the_disk_stop_the_prediction(tmp_path, monkeypatch):
