@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,14 +53,31 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 
+_muting = threading.Lock()
+_mute: list[warnings.catch_warnings[None]] = []
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A raster without georeference is as good as any other here; damaged EXIF or odd palettes are not news either."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        warnings.simplefilter("ignore", NodataShadowWarning)
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    """A raster without georeference is as good as any other here; damaged EXIF or odd palettes are not news either.
+
+    Python's filters of warnings belong to all threads: they are set by the first one that is here, reset by the last.
+    """
+    with _muting:
+        _mute.append(warnings.catch_warnings())
+        if len(_mute) == 1:
+            _mute[0].__enter__()
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            warnings.simplefilter("ignore", NodataShadowWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            warnings.filterwarnings("ignore", "'crs' was not provided")
+    try:
         yield
+    finally:
+        with _muting:
+            if len(_mute) == 1:
+                _mute[0].__exit__(None, None, None)
+            del _mute[-1]
 
 
 def unreadable(path: Path | str, error: Exception) -> ValueError:

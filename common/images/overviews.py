@@ -39,12 +39,17 @@ def halve_classes(rows: NDArray[np.uint8], nodata: int) -> NDArray[np.uint8]:
         (C, h / 2, w / 2), rounded up.
     """
     pairs = _even(rows).view(np.uint16)
-    top, bottom = pairs[:, ::2], pairs[:, 1::2]
-    result = (top & 255).astype(np.uint8)
-    mixed = np.nonzero((top != bottom) | ((top ^ (top >> 8)) & 255 != 0))
-    if len(mixed[0]):
-        (a, b), (c, d) = (part[mixed].view(np.uint8).reshape(-1, 2).T for part in (top, bottom))
-        result[mixed] = _mode(a, b, c, d, nodata)
+    top, bottom, width = pairs[:, ::2], pairs[:, 1::2], pairs.shape[2]
+    one = top & 255
+    differs = top >> 8
+    differs ^= one
+    differs |= top ^ bottom
+    result = one.astype(np.uint8)
+    mixed = np.flatnonzero(differs)
+    if len(mixed):
+        first = mixed + mixed // width * width
+        (a, b), (c, d) = (pairs.ravel()[at].view(np.uint8).reshape(-1, 2).T for at in (first, first + width))
+        result.ravel()[mixed] = _mode(a, b, c, d, nodata)
     return result
 
 
@@ -130,7 +135,7 @@ class Overviews:
         self._open.close()
 
     def prepare(self, dataset: DatasetWriter) -> None:
-        """Make room in a file to which nothing was written yet and that leaves out empty blocks."""
+        """Make room in a file to which nothing was written yet."""
         if self.factors:
             dataset.build_overviews(self.factors, Resampling.nearest)
 

@@ -6,6 +6,7 @@ Rows are fetched from where they lie, an array or a spool on disk, so that a fil
 from __future__ import annotations
 
 import struct
+import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -181,44 +182,48 @@ def _write_geotiff(
     tags: Mapping[str, str],
     layout: Layout,
 ) -> None:
-    (height, width), sample, (crs, transform) = rows.size, rows.read(name, 0, 1), place
+    (height, width), sample, soft = rows.size, rows.read(name, 0, 1), name == "probability"
     options: dict[str, Any] = GEOTIFF | {"count": len(sample), "height": height, "width": width}
-    options |= {"dtype": sample.dtype.name, "nodata": NODATA, "num_threads": "all_cpus"}
-    soft = name == "probability"
-    if soft:  # noise in the last digits: little is gained by looking for more
-        options |= {"predictor": 3 if sample.dtype.kind == "f" else 2, "zlevel": FAST}
-        options["nodata"] = float("nan") if sample.dtype.kind == "f" else np.iinfo(sample.dtype).max
-    if transform is not None:
-        options |= {"crs": crs, "transform": transform}
+    options |= _soft_options(sample.dtype) if soft else {"dtype": "uint8", "nodata": NODATA}
+    options["num_threads"] = "all_cpus"
+    if place[1] is not None:
+        options |= {"crs": place[0], "transform": place[1]}
     if palette:
         options["photometric"] = "palette"
-    with atomic_path(path) as made, rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS"), quiet():
-        plain = made.with_suffix(".plain") if layout.cog else made
+    if layout.cog:
+        options |= {"compress": "none", "predictor": 1, "sparse_ok": True}
+    smallest = SMALLEST_OF_COG if layout.cog else SMALLEST_OVERVIEW if layout.overviews else max(rows.size)
+    halve = partial(halve_means if soft else halve_classes, nodata=options["nodata"])
+    with (
+        atomic_path(path) as made,
+        tempfile.TemporaryDirectory(dir=made.parent, prefix=".plain-") as folder,
+        rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS"),
+        quiet(),
+    ):
+        plain = Path(folder) / "plain.tif" if layout.cog else made
+        with Overviews(Path(folder), rows.size, sample, smallest, halve) as overviews:
+            with rasterio.open(plain, "w", **options) as dataset:
+                if palette:
+                    dataset.write_colormap(1, gdal_colors(palette))
+                if soft and sample.dtype.kind == "u":
+                    dataset.scales = [1 / (np.iinfo(sample.dtype).max - 1)] * len(sample)
+                dataset.update_tags(**tags)
+                overviews.prepare(dataset)
+                for row in range(0, height, ROWS):
+                    last = min(row + ROWS, height)
+                    part = rows.read(name, row, last)
+                    dataset.write(part, window=((row, last), (0, width)))
+                    overviews.add(part)
+            overviews.write(plain)
         if layout.cog:
-            options |= {"compress": "none", "predictor": 1}
-        smallest = SMALLEST_OF_COG if layout.cog else SMALLEST_OVERVIEW if layout.overviews else max(rows.size)
-        halve = partial(halve_means if soft else halve_classes, nodata=options["nodata"])
-        try:
-            with Overviews(made.parent, rows.size, sample, smallest, halve) as overviews:
-                with rasterio.open(plain, "w", **options, sparse_ok=True) as dataset:
-                    if palette:
-                        dataset.write_colormap(1, gdal_colors(palette))
-                    if soft and sample.dtype.kind == "u":
-                        dataset.scales = [1 / (np.iinfo(sample.dtype).max - 1)] * len(sample)
-                    dataset.update_tags(**tags)
-                    overviews.prepare(dataset)
-                with rasterio.open(plain, "r+", num_threads="all_cpus") as dataset:
-                    for row in range(0, height, ROWS):
-                        last = min(row + ROWS, height)
-                        part = rows.read(name, row, last)
-                        dataset.write(part, window=((row, last), (0, width)))
-                        overviews.add(part)
-                overviews.write(plain)
-            if layout.cog:
-                _optimize(plain, made, FAST if soft else None)
-        finally:
-            if layout.cog:
-                plain.unlink(missing_ok=True)
+            _optimize(plain, made, FAST if soft else None)
+
+
+def _soft_options(kind: np.dtype[Any]) -> dict[str, Any]:
+    """How probabilities are packed: they are noise in the last digits, so little is gained by looking for more."""
+    real = kind.kind == "f"
+    nodata = float("nan") if real else np.iinfo(kind).max
+    return {"dtype": kind.name, "nodata": nodata, "predictor": 3 if real else 2, "zlevel": FAST}
 
 
 def _optimize(plain: Path, target: Path, level: int | None) -> None:

@@ -188,10 +188,9 @@ def announce(sizes: Mapping[Path, int], predictor: Predictor, folder: Path, each
 def disk_per_pixel(predictor: Predictor, products: Products) -> float:
     """Bytes that a pixel takes at most: finished rows, the files made of them with their overviews, the overlay.
 
-    A COG is copied from a plain file, beside smaller copies for its overviews.
+    All files are written at once, beside smaller copies for their overviews; a COG is copied from a plain file.
     """
     layers = kept_layers(predictor, products)
     kept = sum(layer.bytes_per_pixel for layer in layers.values())
-    made = sum(layer.bytes_per_pixel for name, layer in layers.items() if name != "confidence") * 4 / 3
-    plain = layers["probability" if products.prob else "mask"].bytes_per_pixel * 5 / 3 if products.cog else 0
-    return kept + made + plain + 3 * products.overlay
+    made = sum(layer.bytes_per_pixel for name, layer in layers.items() if name != "confidence")
+    return kept + made * (8 if products.cog else 5) / 3 + 3 * products.overlay

@@ -13,7 +13,7 @@ from rasterio.io import DatasetReader
 from torch import Tensor
 
 from common.images.gdal import read_bands
-from common.images.ranges import Range, to_channels
+from common.images.ranges import Range, to_pixels
 from common.images.windows import Window
 
 Mask = NDArray[np.bool_]
@@ -50,8 +50,9 @@ class Thumbnail:
         begin = -first % self.step
         some = (slice(begin, None, self.step), slice(None, None, self.step))
         rows = slice((first + begin) // self.step, (first + begin) // self.step + len(valid[some]))
-        unit = to_channels(data[(slice(3), *some)], valid[some], 3, self._range)
-        self.picture[:, rows], self._seen[rows] = np.round(unit * 255).astype(np.uint8), True
+        pixels = to_pixels(data[(slice(3), *some)], valid[some], 3, self._range)
+        self.picture[:, rows] = pixels if pixels.dtype == np.uint8 else np.round(pixels * 255)
+        self._seen[rows] = True
 
     def collect(self, dataset: DatasetReader) -> None:
         """Read a whole file for this alone."""

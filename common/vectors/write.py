@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
+from common.images.gdal import quiet
 from common.images.grids import Bounds
 from common.images.ground import Ground
 from common.vectors.polygonize import Polygons
@@ -157,8 +157,7 @@ def _write(
             raise ValueError("GeoJSON is in WGS 84, to which there is no way from a local system; use --vector gpkg")
         if crs is not None:  # seven decimals, its default, are a centimetre
             options["layer_options"] |= {"RFC7946": "YES", "COORDINATE_PRECISION": "9"}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "'crs' was not provided")
+    with quiet():
         pyogrio.raw.write(
             path,
             shapely.to_wkb(polygons.geometry),

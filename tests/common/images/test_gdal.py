@@ -4,6 +4,7 @@ import http.server
 import os
 import struct
 import threading
+import warnings
 import zlib
 
 import numpy as np
@@ -12,7 +13,7 @@ import rasterio
 import tifffile
 from affine import Affine
 from PIL import Image
-from rasterio.errors import RasterioIOError
+from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
 from common.images.gdal import Bands, open_dataset, open_raster, pixel_count, quiet, read_bands, sample_bands
 from common.images.rasters import read_label, read_raster
@@ -348,3 +349,17 @@ def test_damaged_bytes_end_in_a_line_that_names_the_file(tmp_path):
                     assert path.name in str(error)
                     outcomes["refused"] += 1
     assert min(outcomes.values()) > 100
+
+
+def test_remarks_are_held_back_until_the_last_thread_has_no_use_for_them(tmp_path):
+    before, first, second = list(warnings.filters), quiet(), quiet()
+    first.__enter__()
+    thread = threading.Thread(target=second.__enter__)
+    thread.start()
+    thread.join()
+    first.__exit__(None, None, None)
+    warnings.warn("no georeference", NotGeoreferencedWarning, stacklevel=1)  # an error, as all warnings are in tests
+    second.__exit__(None, None, None)
+    assert list(warnings.filters) == before
+    with pytest.raises(NotGeoreferencedWarning):
+        warnings.warn("no georeference", NotGeoreferencedWarning, stacklevel=1)

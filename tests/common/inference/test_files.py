@@ -376,9 +376,9 @@ def test_the_disk_that_is_asked_for_is_enough(tmp_path, monkeypatch, cog):
     def used(*_):
         most.append(sum(file.stat().st_size for file in (tmp_path / "out").rglob("*") if file.is_file()))
 
-    for name in ("_optimize", "_add_overviews"):
-        real = getattr(write, name)
-        monkeypatch.setattr(write, name, lambda *args, real=real: (used(), real(*args), used()))
+    for owner, name in ((write, "_optimize"), (write.Overviews, "write")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, real=real: (used(), real(*args), used()))
     Job(model, OutputFolder(tmp_path / "out"), options).run(path, "a", used)
     asked = files.disk_per_pixel(model, options) * 1024**2
     assert max(most) <= asked <= 3.5 * max(most)
