@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import re
@@ -132,6 +133,9 @@ def run_command(main: Callable[[], int], *, several: bool = False) -> NoReturn:
         main: the command.
         several: whether ``torchrun`` may start it as one of several processes.
     """
+    if not gc.isenabled():  # see `common.command.help.help_first`; what is imported stays
+        gc.freeze()
+        gc.enable()
     if not several:
         _refuse_torchrun()
     signal.signal(signal.SIGTERM, _terminate)

@@ -8,6 +8,7 @@ rasters take seconds. A comment line of its own among the fields, such as ``# Da
 from __future__ import annotations
 
 import ast
+import gc
 import shutil
 import sys
 import textwrap
@@ -163,11 +164,16 @@ read = cache(Source)
 def help_first(file: str) -> None:
     """Answer ``--help`` of a command, if it is asked for, before anything heavy is imported; the process ends then.
 
+    Otherwise the collector of unused objects rests until `run_command`: looking again and again through all that is
+    imported takes a sixth of the time of ``import torch``.
+
     Args:
         file: the file that holds the command's ``class Config``.
     """
     if HELP & set(sys.argv[1:]) and read(ROOT / file).find_class("Config"):
         run_command(lambda: answer(ROOT / file), several=True)
+    if "multiprocessing.spawn" not in sys.modules:  # a data worker imports this file too, and then calls no command
+        gc.disable()
 
 
 def answer(file: Path) -> int:

@@ -192,12 +192,15 @@ def _write_geotiff(
         options["photometric"] = "palette"
     if layout.cog:
         options |= {"compress": "none", "predictor": 1, "sparse_ok": True}
+    packed = (
+        "NONE" if layout.cog else "LZW" if soft else "DEFLATE"
+    )  # overviews: their deflate level is always the usual
     smallest = SMALLEST_OF_COG if layout.cog else SMALLEST_OVERVIEW if layout.overviews else max(rows.size)
     halve = partial(halve_means if soft else halve_classes, nodata=options["nodata"])
     with (
         atomic_path(path) as made,
         tempfile.TemporaryDirectory(dir=made.parent, prefix=".plain-") as folder,
-        rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS"),
+        rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS", COMPRESS_OVERVIEW=packed),
         quiet(),
     ):
         plain = Path(folder) / "plain.tif" if layout.cog else made

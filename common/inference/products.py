@@ -253,7 +253,9 @@ def write_vectors(path: Path, rows: Prediction, layer: str, card: ModelCard, pro
         card: class names.
         products: smallest area, simplification, provenance.
     """
-    from common.vectors.polygonize import polygonize  # scipy, shapely and pyproj take half a second
+    import pyogrio  # noqa: F401 - with pandas; these take a second or two, meanwhile rows are predicted
+
+    from common.vectors.polygonize import polygonize
     from common.vectors.write import select, write_polygons
 
     def read(first: int, last: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:

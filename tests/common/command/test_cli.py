@@ -162,3 +162,39 @@ def test_handlers_are_restored_after_listening():
         assert signal.getsignal(signal.SIGTERM) is not handler
         _ = 1 / 0
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+SCRIPT = """
+import gc, multiprocessing, sys
+sys.path[:0] = [{root!r}]
+from common.command.help import help_first
+
+help_first(__file__)
+held = gc.isenabled()
+
+
+def look():
+    print("worker", gc.isenabled(), flush=True)
+
+
+def main():
+    from common.command.cli import run_command
+
+    print("command", held, gc.isenabled(), gc.get_freeze_count() > 0, flush=True)
+    worker = multiprocessing.get_context("spawn").Process(target=look)
+    worker.start()
+    worker.join()
+    return 0
+
+
+if __name__ == "__main__":
+    from common.command.cli import run_command
+
+    run_command(main)
+"""
+
+
+def test_unused_objects_are_collected_again_once_all_is_imported(tmp_path):
+    (tmp_path / "a.py").write_text(SCRIPT.format(root=str(ROOT)))
+    said = subprocess.run([sys.executable, tmp_path / "a.py"], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["command False True True", "worker True"]
