@@ -98,49 +98,33 @@ def finish_run(
         outcome: scores of the best network.
     """
     card, detail, part = outcome.card, outcome.detail, outcome.part
-    cut = {"left_out": detail.left_out} if detail.left_out else {}
     by_id = {sample.id: sample for some in outcome.samples.values() for sample in some}
-    scores = {**outcome.scores, "n_images": len({by_id[name].image_id for name in detail.ids}), **cut}
-    missing = f", {detail.left_out} left out: --max-minutes was used up" if cut else ""
-    if cut:
+    scores = {**outcome.scores, "n_images": len({by_id[name].image_id for name in detail.ids})}
+    missing = ""
+    if detail.left_out:
+        scores["left_out"], missing = detail.left_out, f", {detail.left_out} left out: --max-minutes was used up"
         say(f"note: scored on {len(detail.ids)} images or tiles of the {part} part{missing}; evaluate.py scores all")
     if history:
         curves(history, run.path / "curves.png", {name: card.palette[i] for i, name in enumerate(card.classes)})
     if part == "test":
-        write_text(
-            run.path / "test_metrics.json",
-            json.dumps({"task": card.task, "split": part, **scores}, indent=1, allow_nan=False) + "\n",
-        )
+        values = {"task": card.task, "split": part, **scores}
+        write_text(run.path / "test_metrics.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
+    with Work("drawing examples"):
+        examples, legend = _examples(run, outcome, by_id, len(history))
     now = time.monotonic()
     until = min(end_of(config) + LATER, now + max(SEARCH_SECONDS, SEARCH_SHARE * (now - STARTED)))
     suspects = find_suspects(outcome.samples, outcome.predicted, outcome.predict, until)
     write_suspects(run.path / SUSPECTS, suspects, card.classes)
-    with Work("drawing examples"):
-        examples, legend = _examples(run, outcome, by_id, len(history))
-        examples["suspected label errors"] = [_disputed(one, outcome) for one in suspects[:SHOWN]]
+    examples["suspected label errors"] = [_disputed(one, outcome) for one in suspects[:SHOWN]]
     run.close()
-    bins = [b for b in detail.curve.calibration() if b["count"]] if detail.binary else []
-    calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
-    roc = detail.curve.roc() if detail.binary else None
     report = Report(
         title=f"{card.task}: {card.arch}",
-        summary={
-            "scored on": f"{part} part, {scores['n_images']} images{missing}",
-            "data": card.data_root,
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-            "duration": _duration(history),
-            "device": str(precision),
-            "versions": versions(),
-            "epochs": len(history),
-            "threshold": card.threshold,
-            "weights": "best_iou.pt",
-        },
+        summary=_summary(f"{part} part, {scores['n_images']} images{missing}", card, history, precision),
         config=config_values(config),
         audit=[{"what": name, "found": value} for name, value in audit],
         history=history,
         scores=scores,
-        calibration=calibration,
-        roc=list(zip(*roc, strict=True)) if roc else (),
+        **_binary_charts(detail),
         examples=examples,
         examples_note=f"Samples {UNSEEN[part]}. Left to right: {', '.join(legend.columns)}; numbers are mean IoU.",
         legend=legend.colors,
@@ -150,6 +134,33 @@ def finish_run(
     write_report(run.path / "report.html", report)
     say(f"report: {run.path / 'report.html'}")
     say(score_table(part, scores))
+
+
+def _summary(
+    scored_on: str, card: ModelCard, history: Sequence[Mapping[str, Any]], precision: Precision
+) -> dict[str, Any]:
+    """What the report says first."""
+    return {
+        "scored on": scored_on,
+        "data": card.data_root,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "duration": _duration(history),
+        "device": str(precision),
+        "versions": versions(),
+        "epochs": len(history),
+        "threshold": card.threshold,
+        "weights": "best_iou.pt",
+    }
+
+
+def _binary_charts(detail: SplitScores) -> dict[str, Sequence[Any]]:
+    """Calibration and ROC curve of the report, which two classes have."""
+    if not detail.binary:
+        return {}
+    bins = [one for one in detail.curve.calibration() if one["count"]]
+    calibration = [(float(b["mean_predicted"] or 0), float(b["observed"] or 0), int(b["count"] or 0)) for b in bins]
+    roc = detail.curve.roc()
+    return {"calibration": calibration, "roc": list(zip(*roc, strict=True)) if roc else ()}
 
 
 def _duration(history: Sequence[Mapping[str, Any]]) -> str:

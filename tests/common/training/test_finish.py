@@ -122,6 +122,17 @@ def test_every_sample_is_predicted_once(tmp_path, outcome):
     assert len(predicted) == 1, "scored samples are not predicted again, neither for pictures nor for suspects"
 
 
+def test_pictures_are_there_when_the_search_for_label_errors_is_stopped(tmp_path, outcome):
+    def stop(image):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path / "run", replace(outcome, predict=stop))
+    assert {"curves.png", "predictions.png", "test_metrics.json"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+
+
 def test_the_prediction_that_was_scored_is_drawn(outcome, monkeypatch, tmp_path):
     drawn = {}
     monkeypatch.setattr(
