@@ -94,10 +94,13 @@ ROWS = 64
 """Painted at once."""
 
 
-def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette) -> Pixels:
-    """Tint an image by class and draw each class's inner boundary in its solid color.
+def boundary_width(size: tuple[int, int]) -> int:
+    """How wide boundaries are drawn in an image of a height and width: 1 px, or a thousandth of the shorter side."""
+    return max(1, round(min(size) / 1000))
 
-    Boundaries are 1 px wide, on images above 1000 px a thousandth of the shorter side.
+
+def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette, boundary: int | None = None) -> Pixels:
+    """Tint an image by class and draw each class's inner boundary in its solid color.
 
     Classes that the palette leaves out, and 255, keep the image's pixels: leave out the background to see it untouched.
 
@@ -105,6 +108,7 @@ def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette) -> Pixels:
         image_rgb: (H, W, 3) uint8.
         mask: (H, W) of class indices.
         palette: RGB by class index.
+        boundary: width of the boundaries, pixels; None = `boundary_width`.
 
     Returns:
         (H, W, 3) uint8.
@@ -124,7 +128,7 @@ def overlay(image_rgb: Pixels, mask: NDArray[Any], palette: Palette) -> Pixels:
         [tinted, np.broadcast_to(solid, tinted.shape)], axis=1
     )  # channel, inside or boundary, class, level
     tables = np.where(known[:, None], tables, levels).astype(np.uint8).reshape(3, -1)
-    edge = _inner_boundary(mask, width=max(1, round(min(mask.shape) / 1000)))
+    edge = _inner_boundary(mask, width=boundary or boundary_width(image_rgb.shape[:2]))
     result = np.empty_like(image_rgb)
     for first in range(0, len(mask), ROWS):
         rows = slice(first, first + ROWS)

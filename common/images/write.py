@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,7 +54,7 @@ class Rows(Protocol):
         """Height and width."""
 
     def read(self, name: str, first: int, last: int) -> Array:
-        """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W)."""
+        """Rows ``first`` to ``last`` (excluded) of a layer, maybe none: (C, rows, W)."""
 
 
 class Arrays:
@@ -119,7 +119,7 @@ def write_mask(
     Raises:
         ValueError: the layer is no mask, or a PNG would lose a georeference.
     """
-    sample = rows.read("mask", 0, 1)
+    sample = rows.read("mask", 0, 0)
     if sample.dtype != np.uint8 or len(sample) != 1:
         raise ValueError(f"{path}: a mask is (1, H, W) uint8, got {sample.dtype} with {len(sample)} channels")
     if path.suffix.lower() == ".png":
@@ -182,7 +182,7 @@ def _write_geotiff(
     tags: Mapping[str, str],
     layout: Layout,
 ) -> None:
-    (height, width), sample, soft = rows.size, rows.read(name, 0, 1), name == "probability"
+    (height, width), sample, soft = rows.size, rows.read(name, 0, 0), name == "probability"
     options: dict[str, Any] = GEOTIFF | {"count": len(sample), "height": height, "width": width}
     options |= _soft_options(sample.dtype) if soft else {"dtype": "uint8", "nodata": NODATA}
     options["num_threads"] = "all_cpus"
@@ -258,19 +258,28 @@ def _write_png(path: Path, rows: Rows, palette: Mapping[int, Color] | None, tags
 
 
 def write_picture(path: Path, picture: Array, tags: Mapping[str, str] | None = None) -> None:
-    """Write an RGB picture (H, W, 3) uint8 as PNG: differences along the rows, packed by run lengths alone.
-
-    Pillow would try five kinds of differences for every row, which takes three times as long for a few bytes less.
-    """
+    """Write an RGB picture (H, W, 3) uint8 as PNG."""
     height, width, _ = picture.shape
+    write_bands(path, (height, width), (picture[row : row + ROWS] for row in range(0, height, ROWS)), tags)
+
+
+def write_bands(
+    path: Path, size: tuple[int, int], bands: Iterable[Array], tags: Mapping[str, str] | None = None
+) -> None:
+    """Write an RGB picture that comes in bands of rows (n, W, 3) uint8 as PNG.
+
+    Differences along the rows are packed by run lengths alone. Pillow would try five kinds of differences for every
+    row, which takes three times as long for a few bytes less.
+    """
+    height, width = size
     packer = zlib.compressobj(1, strategy=zlib.Z_RLE)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(PNG)
         PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
         for name, text, _ in _png_text(tags or {}).chunks:
             PngImagePlugin.putchunk(file, name, text)
-        for row in range(0, height, ROWS):
-            pixels = picture[row : row + ROWS].reshape(-1, 3 * width)
+        for band in bands:
+            pixels = band.reshape(-1, 3 * width)
             lines = np.full((len(pixels), 1 + 3 * width), SUB, np.uint8)
             lines[:, 1:4] = pixels[:, :3]
             np.subtract(pixels[:, 3:], pixels[:, :-3], out=lines[:, 4:])

@@ -57,9 +57,9 @@ class InMemory(Complete, Arrays):
         )
         self._picture = np.round(image[:3] * 255).astype(np.uint8)
 
-    def picture(self, step: int) -> NDArray[np.uint8]:
-        """Every n-th pixel of every n-th row, (3, h, w)."""
-        return self._picture[:, ::step, ::step]
+    def picture(self, step: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Every n-th pixel of every n-th row from ``first`` on, (3, h, w)."""
+        return self._picture[:, first:last:step, ::step]
 
 
 def predict_file(path: Path, predictor: Predictor, input_range: Range | None = None) -> InMemory:

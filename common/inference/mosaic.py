@@ -25,6 +25,7 @@ from common.inference.products import (
     Prediction,
     Products,
     give_names,
+    overlay_step,
     write_products,
     write_vectors,
 )
@@ -44,9 +45,10 @@ class Cut(Complete):
     def __init__(self, rows: Prediction, dataset: DatasetReader, value_range: Range | None) -> None:
         grid, place = rows.place[1], place_of(dataset)
         assert grid is not None and place is not None
-        self._rows, self._dataset, self._range = rows, dataset, value_range
+        self._rows, self._dataset = rows, dataset
         self._col, self._row = map(round, offset(grid, place))
         self.size, self.place = dataset.shape, (dataset.crs, place)
+        self._thumbnail = Thumbnail(self.size, overlay_step(self.size), value_range)
         self._reading = threading.Lock()  # masks and the overlay are made side by side
 
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
@@ -58,12 +60,10 @@ class Cut(Complete):
         nothing = NODATA if name == "mask" else np.iinfo(values.dtype).max if values.dtype.kind == "u" else np.nan
         return np.where(valid, values, np.array(nothing, values.dtype))
 
-    def picture(self, step: int) -> NDArray[np.uint8]:
-        """Every n-th pixel of every n-th row, (3, h, w)."""
-        found = Thumbnail(self.size, step, self._range)
+    def picture(self, step: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Every n-th pixel of every n-th row from ``first`` on, (3, h, w)."""
         with self._reading:
-            found.collect(self._dataset)
-        return found.picture
+            return self._thumbnail.rows(self._dataset, first, last)
 
 
 @dataclass(frozen=True)

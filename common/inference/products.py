@@ -21,15 +21,15 @@ from rasterio.crs import CRS
 from common.command.cli import VERSION
 from common.command.progress import Work
 from common.files import file_hash
-from common.images.display import overlay, stretch
+from common.images.display import boundary_width, overlay, stretch
 from common.images.write import (
     Layout,
     Place,
     ProbabilityType,
     Rows,
     mask_suffix,
+    write_bands,
     write_mask,
-    write_picture,
     write_probability,
 )
 from common.networks.checkpoint import ModelCard
@@ -38,8 +38,8 @@ from common.vectors.formats import SIDECARS, VectorFormat
 BACKGROUND = "background"
 FULL_OVERLAY, LARGEST_OVERLAY = 4096**2, 2048
 """Pixels up to which an overlay is as large as its raster; that of a larger one is thinned out to this side."""
-OVERLAY_ROWS = 128
-"""Read at once for an overlay, about."""
+OVERLAY_ROWS = 512
+"""Of the raster, painted at once, about."""
 SAFE_STEM = "result"
 """What files are called while they are made: writers read a meaning into ``!``, ``;`` and the like."""
 
@@ -60,8 +60,8 @@ class Prediction(Rows, Protocol):
     def place(self) -> Place:
         """Georeference."""
 
-    def picture(self, step: int) -> NDArray[np.uint8]:
-        """The image, (3, h, w), as 8-bit RGB: every n-th pixel of every n-th row."""
+    def picture(self, step: int, first: int, last: int) -> NDArray[np.uint8]:
+        """The image as 8-bit RGB, (3, h, w): every n-th pixel of every n-th row from ``first`` on, a multiple of n."""
 
     @property
     def streamed(self) -> bool:
@@ -263,7 +263,7 @@ def write_vectors(path: Path, rows: Prediction, layer: str, card: ModelCard, pro
 
     crs, transform = rows.place
     polygons = polygonize(read, rows.size, polygon_classes(card), transform or Affine.identity())
-    probability = polygons.mean_prob / (FULL if read(0, 1)[1].dtype.kind == "u" else 1)
+    probability = polygons.mean_prob / (FULL if read(0, 0)[1].dtype.kind == "u" else 1)
     if len(card.classes) == 2:
         probability = np.where(polygons.class_val == 1, probability, 1 - probability)
     polygons = replace(polygons, mean_prob=probability)
@@ -280,11 +280,17 @@ def overlay_step(size: tuple[int, int]) -> int:
 
 
 def _write_overlay(path: Path, rows: Prediction, card: ModelCard, tags: Mapping[str, str]) -> None:
-    height = rows.size[0]
+    height, width = rows.size
     step = overlay_step(rows.size) if rows.streamed else 1
-    count = max(1, OVERLAY_ROWS // step) * step
-    masks = [  # a view would keep all rows
-        rows.read("mask", first, min(first + count, height))[0, ::step, ::step].copy()
-        for first in range(0, height, count)
-    ]
-    write_picture(path, overlay(stretch(rows.picture(step)), np.concatenate(masks), card.palette), tags)
+    size = (-(-height // step), -(-width // step))
+    boundary = boundary_width(size)
+    count, around = max(1, OVERLAY_ROWS // step) * step, boundary * step
+
+    def painted(first: int) -> NDArray[np.uint8]:
+        above, below = max(0, first - around), min(height, first + count + around)
+        mask = rows.read("mask", above, below)[0, ::step, ::step]
+        picture = stretch(rows.picture(step, above, below))
+        inner = slice((first - above) // step, (first - above + count) // step)
+        return overlay(picture, mask, card.palette, boundary)[inner]
+
+    write_bands(path, size, map(painted, range(0, height, count)), tags)

@@ -153,6 +153,8 @@ class Spool:
     def read(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Rows ``first`` to ``last`` (excluded) of a layer: (C, rows, W), mapped from the disk."""
         layer, shape = self.layers[name], (last - first, self.layers[name].channels, self.size[1])
+        if first == last:  # of which no map can be made
+            return np.empty(shape, layer.dtype).swapaxes(0, 1)
         return np.memmap(self._path(name), layer.dtype, "r", first * self._row_bytes(name), shape).swapaxes(0, 1)
 
 

@@ -218,12 +218,10 @@ class Streamed:
         """End the prediction, and all `read` that wait, with an error."""
         self._spool.stop(error)
 
-    def picture(self, step: int) -> NDArray[np.uint8]:
-        """Every n-th pixel of every n-th row; what this run did not read is read now."""
-        if not self._thumbnail.complete:
-            self._thumbnail.collect(self._dataset)
+    def picture(self, step: int, first: int, last: int) -> NDArray[np.uint8]:
+        """Every n-th pixel of every n-th row from ``first`` on; what this run did not read is read now."""
         assert self._thumbnail.step == step
-        return self._thumbnail.picture
+        return self._thumbnail.rows(self._dataset, first, last)
 
 
 @contextmanager

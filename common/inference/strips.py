@@ -18,8 +18,6 @@ from common.images.windows import Window
 
 Mask = NDArray[np.bool_]
 
-PICTURE_ROWS = 128
-"""Read at once for an overlay alone."""
 TALLEST_BLOCK = 1024
 """Rows: strips are aligned to the file's blocks up to this height."""
 NOTHING = np.empty(0)
@@ -40,11 +38,6 @@ class Thumbnail:
         self.picture = np.zeros((3, height, width), np.uint8)
         self._seen = np.zeros(height, np.bool_)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all rows were seen."""
-        return bool(self._seen.all())
-
     def add(self, first: int, data: NDArray[Any], valid: Mask) -> None:
         """Take what is wanted of rows from ``first`` on: bands (C, rows, W) and validity (rows, W)."""
         begin = -first % self.step
@@ -54,10 +47,12 @@ class Thumbnail:
         self.picture[:, rows] = pixels if pixels.dtype == np.uint8 else np.round(pixels * 255)
         self._seen[rows] = True
 
-    def collect(self, dataset: DatasetReader) -> None:
-        """Read a whole file for this alone."""
-        for first in range(0, dataset.height, PICTURE_ROWS):
-            self.add(first, *read_bands(dataset, (first, min(first + PICTURE_ROWS, dataset.height))))
+    def rows(self, dataset: DatasetReader, first: int, last: int) -> NDArray[np.uint8]:
+        """The picture (3, h, w) of some of the raster's rows; those that were not seen are read from its file."""
+        some = slice(-(-first // self.step), -(-last // self.step))
+        if not self._seen[some].all():
+            self.add(first, *read_bands(dataset, (first, last)))
+        return self.picture[:, some]
 
 
 class _Strip(NamedTuple):

@@ -452,6 +452,24 @@ def test_an_overlay_of_a_large_raster_is_thinned_out(tmp_path, monkeypatch):
     assert sum(heights) == 90 and len(heights) > 1, "the file is read once, in parts"
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_an_overlay_is_painted_in_bands_as_a_whole(tmp_path, monkeypatch, step):
+    monkeypatch.setattr("common.inference.products.OVERLAY_ROWS", 16)
+    monkeypatch.setattr("common.inference.products.overlay_step", lambda size: step)
+    monkeypatch.setattr("common.inference.stream.overlay_step", lambda size: step)
+    monkeypatch.setattr("common.inference.products.boundary_width", lambda size: 2)
+    source, model = save(tmp_path / "a.tif", picture(), nodata=0), predictor()
+    for folder in ("out", "again"):
+        if folder == "again":
+            with pytest.raises(KeyboardInterrupt):
+                stream_file(source, model, tmp_path / folder, "a", products(), progress=interrupt_after(110 * 50))
+        stream_file(source, model, tmp_path / folder, "a", products())
+        with rasterio.open(tmp_path / folder / "a_mask.tif") as file:
+            mask = file.read(1)[::step, ::step]
+        expected = overlay(stretch(picture()[:, ::step, ::step]), mask, COLORS, 2)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / folder / "a_overlay.png")), expected)
+
+
 # Interruptions
 
 
@@ -490,9 +508,14 @@ def test_a_run_interrupted_while_files_are_made_ends_in_the_same_bytes(tmp_path,
     source, model = save(tmp_path / "a.tif", picture(200, 150)), predictor(3, tile=40)
     options = products(vector="gpkg")
     stream_file(source, model, tmp_path / "whole", "a", options)
-    for place in ("write_probability", "write_picture", "write_vectors"):
+
+    def interrupt(path, rows, *_, **__):
+        rows.read("mask", 199, 200)
+        raise KeyboardInterrupt
+
+    for place in ("write_probability", "_write_overlay", "write_vectors"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(f"common.inference.products.{place}", lambda *_, **__: interrupt_after(0)(0))
+            patch.setattr(f"common.inference.products.{place}", interrupt)
             stream_file(source, model, tmp_path / "out", "a", options)
     monkeypatch.setattr(model, "probabilities", None)  # nothing is left to predict
     stream_file(source, model, tmp_path / "out", "a", options)
