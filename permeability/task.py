@@ -43,5 +43,6 @@ TASK = Task(
         "aerial.pt",
         "unet_small",
         [["impervious", "building", "car", "clutter"], ["low vegetation", "tree", "water", "soil"]],
+        looks=(2.0, 1.0),
     ),
 )

@@ -25,18 +25,16 @@ def ground_resolution(path: Path) -> float | None:
 
 
 def fitted(predictor: Predictor, path: Path, gsd: float = 0.0) -> Predictor:
-    """The predictor for one file: reading it at a ground resolution within what the networks saw, said in a line.
+    """The predictor for one file: reading it at ground resolutions that suit the networks, said in a line.
 
     Args:
-        predictor: the network(s); unchanged where the command fixed the scale, or a resolution is unknown.
+        predictor: the network(s); unchanged where the command fixed the scale, or theirs is unknown.
         path: the file.
         gsd: metres per pixel of a file without a coordinate system; 0 = unknown.
     """
     if predictor.fixed or not predictor.card.gsd[1]:
         return predictor
     found, (low, high) = ground_resolution(path) or gsd, predictor.card.gsd
-    if not found and predictor.card.scale == 1:
-        return predictor
     taken = found or round(predictor.card.scale * high, 6)
     here, scales = predictor.at(taken), predictor.card.scales_at(taken)
     size = f"{taken:.3g} m per pixel" if found else f"unknown ground resolution, taken for {taken:.3g} m per pixel"

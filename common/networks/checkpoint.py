@@ -60,6 +60,8 @@ class ModelCard:
     """The resolved training configuration."""
     gsd: tuple[float, float] = (0.0, 0.0)
     """Finest and coarsest ground resolution of the training, metres per pixel of the network's input; 0 = unknown."""
+    looks: tuple[float, ...] = (1.0,)
+    """An image of such a resolution is read at these multiples of its size, finest first, and they are averaged."""
     reach: int = 0
     """How far the network sees, pixels of its input (`common.networks.reach`); 0 = not measured."""
     data_root: str = ""
@@ -74,7 +76,9 @@ class ModelCard:
         finest, coarsest = self.gsd
         if not coarsest:
             return (self.scale,)
-        return (gsd / finest, gsd / coarsest) if gsd < finest else (max(1.0, gsd / coarsest),)
+        if gsd < finest:
+            return gsd / finest, gsd / coarsest
+        return tuple(look * max(1.0, gsd / coarsest) for look in self.looks)
 
 
 OPTIONAL = {f.name for f in fields(ModelCard) if f.default is not MISSING or f.default_factory is not MISSING}

@@ -32,6 +32,8 @@ class Shipped:
     """For each of the task's classes the file's classes that it is made of; none = the file's are the task's."""
     gsd: float = 0.0
     """Metres per pixel that pictures without georeference are taken to have; 0 = read as they are."""
+    looks: tuple[float, ...] = (1.0,)
+    """See `ModelCard`."""
 
     @property
     def path(self) -> Path:
@@ -54,5 +56,6 @@ class Shipped:
             classes=list(classes),
             palette=dict(palette),
             scale=card.scales_at(self.gsd)[-1] if self.gsd else 1.0,
+            looks=self.looks,
             loss=LossRecipe(card.loss.terms),
         )

@@ -24,8 +24,9 @@ class Size(nn.Module):
         return image[:, :1]
 
 
-def predictor(gsd=(0.3, 0.6), card_scale=0.5, **options):
-    card = ModelCard("footprints", "size", {}, ["a", "b"], {0: (0, 0, 0), 1: (1, 1, 1)}, gsd=gsd, scale=card_scale)
+def predictor(gsd=(0.3, 0.6), card_scale=0.5, looks=(1.0,), **options):
+    resolution = {"gsd": gsd, "scale": card_scale, "looks": looks}
+    card = ModelCard("footprints", "size", {}, ["a", "b"], {0: (0, 0, 0), 1: (1, 1, 1)}, **resolution)
     return Predictor([(Size(), card)], choose_precision("cpu", "off"), cut=Cut(2048), **options)
 
 
@@ -80,6 +81,9 @@ def test_pictures_need_the_flag_and_scale_overrides(tmp_path, capsys):
     assert said.count("taken for 0.15 m per pixel, read at 0.3 and 0.6 m (trained at 0.3 to 0.6; --gsd") == 1
     assert widths_seen(fitted(predictor(), path, gsd=0.15)) == [100, 50]
     assert widths_seen(fitted(predictor(scale=1.0), path, gsd=0.1)) == [200]
+    assert widths_seen(fitted(predictor(looks=(1.0, 0.5)), path, gsd=0.4)) == [200, 100]
+    assert widths_seen(fitted(predictor(looks=(2.0, 1.0)), path, gsd=1.2)) == [800, 400]
+    assert widths_seen(fitted(predictor(looks=(2.0, 1.0)), path, gsd=0.2)) == [134, 67], "finer: both ends"
     assert widths_seen(fitted(predictor(gsd=(0.0, 0.0)), path, gsd=0.1)) == [100]
 
 
