@@ -4,8 +4,8 @@
         --data-root Fluo-N2DL-HeLa --more=--epochs=5 --more=--lr=1e-3 --more=--crop-size=256 \
         --more=--samples-per-epoch=128
     python benchmarks/networks.py --task rooftops --flag encoder --values resnet18 resnet50 efficientnet_b0 \
-        --data-root rooftops_data --recipe rooftops/best.yaml --more=--epochs=4 --more=--crop-size=128 \
-        --more=--max-minutes=0
+        --data-root rooftops_data --recipe rooftops/best.yaml --more=--arch=deeplabv3plus --more=--weights=none \
+        --more=--epochs=4 --more=--crop-size=128 --more=--max-minutes=0
 
 All are trained from scratch and scored on the same test part, nuclei at threshold 0.5 as the original notebook did
 (IoU = mean over images). Minutes are the processor's, of training and scoring, so that a busy machine changes little.

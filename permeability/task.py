@@ -44,5 +44,6 @@ TASK = Task(
         "unet_small",
         [["impervious", "building", "car", "clutter"], ["low vegetation", "tree", "water", "soil"]],
         looks=(2.0, 1.0),
+        threshold=0.35,
     ),
 )

@@ -34,6 +34,8 @@ class Shipped:
     """Metres per pixel that pictures without georeference are taken to have; 0 = read as they are."""
     looks: tuple[float, ...] = (1.0,)
     """See `ModelCard`."""
+    threshold: float = 0.5
+    """Two classes: the second one where P is at least this."""
 
     @property
     def path(self) -> Path:
@@ -57,5 +59,6 @@ class Shipped:
             palette=dict(palette),
             scale=card.scales_at(self.gsd)[-1] if self.gsd else 1.0,
             looks=self.looks,
+            threshold=self.threshold,
             loss=LossRecipe(card.loss.terms),
         )

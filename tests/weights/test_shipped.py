@@ -41,6 +41,8 @@ def call(monkeypatch, capfd, tmp_path):
 def test_what_ships_is_a_network_of_the_task(task):
     network, card = task.load(task.shipped.path)
     assert (card.task, card.classes, card.palette) == (task.name, task.classes, task.palette)
+    if task is not NUCLEI:
+        assert (card.threshold, card.looks) == (task.shipped.threshold, task.shipped.looks)
     channels = card.arch_args.get("channels", 3)
     with torch.inference_mode():
         outputs = network(torch.rand(1, channels, 64, 96))
