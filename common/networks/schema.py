@@ -128,6 +128,7 @@ CARD = {
     "loss": Check("the recipe of a loss", _is_loss),
     "maps": Check("names of further outputs", lambda v: isinstance(v, (list, tuple)) and _are_names(list(v))),
     "gsd": Check("the finest and coarsest metres per pixel", lambda v: _are_numbers(v, 0) and len(v) == 2),
+    "looks": Check("one to eight numbers in 0.1...10", lambda v: _are_numbers(v, 0.1) and len(v) <= 8 and max(v) <= 10),
     "reach": COUNT,
     "scores": PLAIN,
     "config": PLAIN,
