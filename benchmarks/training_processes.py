@@ -2,11 +2,11 @@
 
     python benchmarks/training_processes.py
 
-Two real processes (Gloo) and one compute the same batch of five samples with the network and loss of each task's
-``best.yaml``; the second process' samples have no labeled pixel. Differences are the largest of all values: of the
-gradients and of BatchNorm's running statistics after one step in double precision, of the loss over 20 steps in single
-precision. Starting is timed from the command to its end with ``--preview``, which reads the data and builds the network
-but trains nothing, median of the rounds. Needs requirements-dev.txt.
+Two real processes (Gloo) and one compute the same batch of five samples with the network and loss of each task
+(`tests.sharing.best`); the second process' samples have no labeled pixel. Differences are the largest of all values: of
+the gradients and of BatchNorm's running statistics after one step in double precision, of the loss over 20 steps in
+single precision. Starting is timed from the command to its end with ``--preview``, which reads the data and builds the
+network but trains nothing, median of the rounds. Needs requirements-dev.txt.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def differences(task: str, both: dict[str, dict[str, dict[str, Tensor]]]) -> dic
     norms = [name for name in alone["state"] if "running_" in name]
     single, paired = learn(task, torch.float32, STEPS)["losses"], both[f"{task} {STEPS}"]["losses"]
     return {
-        "network of": f"{task}/best.yaml",
+        "network of": "rooftops, DeepLabV3+" if task == "rooftops" else f"{task}/best.yaml",
         "gradients": f"{max(apart(shared['gradients'][n], v) for n, v in alone['gradients'].items()):.0e}",
         "largest gradient": f"{max(float(v.abs().max()) for v in alone['gradients'].values()):.2g}",
         "BatchNorm statistics": f"{max(apart(shared['state'][n], alone['state'][n]) for n in norms):.0e}",

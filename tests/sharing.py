@@ -59,7 +59,10 @@ def torchrun(*words, cwd=ROOT):
 
 
 def best(task):
-    """Network, criterion, bands, classes and factor from input to output size of a task's best recipe."""
+    """Network, criterion, bands, classes and factor from input to output size of a task's best recipe.
+
+    Rooftops' is DeepLabV3+, for the BatchNorm behind its pooling; its recipe has the network of footprints.
+    """
     train = import_module(f"{task}.train")
     base = read_yaml(ROOT / task / "best.yaml")
     config = parse_config(train.Config, ["--weights", "none"], {k: v for k, v in base.items() if k != "recipe"})
@@ -70,7 +73,7 @@ def best(task):
     if task == "permeability":
         model = train.TASK.build(config.arch, **train.network_args(config))
     elif task == "rooftops":
-        model = train.TASK.build(config.arch, outputs=2, encoder=config.encoder, dropout=0.0)
+        model = train.TASK.build("deeplabv3plus", outputs=2, encoder="resnet18", dropout=0.0)
     elif task == "footprints":
         model = train.TASK.build(config.arch, **small, stem=config.stem)
     else:
