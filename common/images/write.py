@@ -200,11 +200,14 @@ def _write_geotiff(
     with (
         atomic_path(path) as made,
         tempfile.TemporaryDirectory(dir=made.parent, prefix=".plain-") as folder,
-        rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS", COMPRESS_OVERVIEW=packed),
+        rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_NUM_THREADS="ALL_CPUS"),
         quiet(),
     ):
         plain = Path(folder) / "plain.tif" if layout.cog else made
-        with Overviews(Path(folder), rows.size, sample, smallest, halve) as overviews:
+        with (
+            rasterio.Env(COMPRESS_OVERVIEW=packed),  # not for the copy below: it would not pack its overviews either
+            Overviews(Path(folder), rows.size, sample, smallest, halve) as overviews,
+        ):
             with rasterio.open(plain, "w", **options) as dataset:
                 if palette:
                     dataset.write_colormap(1, gdal_colors(palette))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 from affine import Affine
 from rasterio.enums import Resampling
 
@@ -84,4 +85,7 @@ def test_files_hold_halves_of_halves_whatever_is_written_at_once(tmp_path, cog):
         for small in levels(tmp_path / name, count):
             whole = halve(whole, nodata)
             np.testing.assert_array_equal(small, whole)
+        with tifffile.TiffFile(tmp_path / name) as file:
+            packed = {page.compression.name for page in file.pages}
+        assert packed == {"ADOBE_DEFLATE"} | ({"LZW"} if name == "prob.tif" and not cog else set())
     assert {path.name for path in tmp_path.iterdir()} == {"mask.tif", "prob.tif"}
