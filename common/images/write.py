@@ -192,9 +192,7 @@ def _write_geotiff(
         options["photometric"] = "palette"
     if layout.cog:
         options |= {"compress": "none", "predictor": 1, "sparse_ok": True}
-    packed = (
-        "NONE" if layout.cog else "LZW" if soft else "DEFLATE"
-    )  # overviews: their deflate level is always the usual
+    packed = "NONE" if layout.cog else "LZW" if soft else "DEFLATE"  # of overviews; their deflate level is the usual
     smallest = SMALLEST_OF_COG if layout.cog else SMALLEST_OVERVIEW if layout.overviews else max(rows.size)
     halve = partial(halve_means if soft else halve_classes, nodata=options["nodata"])
     with (
