@@ -39,7 +39,7 @@ def choose_workers(wanted: int | Literal["auto"], expected: Estimate, batches: i
     if wanted != "auto":
         return wanted
     load, learn = expected.load, max(expected.batch, 1e-9)
-    cores = (os.cpu_count() or 1) // processes.local_count()
+    cores = usable_cores() // processes.local_count()
     if load < SHORT * learn or cores < 2 or multiprocessing.get_start_method() != "fork":
         return 0
     workers = min(math.ceil(SPARE * load / learn), cores - 1)
@@ -51,6 +51,12 @@ def choose_workers(wanted: int | Literal["auto"], expected: Estimate, batches: i
         f"{1000 * expected.batch:.0f} ms to learn"
     )
     return workers
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use: of a job on a shared machine only its own, where the system tells."""
+    own = getattr(os, "sched_getaffinity", None)  # not on Windows and macOS
+    return len(own(0)) if own else os.cpu_count() or 1
 
 
 def training_loader(data: SegmentationData, sampler: EpochBatches, workers: int) -> DataLoader[Batch]:

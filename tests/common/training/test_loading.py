@@ -1,10 +1,12 @@
 """Data workers are started where they pay, and only there."""
 
+import os
+
 import pytest
 
 from common.training import loading
 from common.training.estimate import Estimate
-from common.training.loading import choose_workers
+from common.training.loading import choose_workers, usable_cores
 
 
 def chosen(load, batch, batches=100_000, wanted="auto", **options):
@@ -14,7 +16,7 @@ def chosen(load, batch, batches=100_000, wanted="auto", **options):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """Sixteen cores, where processes are forked."""
-    monkeypatch.setattr(loading.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(loading, "usable_cores", lambda: 16)
     monkeypatch.setattr(loading.multiprocessing, "get_start_method", lambda: "fork")
     return monkeypatch
 
@@ -42,8 +44,16 @@ def test_none_for_a_short_run_a_single_core_or_where_processes_are_not_forked(ma
     for name, value in {"LOCAL_RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
         machine.setenv(name, value)
     assert chosen(100.0, 0.1) == 16 // 4 - 1
-    machine.setattr(loading.os, "cpu_count", lambda: 4)
+    machine.setattr(loading, "usable_cores", lambda: 4)
     assert chosen(100.0, 0.1) == 0
-    machine.setattr(loading.os, "cpu_count", lambda: 16)
+    machine.setattr(loading, "usable_cores", lambda: 16)
     machine.setattr(loading.multiprocessing, "get_start_method", lambda: "spawn")
     assert chosen(100.0, 0.1) == 0
+
+
+def test_a_job_counts_its_own_cores_where_the_system_tells(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert usable_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == 64

@@ -1,5 +1,7 @@
 """Pictures and sessions for the tests of the labeling page."""
 
+import time
+
 import numpy as np
 import rasterio
 import torch
@@ -15,6 +17,16 @@ from potsdam_points.labeling.tiles import TileSource
 
 CLASSES = ["dark", "bright"]
 CPU = Precision(torch.device("cpu"), None)
+SECONDS = 60
+
+
+def wait_for(condition, what):
+    """Poll until another process is so far."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {SECONDS} s"
+        time.sleep(0.05)
+    return found
 
 
 def write_picture(path, data, **options):

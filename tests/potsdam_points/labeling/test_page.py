@@ -5,12 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.potsdam_points.labeling.pictures import disc_picture, write_picture
+from tests.potsdam_points.labeling.pictures import disc_picture, wait_for, write_picture
 from tests.potsdam_points.labeling.test_judging import references, write_sample
 
 ROOT = Path(__file__).parents[3]
@@ -19,16 +18,6 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking",     "--disable-component-update", "--disable-sync", "--window-size=1100,760",
 )  # fmt: skip
-SECONDS = 60
-
-
-def wait_for(condition, what):
-    """Poll until the browser is so far: its answers come over two processes."""
-    deadline = time.monotonic() + SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {SECONDS} s"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,19 @@
 """Tiles: the picture's own pixels where they are looked at, means of them further away."""
 
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 
 from potsdam_points.labeling.tiles import COARSE, DIRECT, TILE, TileSource
-from tests.potsdam_points.labeling.pictures import write_picture
+from tests.potsdam_points.labeling.pictures import wait_for, write_picture
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -86,3 +92,18 @@ def test_a_copy_that_is_stopped_leaves_nothing(source):
     with pytest.raises(InterruptedError):
         source.make_copy(stop)
     assert list(source.copy.parent.iterdir()) == []
+
+
+def test_the_command_keeps_small_copies_where_it_is_told(tmp_path, data):
+    picture, kept = write_picture(tmp_path / "a.tif", data), tmp_path / "kept"
+    command = [sys.executable, ROOT / "potsdam_points" / "label.py", picture, "--no-browser", "--cache-dir", kept]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert "127.0.0.1" in running.stdout.readline()
+        wait_for(lambda: not TileSource(picture, kept).needs_copy, "the small copy")
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0
+    finally:
+        running.kill()
+        running.communicate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tif", "kept"]
