@@ -152,7 +152,6 @@ def build(config: Config, data: Data) -> Experiment:
     if config.arch == "unet_small":
         arch_args = {"widths": list(config.widths), "stem": config.stem}
     model = TASK.build(config.arch, **arch_args)
-    TASK.initialize(model, config.weights)
     values = NORMALIZATIONS[config.normalization] | data.found.ranges.card()
     loss, root = LossRecipe.of_config(vars(config)), str(data.root.resolve())
     card = TASK.card(
@@ -173,6 +172,7 @@ def build(config: Config, data: Data) -> Experiment:
         augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
         scale=data.scale,
     )
+    TASK.initialize(model, config.weights, card, crops)
     return Experiment(model, card, crops, FootprintTiles(data.tiles["val"], data.scale), len(data.tiles["test"]))
 
 

@@ -164,7 +164,6 @@ def build(config: Config, data: Data) -> Experiment:
     normalization = choose_normalization(config, data)
     arch_args = network_args(config)
     model = TASK.build(config.arch, **arch_args)
-    TASK.initialize(model, config.weights)
     card = TASK.card(
         config.arch,
         arch_args,
@@ -183,6 +182,7 @@ def build(config: Config, data: Data) -> Experiment:
         channels=config.channels,
         augment=WindowAugmentation(config.rotate, config.zoom, config.color, config.flips) if config.augment else None,
     )
+    TASK.initialize(model, config.weights, card, windows)
     tiles = ValidationTiles(data.tiles["val"], config.channels)
     return Experiment(model, card, windows, tiles, len(data.tiles["test"]))
 

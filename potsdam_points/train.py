@@ -192,7 +192,6 @@ def build(config: Config, data: Data) -> Experiment:
         {"decoder": config.decoder} if config.arch == "resnet18" else {"widths": list(config.widths), "stem": 2}
     )
     model = TASK.build(config.arch, **arch_args)
-    TASK.initialize(model, config.weights)
     weights = None if data.class_weights is None else tuple(data.class_weights.tolist())
     loss = replace(LossRecipe.of_config(vars(config)), class_weights=weights)
     card = TASK.card(
@@ -217,6 +216,7 @@ def build(config: Config, data: Data) -> Experiment:
         ),
         augment=Augmentation(config.rotate, config.zoom, config.color) if config.augment else None,
     )
+    TASK.initialize(model, config.weights, card, crops)
     loss_of_points = loss.build()
     whole = WholePatches(data.part["val"], shrink=config.shrink)
     return Experiment(

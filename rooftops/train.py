@@ -147,7 +147,6 @@ def build(config: Config, data: Data) -> Experiment:
         own = {"encoder": config.encoder, "output_stride": config.output_stride, "dropout": config.dropout}
         arch_args |= own
     model = TASK.build(config.arch, **arch_args)
-    TASK.initialize(model, config.weights)
     card = TASK.card(
         config.arch,
         arch_args,
@@ -168,6 +167,7 @@ def build(config: Config, data: Data) -> Experiment:
         length=config.samples_per_epoch,
         augment=augment if config.augment else None,
     )
+    TASK.initialize(model, config.weights, card, windows)
     whole = WholePictures(data.pictures, data.split["val"], scale=data.scale)
     return Experiment(model, card, windows, whole, len(data.split["test"]))
 

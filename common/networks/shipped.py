@@ -9,9 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from common.labels import Color
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard
+from common.networks.normalize import normalize
 
 NAME = "shipped"
 """What ``--checkpoint`` and ``--weights`` call them."""
@@ -42,14 +46,17 @@ class Shipped:
         """Where the file lies."""
         return FOLDER / self.file
 
+    def members(self, card: ModelCard) -> list[list[int]]:
+        """For each of the task's classes the indices of the file's classes that it is made of."""
+        return [[card.classes.index(name) for name in group] for group in self.groups]
+
     def owns(self, card: ModelCard) -> bool:
         """Whether a card is that of the file, with all its classes."""
         return bool(self.groups) and card.task == self.path.stem
 
     def adapt(self, card: ModelCard, task: str, classes: Sequence[str], palette: Mapping[int, Color]) -> ModelCard:
         """The file's card as one of the task's own."""
-        groups = [[card.classes.index(name) for name in group] for group in self.groups]
-        arch_args = {**card.arch_args, "outputs": len(groups), "groups": groups}
+        arch_args = {**card.arch_args, "outputs": len(self.groups), "groups": self.members(card)}
         return replace(
             card,
             task=task,
@@ -62,3 +69,38 @@ class Shipped:
             threshold=self.threshold,
             loss=LossRecipe(card.loss.terms),
         )
+
+
+@torch.no_grad()
+def fit_head(
+    model: nn.Module, card: ModelCard, file: nn.Module, own: ModelCard, groups: Sequence[Sequence[int]], images: Tensor
+) -> None:
+    """Let a network that has the body of the file's, but other classes, say these from the start.
+
+    P of a class that is a union of the file's is the sum of theirs. No linear head gives that; this one comes nearest,
+    by least squares over the pixels of some images.
+
+    Args:
+        model: the network; its ``head`` (of one logit: the second class against the first) is changed in place.
+        card: its card.
+        file: the file's network.
+        own: the file's card.
+        groups: for each class of the model the file's classes that it is made of.
+        images: (N, C, H, W), not normalized.
+    """
+
+    def look(normalization: Mapping[str, object]) -> Tensor:
+        logits: Tensor = file(normalize(images, normalization))
+        return logits[:, :, ::2, ::2].movedim(1, -1).flatten(0, 2).double()
+
+    true = look({**card.normalization, **own.normalization})
+    unions = torch.stack([true[:, group].logsumexp(1) for group in groups], dim=1)
+    weight, bias = model.get_parameter("head.weight"), model.get_parameter("head.bias")
+    if len(bias) == 1:
+        unions = unions[:, 1:] - unions[:, :1]
+    seen = look(card.normalization)
+    known = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+    fitted = torch.linalg.lstsq(known, unions, driver="gelsd").solution.T
+    scale, shift = fitted[:, :-1], fitted[:, -1]
+    weight.copy_((scale @ file.get_parameter("head.weight").flatten(1).double())[..., None, None])
+    bias.copy_(scale @ file.get_parameter("head.bias").double() + shift)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 from common.command.cli import say
@@ -24,7 +25,20 @@ from common.networks.checkpoint import (
     read_weights,
 )
 from common.networks.schema import check_fit
-from common.networks.shipped import NAME, Shipped
+from common.networks.shipped import NAME, Shipped, fit_head
+
+SEEN = 8
+"""Samples that a head is fitted on."""
+
+
+class Samples(Protocol):
+    """Dictionaries with an ``image`` (C, H, W), by index and seed."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, key: Any, /) -> dict[str, Any]:  # noqa: ANN401
+        """One sample."""
 
 
 class Backbone(NamedTuple):
@@ -89,12 +103,17 @@ class Task:
         own = {"classes": self.classes, "palette": self.palette}
         return ModelCard(self.name, arch, arch_args, **{**own, **fields})
 
-    def initialize(self, model: nn.Module, weights: str) -> None:
+    def initialize(
+        self, model: nn.Module, weights: str, card: ModelCard | None = None, samples: Samples | None = None
+    ) -> None:
         """Set a network's initial weights in place.
 
         Args:
             model: the network.
-            weights: ``none``, ``imagenet`` (its backbone's), ``shipped`` (all but the head), or a checkpoint's path.
+            weights: ``none``, ``imagenet`` (its backbone's), ``shipped``, or a checkpoint's path.
+            card: of the network, and
+            samples: that it will learn from: on some of them the head of what ships, which has classes of its own, is
+                fitted to the task's. Without them such a head stays as it is.
 
         Raises:
             ValueError: the network has no such backbone, the download failed, or the checkpoint does not fit.
@@ -103,7 +122,7 @@ class Task:
         if weights == "none":
             return
         if weights == NAME:
-            say(f"weights: {self._load_shipped(model)}")
+            say(f"weights: {self._load_shipped(model, card, samples)}")
             return
         if weights != "imagenet":
             say(f"weights: {self.load_weights(model, Path(weights))} from {weights}")
@@ -116,17 +135,25 @@ class Task:
             )
         backbones.load_encoder(backbone.module, self.published(backbone.name), stem=backbone.stem)
 
-    def _load_shipped(self, model: nn.Module) -> str:
-        path, arch = self._shipped().path, self._shipped().arch
-        state = read_weights(path)
-        for name in ("head.weight", "head.bias", "out.weight", "out.bias"):
-            state.pop(name, None)
+    def _load_shipped(self, model: nn.Module, card: ModelCard | None, samples: Samples | None) -> str:
+        shipped = self._shipped()
+        file, state, _ = load_checkpoint(shipped.path)
+        fresh = [key for key in state if shipped.groups and key.startswith("head.")]
         try:
-            return f"{load_matching(model, state)} from {path}, which ships"
+            loaded = load_matching(model, {key: value for key, value in state.items() if key not in fresh})
         except ValueError as error:
             raise ValueError(
-                f"--weights {NAME} fits --arch {arch} with its widths alone: {error}; set those, or --weights none"
+                f"--weights {NAME} fits --arch {shipped.arch} with its widths alone: {error}; "
+                "set those, or --weights none"
             ) from error
+        if fresh and card is not None and samples is not None and card.classes == self.classes:
+            network = self.build(shipped.arch, **file.arch_args)
+            network.load_state_dict(state)
+            images = [torch.as_tensor(samples[(number, number)]["image"]) for number in range(min(SEEN, len(samples)))]
+            if images[0].shape[0] == state["stem.0.0.weight"].shape[1]:
+                fit_head(model, card, network.eval(), file, shipped.members(file), torch.stack(images))
+                loaded = loaded.replace("new and untrained", f"fitted to {len(images)} samples")
+        return f"{loaded} from {shipped.path}, which ships"
 
     def shipped_scale(self, gsd: float) -> float:
         """The multiple of their size at which pictures of so many metres per pixel suit the weights that ship."""
