@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 
 from common.command.cli import exit_code
 from common.networks.checkpoint import read_payload, read_weights
+from common.networks.normalize import normalize
 from common.networks.unet_small import SMALL, UNetSmall
-from common.scenes.aerial import LAND, write_footprints
+from common.scenes.aerial import LAND, render_scene, write_footprints
 from footprints.task import TASK as FOOTPRINTS
 from hela_nuclei.scenes.sequences import write_challenge
 from hela_nuclei.task import TASK as NUCLEI
@@ -79,19 +81,73 @@ def test_the_files_are_small_and_come_from_generated_scenes_alone():
     [
         *((task, "unet_small", {"outputs": len(task.classes), **SMALL}) for task in AERIAL),
         (NUCLEI, "unet", {"outputs": 1}),
+        (NUCLEI, "unet", {"outputs": 2}),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_training_starts_from_all_but_the_head(task, arch, arch_args, capsys):
+def test_a_training_starts_from_all_but_a_head_of_other_classes(task, arch, arch_args, capsys):
     network = task.build(arch, **arch_args)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     task.initialize(network, "shipped")
-    shipped = read_weights(task.shipped.path)
+    shipped, same = read_weights(task.shipped.path), task is NUCLEI and arch_args["outputs"] == 2
     for key, value in network.state_dict().items():
-        source = before[key] if key.split(".")[0] in ("head", "out") else shipped[key].to(value.dtype)
-        assert torch.equal(value, source), key
+        fresh = key.split(".")[0] in ("head", "out") and not same
+        assert torch.equal(value, before[key] if fresh else shipped[key].to(value.dtype)), key
     said = capsys.readouterr().err
-    assert "which ships" in said and ("head.weight" in said or "out.weight" in said)
+    assert "which ships" in said and ("head.weight" in said or "out.weight" in said) != same
+
+
+class Pictures:
+    """Generated towns as samples of a training."""
+
+    def __init__(self, count, seed):
+        towns = [render_scene(seed + number, 128, 128, 0.35, undefined=False)[0] for number in range(count)]
+        self.images = [torch.from_numpy(town).movedim(-1, 0) / 255 for town in towns]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, key):
+        return {"image": self.images[key[0]]}
+
+
+@pytest.mark.parametrize("task", AERIAL, ids=lambda task: task.name)
+def test_a_head_fitted_to_samples_says_the_tasks_classes_from_the_start(task):
+    outputs = 1 if task is FOOTPRINTS else len(task.classes)
+    network = task.build("unet_small", **{**SMALL, **({} if task is FOOTPRINTS else {"outputs": outputs})})
+    card = task.card("unet_small", {}, normalization={"mean": [0.4] * 3, "std": [0.16] * 3})
+    task.initialize(network, "shipped", card, Pictures(8, seed=70))
+    whole, own = task.load(task.shipped.path)
+    images = torch.stack(Pictures(6, seed=170).images)
+    with torch.inference_mode():
+        expected = whole(normalize(images, own.normalization)).argmax(1)
+        logits = network.eval()(normalize(images, card.normalization))
+    found = (logits[:, 0] > 0).long() if outputs == 1 else logits.argmax(1)
+    assert (found == expected).float().mean() > 0.85
+    assert len(expected.unique()) == len(task.classes)
+
+
+def test_a_fitted_head_is_the_files_own_for_its_own_classes_and_nearest_to_it_under_another_normalization():
+    task = replace(ROOFTOPS, classes=list(LAND), shipped=replace(ROOFTOPS.shipped, groups=[[name] for name in LAND]))
+    file, own = task.load(task.shipped.path)
+    towns = Pictures(8, seed=70)
+    images = torch.stack(towns.images)
+    normal = {key: own.normalization[key] for key in ("mean", "std")}
+    for normalization, same in ((normal, True), ({"mean": [0.3] * 3, "std": [0.1] * 3}, False)):
+        network = task.build("unet_small", outputs=len(LAND), **SMALL).eval()
+        task.initialize(network, "shipped", task.card("unet_small", {}, normalization=normalization), towns)
+        with torch.inference_mode():
+            true, given = file(normalize(images, normal)), normalize(images, normalization)
+            fitted, copied = (((each(given) - true) ** 2).mean() for each in (network, file))
+        assert float(fitted) < (1e-6 if same else 0.7 * float(copied)), (fitted, copied)
+
+
+def test_a_head_for_ones_own_classes_stays_random():
+    network = ROOFTOPS.build("unet_small", outputs=2, **SMALL)
+    before = network.head.weight.clone()
+    card = ROOFTOPS.card("unet_small", {}, classes=["ground", "pool"])
+    ROOFTOPS.initialize(network, "shipped", card, Pictures(2, seed=0))
+    assert torch.equal(network.head.weight, before)
 
 
 def test_other_networks_are_told_what_fits():
