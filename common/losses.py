@@ -29,6 +29,9 @@ from torch import Tensor, nn
 from common.labels import IGNORE
 from common.processes import total
 
+EDGE, EDGE_REACH = 3, 3
+"""How many times pixels near a border of classes count in ``edge_ce`` and ``edge_bce``, and how near, pixels."""
+
 
 class LabeledPixels(NamedTuple):
     """Logits and target made safe to compute with."""
@@ -113,12 +116,23 @@ def _surprise(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, reduction="none")
 
 
+def _edge_weight(pixels: LabeledPixels) -> Tensor:
+    """1 for a pixel, and `EDGE` where a labeled pixel of another class is not farther than `EDGE_REACH`."""
+    classes, ignored = pixels.target[:, None].to(pixels.logits.dtype), ~pixels.valid[:, None]
+    side = 2 * EDGE_REACH + 1
+    high, low = (
+        sign * F.max_pool2d((sign * classes).masked_fill(ignored, -math.inf), side, 1, EDGE_REACH) for sign in (1, -1)
+    )
+    return torch.where(high > low, float(EDGE), 1.0)[:, 0].to(pixels.logits.dtype)
+
+
 def cross_entropy(
     logits: Tensor,
     target: Tensor,
     *,
     weight: Tensor | Sequence[float] | None = None,
     label_smoothing: float = 0.0,
+    edges: bool = False,
 ) -> Tensor:
     """Cross-entropy, normalized as torch does: the weighted sum over labeled pixels over the sum of their weights.
 
@@ -130,6 +144,7 @@ def cross_entropy(
         target: ``(N, H, W)`` class indices.
         weight: one weight per class (two for a single channel).
         label_smoothing: share of the target spread evenly over all classes, in ``[0, 1)``.
+        edges: pixels within `EDGE_REACH` of another class count `EDGE` times.
     """
     with labeled_pixels(logits, target) as pixels:
         scores = pixels.logits
@@ -137,11 +152,15 @@ def cross_entropy(
             scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
         weights = None if weight is None else _class_weight(weight, pixels)
         loss = F.cross_entropy(scores, pixels.target, weights, reduction="none", label_smoothing=label_smoothing)
-        return labeled_mean(loss, pixels.valid, None if weights is None else weights[pixels.target])
+        mass = None if weights is None else weights[pixels.target]
+        if edges:
+            weight_of_edges = _edge_weight(pixels)
+            loss, mass = loss * weight_of_edges, weight_of_edges if mass is None else mass * weight_of_edges
+        return labeled_mean(loss, pixels.valid, mass)
 
 
-def bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of one logit channel ``(N, 1, H, W)``, averaged over labeled pixels.
+def bce(logits: Tensor, target: Tensor, *, edges: bool = False) -> Tensor:
+    """Binary cross-entropy of one logit channel ``(N, 1, H, W)``, averaged over labeled pixels; edges as above.
 
     Raises:
         ValueError: when the logits have more than one channel.
@@ -149,7 +168,8 @@ def bce(logits: Tensor, target: Tensor) -> Tensor:
     if logits.shape[1] != 1:
         raise ValueError(f"bce needs one logit channel, got {logits.shape[1]}; use ce")
     with labeled_pixels(logits, target) as pixels:
-        return labeled_mean(_surprise(pixels.logits, pixels.target), pixels.valid)
+        mass = _edge_weight(pixels) if edges else torch.ones_like(pixels.logits[:, 0])
+        return labeled_mean(mass * _surprise(pixels.logits, pixels.target), pixels.valid, mass)
 
 
 def _focal_terms(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
@@ -240,17 +260,17 @@ def jaccard(logits: Tensor, target: Tensor) -> Tensor:
     return _overlap(logits, target, lambda both, predicted, truth: both / (predicted + truth - both))
 
 
-ONE_LOGIT = ("bce", "dice", "jaccard", "focal")
-SEVERAL_LOGITS = ("ce", "focal", "dice", "jaccard", "partial_ce")
+ONE_LOGIT = ("bce", "dice", "jaccard", "focal", "edge_bce")
+SEVERAL_LOGITS = ("ce", "focal", "dice", "jaccard", "edge_ce", "partial_ce")
 """Names of losses for networks with one logit channel, and with a channel for each class."""
-TERMS = (*SEVERAL_LOGITS, "bce")
+TERMS = (*SEVERAL_LOGITS, "bce", "edge_bce")
 
 
 class SegmentationLoss(nn.Module):
     """Weighted sum of losses by name: the module twin of every function here.
 
-    Class weights act in ``ce``, ``focal`` and ``partial_ce``, label smoothing in ``ce``, gamma in ``focal`` and
-    ``partial_ce``.
+    Class weights act in ``ce``, ``edge_ce``, ``focal`` and ``partial_ce``, label smoothing in the first two, gamma in
+    the last two.
     """
 
     weight: Tensor | None
@@ -266,8 +286,9 @@ class SegmentationLoss(nn.Module):
 
     def _term(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
         match name:
-            case "ce":
-                return cross_entropy(logits, target, weight=self.weight, label_smoothing=self.label_smoothing)
+            case "ce" | "edge_ce":
+                settings: dict[str, Any] = {"weight": self.weight, "label_smoothing": self.label_smoothing}
+                return cross_entropy(logits, target, **settings, edges=name == "edge_ce")
             case "focal":
                 return focal(logits, target, gamma=self.gamma, weight=self.weight)
             case "partial_ce":
@@ -277,7 +298,7 @@ class SegmentationLoss(nn.Module):
             case "jaccard":
                 return jaccard(logits, target)
             case _:
-                return bce(logits, target)
+                return bce(logits, target, edges=name == "edge_bce")
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits ``(N, C, H, W)`` against a target ``(N, H, W)`` as a scalar."""
@@ -314,10 +335,10 @@ def build_loss(
     """Build a loss from a name or a weighted sum of names.
 
     Args:
-        spec: ``ce``, ``focal``, ``dice``, ``jaccard``, ``bce``, ``partial_ce``, or a sum such as ``"ce+dice"`` or
-            ``"0.3*ce+0.7*dice"``.
+        spec: ``ce``, ``focal``, ``dice``, ``jaccard``, ``bce``, ``partial_ce``; ``edge_ce`` and ``edge_bce``, in which
+            pixels near a border of classes count more; or a sum such as ``"0.3*ce+0.7*dice"``.
         weight: one weight per class, for the terms that know weights.
-        label_smoothing: for ``ce``, in ``[0, 1)``.
+        label_smoothing: for ``ce`` and ``edge_ce``, in ``[0, 1)``.
         gamma: focal exponent ``>= 0`` of ``focal`` and ``partial_ce``.
 
     Raises:
@@ -363,7 +384,7 @@ class LossRecipe:
         """
         for name in self.build().factors:
             if name not in terms:
-                other = "one logit" if name == "bce" else "several logits"
+                other = "one logit" if name in ONE_LOGIT else "several logits"
                 raise ValueError(f"--loss {self.terms}: {name} is for {other}; use {', '.join(terms)}")
 
     @classmethod

@@ -80,7 +80,7 @@ class Config(TrainConfig):
     color: float = 0.0
     """Strength of random color changes, 0...1."""
     loss: str = "bce+dice"
-    """Weighted sum of bce, dice, jaccard, focal, such as 0.5*bce+dice."""
+    """Weighted sum of bce, edge_bce (borders count more), dice, jaccard, focal, such as edge_bce+dice."""
 
     def __post_init__(self) -> None:
         """Validate fields against each other."""

@@ -73,7 +73,7 @@ class Config(TrainConfig):
     samples_per_epoch: int = 0
     """Training samples per epoch (0 = as many as frames)."""
     loss: str = "bce"
-    """Weighted sum of bce, dice, jaccard, focal, such as bce+dice."""
+    """Weighted sum of bce, edge_bce (borders count more), dice, jaccard, focal, such as bce+dice."""
     # Run
     overfit_one: bool = False
     """Only check that the network can learn one frame by heart: 120 steps, prints the IoU, writes nothing."""

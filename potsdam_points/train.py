@@ -105,7 +105,8 @@ class Config(TrainConfig):
     color: float = 0.0
     """Strength of random color changes, 0...1."""
     loss: str = "ce"
-    """Weighted sum of partial_ce (of points: fast), ce, focal, dice, jaccard, such as partial_ce+dice."""
+    """Weighted sum of partial_ce (of points: fast), ce, edge_ce (borders count more), focal, dice, jaccard, such as
+    partial_ce+dice."""
     # Training
     classes: tuple[str, ...] = tuple(CLASSES)
     """Names of the classes; other ones than Potsdam's need --points-file."""

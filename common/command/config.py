@@ -93,7 +93,7 @@ class TrainConfig:
     grad_accum: int = 1
     """Batches whose gradients are added up before one optimization step."""
     loss: str = "ce"
-    """Weighted sum of ce, focal, dice, jaccard, such as ce+dice or 0.3*ce+0.7*dice."""
+    """Weighted sum of ce, edge_ce (borders count more), focal, dice, jaccard, such as ce+dice or 0.3*ce+0.7*dice."""
     threshold: float | None = None
     """Two classes: foreground where P is at least this, in validation and in the checkpoint; default: the validation
     part's best of every epoch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -366,6 +367,34 @@ class TestJaccard(OverlapTester):
         return both / (predicted + truth - both)
 
 
+class TestEdges:
+    """Pixels near a border of classes count three times."""
+
+    @staticmethod
+    def near(target):
+        """Whether a labeled pixel of another class lies within three pixels, one pixel after the other."""
+        near = np.zeros(target.shape, bool)
+        for image, row, col in np.ndindex(*target.shape):
+            window = target[image, max(0, row - 3) : row + 4, max(0, col - 3) : col + 4]
+            near[image, row, col] = len(set(window[window != IGNORE])) > 1
+        return near
+
+    @pytest.mark.parametrize("channels", [1, 4])
+    @pytest.mark.parametrize("ignored", [0.0, 0.3, 0.97])
+    def test_the_mean_over_pixels_with_their_weights(self, channels, ignored):
+        logits, target = random_case(channels, (2, 17, 23), ignored=ignored)
+        target[:, :, :12] = torch.where(target[:, :, :12] == IGNORE, IGNORE, 1)  # half of it is far from any border
+        weight = np.where(self.near(target.numpy()), 3.0, 1.0)[(target != IGNORE).numpy()]
+        scores, truth = valid_arrays(logits, target)
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1) if channels == 1 else scores
+        surprise = -log_softmax(scores, axis=1)[np.arange(len(truth)), truth]
+        expected = torch.tensor(np.average(surprise, weights=weight), dtype=torch.float32)
+        assert (weight == 1).any() and ((weight == 3).any() or ignored == 0.97)
+        torch.testing.assert_close(cross_entropy(logits, target, edges=True), expected)
+        if channels == 1:
+            torch.testing.assert_close(bce(logits, target, edges=True), expected)
+
+
 class TestBuildLoss:
     direct: ClassVar[dict[str, Callable[..., Tensor]]] = {
         "ce": lambda x, y: cross_entropy(x, y, weight=[0.4, 1.6], label_smoothing=0.1),
@@ -374,6 +403,8 @@ class TestBuildLoss:
         "dice": dice,
         "jaccard": jaccard,
         "bce": bce,
+        "edge_ce": lambda x, y: cross_entropy(x, y, weight=[0.4, 1.6], label_smoothing=0.1, edges=True),
+        "edge_bce": lambda x, y: bce(x, y, edges=True),
     }
 
     def test_all_names_are_covered(self):
@@ -388,7 +419,12 @@ class TestBuildLoss:
     @pytest.mark.parametrize("name", TERMS)
     def test_defaults_are_the_functions_own(self, name):
         logits, target = random_case(1)
-        functions = {"ce": cross_entropy, "focal": focal, "partial_ce": partial_cross_entropy}
+        functions = {
+            "ce": cross_entropy,
+            "focal": focal,
+            "partial_ce": partial_cross_entropy,
+            "edge_ce": partial(cross_entropy, edges=True),
+        }
         expected = {**self.direct, **functions}[name](logits, target)
         torch.testing.assert_close(build_loss(name)(logits, target), expected)
 
@@ -409,7 +445,7 @@ class TestBuildLoss:
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
-            ("ce+lovasz", "unknown loss 'lovasz' in 'ce+lovasz'; known: ce, focal, dice, jaccard, partial_ce, bce"),
+            ("ce+lovasz", "unknown loss 'lovasz' in 'ce+lovasz'; known: ce, focal, dice, jaccard, edge_ce, partial_ce"),
             ("", "unknown loss ''"),
             ("ce+", "unknown loss ''"),
             ("ce+0.5*ce", "'ce' appears twice"),
