@@ -168,8 +168,8 @@ def bce(logits: Tensor, target: Tensor, *, edges: bool = False) -> Tensor:
     if logits.shape[1] != 1:
         raise ValueError(f"bce needs one logit channel, got {logits.shape[1]}; use ce")
     with labeled_pixels(logits, target) as pixels:
-        mass = _edge_weight(pixels) if edges else torch.ones_like(pixels.logits[:, 0])
-        return labeled_mean(mass * _surprise(pixels.logits, pixels.target), pixels.valid, mass)
+        loss, mass = _surprise(pixels.logits, pixels.target), _edge_weight(pixels) if edges else None
+        return labeled_mean(loss if mass is None else loss * mass, pixels.valid, mass)
 
 
 def _focal_terms(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
