@@ -53,6 +53,15 @@ def test_every_page_has_groups_and_an_example_that_parses(task, name):
         assert parse_flags(config, given)
 
 
+@pytest.mark.parametrize("name", ["make_aerial", "make_nuclei"])
+def test_the_makers_of_weights_have_a_page_too(name):
+    config = importlib.import_module(f"weights.{name}").Config
+    page = page_of(ROOT / "weights" / f"{name}.py", "Config")
+    shown = {one.name: one for group in page.groups.values() for one in group}
+    assert shown.keys() == {field.name for field in dataclasses.fields(config)}
+    assert shown["out"].default == config.out.name and shown["lr"].default == config.lr
+
+
 def test_help_imports_nothing_heavy_and_shows_the_recipes_defaults(tmp_path):
     (tmp_path / "own.yaml").write_text("lr: 0.125\n")
     script = (

@@ -91,7 +91,7 @@ class Source:
         return (read(path), original) if module and path.is_file() else None
 
     def value(self, node: ast.expr) -> Any:  # noqa: ANN401 - whatever it says
-        """What an expression of constants, tuples, paths and names of such is.
+        """What an expression of constants, tuples, paths (their last part) and names of such is.
 
         Raises:
             ValueError: it is something else.
@@ -102,6 +102,8 @@ class Source:
             case ast.Name(id=name) if found := self._origin(name):
                 return found[0].value(ast.Name(found[1]))
             case ast.Call(func=ast.Name(id="tuple" | "Path"), args=[inner]):
+                return self.value(inner)
+            case ast.Call(func=ast.Attribute(attr="with_name"), args=[inner]):
                 return self.value(inner)
             case ast.Subscript(value=inner, slice=ast.Constant(value=key)):
                 return self.value(inner)[key]

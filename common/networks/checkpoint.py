@@ -210,8 +210,13 @@ def read_weights(path: Path) -> StateDict:
     return state
 
 
-def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+def load_matching(model: nn.Module, state: Mapping[str, Tensor], rest: str = "new and untrained") -> str:
     """Load weights by name in place; tensors of another shape (a head for other classes) keep their random start.
+
+    Args:
+        model: the network.
+        state: weights by name.
+        rest: what to call tensors without a partner.
 
     Returns:
         What was loaded and what was not, as a phrase.
@@ -227,7 +232,7 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> str:
         )
     model.load_state_dict({**own, **matching})
     fresh = [key for key in own if key not in matching]
-    return f"{len(matching)} tensors" + (f", new and untrained: {', '.join(fresh)}" if fresh else "")
+    return f"{len(matching)} tensors" + (f", {rest}: {', '.join(fresh)}" if fresh else "")
 
 
 def describe(path: Path) -> str:

@@ -93,12 +93,13 @@ def fit_head(
         logits: Tensor = file(normalize(images, normalization))
         return logits[:, :, ::2, ::2].movedim(1, -1).flatten(0, 2).double()
 
-    true = look({**card.normalization, **own.normalization})
+    files = {**card.normalization, **own.normalization}
+    true = look(files)
     unions = torch.stack([true[:, group].logsumexp(1) for group in groups], dim=1)
     weight, bias = model.get_parameter("head.weight"), model.get_parameter("head.bias")
     if len(bias) == 1:
         unions = unions[:, 1:] - unions[:, :1]
-    seen = look(card.normalization)
+    seen = true if card.normalization == files else look(card.normalization)
     known = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
     fitted = torch.linalg.lstsq(known, unions, driver="gelsd").solution.T
     scale, shift = fitted[:, :-1], fitted[:, -1]

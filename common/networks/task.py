@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from common.command.cli import say
+from common.data.sampling import SegmentationData
 from common.labels import Color
 from common.networks import backbones
 from common.networks.checkpoint import (
@@ -29,16 +30,6 @@ from common.networks.shipped import NAME, Shipped, fit_head
 
 SEEN = 8
 """Samples that a head is fitted on."""
-
-
-class Samples(Protocol):
-    """Dictionaries with an ``image`` (C, H, W), by index and seed."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def __getitem__(self, key: Any, /) -> dict[str, Any]:  # noqa: ANN401
-        """One sample."""
 
 
 class Backbone(NamedTuple):
@@ -104,7 +95,7 @@ class Task:
         return ModelCard(self.name, arch, arch_args, **{**own, **fields})
 
     def initialize(
-        self, model: nn.Module, weights: str, card: ModelCard | None = None, samples: Samples | None = None
+        self, model: nn.Module, weights: str, card: ModelCard | None = None, samples: SegmentationData | None = None
     ) -> None:
         """Set a network's initial weights in place.
 
@@ -135,24 +126,26 @@ class Task:
             )
         backbones.load_encoder(backbone.module, self.published(backbone.name), stem=backbone.stem)
 
-    def _load_shipped(self, model: nn.Module, card: ModelCard | None, samples: Samples | None) -> str:
+    def _load_shipped(self, model: nn.Module, card: ModelCard | None, samples: SegmentationData | None) -> str:
         shipped = self._shipped()
         file, state, _ = load_checkpoint(shipped.path)
         fresh = [key for key in state if shipped.groups and key.startswith("head.")]
+        images: list[torch.Tensor] = []
+        if fresh and card is not None and samples is not None and card.classes == self.classes:
+            images = [torch.as_tensor(samples[(number, number)]["image"]) for number in range(min(SEEN, len(samples)))]
+        fitted = bool(images) and images[0].shape[0] == state["stem.0.0.weight"].shape[1]
+        rest = f"fitted to {len(images)} samples" if fitted else "new and untrained"
         try:
-            loaded = load_matching(model, {key: value for key, value in state.items() if key not in fresh})
+            loaded = load_matching(model, {key: value for key, value in state.items() if key not in fresh}, rest)
         except ValueError as error:
             raise ValueError(
                 f"--weights {NAME} fits --arch {shipped.arch} with its widths alone: {error}; "
                 "set those, or --weights none"
             ) from error
-        if fresh and card is not None and samples is not None and card.classes == self.classes:
+        if card is not None and fitted:
             network = self.build(shipped.arch, **file.arch_args)
             network.load_state_dict(state)
-            images = [torch.as_tensor(samples[(number, number)]["image"]) for number in range(min(SEEN, len(samples)))]
-            if images[0].shape[0] == state["stem.0.0.weight"].shape[1]:
-                fit_head(model, card, network.eval(), file, shipped.members(file), torch.stack(images))
-                loaded = loaded.replace("new and untrained", f"fitted to {len(images)} samples")
+            fit_head(model, card, network.eval(), file, shipped.members(file), torch.stack(images))
         return f"{loaded} from {shipped.path}, which ships"
 
     def shipped_scale(self, gsd: float) -> float:

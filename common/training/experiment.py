@@ -1,9 +1,7 @@
 """What the training loop works on: samples, an experiment of network and data, and how its batches are computed.
 
-A dataset sample is a dictionary with ``image`` (C, H, W) uint8 or float32 in 0...1, ``target`` (H, W) int64 (255 =
-ignored), ``id`` (its files, for messages) and whatever tensors or names the task's criterion reads besides. A training
-dataset is indexed by ``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by plain
-integers.
+A training dataset is indexed by ``sampling.Key`` and draws at random from the key's seed alone, a validation dataset by
+plain integers.
 """
 
 from __future__ import annotations
@@ -11,30 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from common.command.cli import StopRequest
+from common.data.sampling import Sample, SegmentationData
 from common.networks.checkpoint import ModelCard
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.networks.probabilities import Probabilities, probabilities_of
 
-Batch = dict[str, Any]
+Batch = Sample
+"""Samples that were put together: their tensors (N, ...), their names in lists."""
 Criterion = Callable[[Tensor, Batch], Tensor]
 """Logits and their batch -> scalar loss."""
-
-
-class SegmentationData(Protocol):
-    """A sized, indexable dataset of sample dictionaries."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def __getitem__(self, key: Any, /) -> Batch:  # noqa: ANN401
-        """One sample."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from common import processes
 from common.command.cli import say
-from common.data.sampling import EpochBatches
+from common.data.sampling import EpochBatches, SegmentationData
 from common.training.estimate import Estimate
-from common.training.experiment import Batch, SegmentationData
+from common.training.experiment import Batch
 
 SHORT = 0.05
 """Loading that takes less than this share of the network's time is not worth a worker."""

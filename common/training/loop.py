@@ -23,7 +23,7 @@ from common import processes
 from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, say
 from common.command.config import TrainConfig, config_values
 from common.command.progress import Work, duration, progress
-from common.data.sampling import EpochBatches
+from common.data.sampling import EpochBatches, SegmentationData
 from common.metrics.split_scores import SplitScores
 from common.networks.norm import shared_batch_norm, steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
@@ -31,7 +31,7 @@ from common.training.budget import Budget, end_of
 from common.training.compiling import compiled, told_in_a_line
 from common.training.epochs import Speed, end_epoch
 from common.training.estimate import Estimate, estimate, print_plan
-from common.training.experiment import Batch, Engine, Experiment, SegmentationData
+from common.training.experiment import Batch, Engine, Experiment
 from common.training.loading import choose_workers, closing_workers, part, training_loader, validation_loader
 from common.training.pictures import WATCHED, draw_epoch
 from common.training.running import Running
