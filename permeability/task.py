@@ -31,6 +31,8 @@ def adopt(state: StateDict) -> tuple[ModelCard, StateDict] | None:
     return TASK.card(arch, arch_args, normalization=dict(NORMALIZATION)), state
 
 
+GROUPS = (("impervious", "building", "car", "clutter"), ("low vegetation", "tree", "water", "soil"))
+"""The aerial network's classes as sealed and permeable ground."""
 TASK = Task(
     "permeability",
     CLASSES,
@@ -42,8 +44,7 @@ TASK = Task(
     shipped=Shipped(
         "aerial.pt",
         "unet_small",
-        [["impervious", "building", "car", "clutter"], ["low vegetation", "tree", "water", "soil"]],
+        GROUPS,
         looks=(2.0, 1.0),
-        threshold=0.35,
     ),
 )

@@ -65,6 +65,7 @@ class AerialWorld:
         self.noise = rng.uniform(0.006, 0.016)
         self.falloff = [(rng.uniform(0, 0.04), rng.uniform(150, 600), rng.uniform(0, 6.3)) for _ in range(4)]
         self.shift = rng.randrange(1 << 16)
+        self.rough = rng.uniform(0.2, 1.2) if varied else 1.0  # strength of the materials' texture
         self._block = lru_cache(maxsize=KEPT)(self._paint_block)
 
     def render(self, row: int, col: int, height: int, width: int, *, undefined: bool = True) -> tuple[Image, Labels]:
@@ -180,6 +181,7 @@ class AerialWorld:
         texture += parts[2][owner] * (coarse + vast)
         rows = np.arange(canvas.row, canvas.row + canvas.height, dtype=np.float32)[view[0], None] * self.gsd
         cols = np.arange(canvas.col, canvas.col + canvas.width, dtype=np.float32)[view[1]] * self.gsd
+        texture *= np.float32(self.rough)
         texture += parts[6][owner] * np.sin(cols * parts[4][owner] + rows * parts[5][owner])
         color = table[:, :3][owner]
         color *= np.clip(1 + texture, 0.3, 1.8)[..., None]

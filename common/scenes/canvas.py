@@ -241,6 +241,15 @@ def _draw_roof(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> N
         )
 
 
+def _draw_barrel(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:
+    """A round roof over a rectangle, whose rise is ``slope`` times its width; ``height`` is that of the eaves."""
+    across = 2 * b / item.width
+    inside = (np.abs(across) <= 1) & (np.abs(a) <= item.length / 2)
+    rise = np.float32(item.slope * item.width) * np.sqrt(np.clip(1 - across * across, 0, 1))
+    seen = canvas.raise_to(box, inside, (item.height + rise).astype(np.float32))
+    canvas.cover(box, seen, canvas.add(item.surface, item.angle + np.pi / 2), item.surface.label)
+
+
 def _draw_fitting(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:
     """Something mounted on a roof: chimney, window, solar panel."""
     relief = canvas.relief[box]
@@ -302,6 +311,7 @@ FORMS = {
     "blot": _draw_blot,
     "gable": _draw_roof,
     "hip": _draw_roof,
+    "barrel": _draw_barrel,
     "fitting": _draw_fitting,
     "crown": _draw_crown,
     "hedge": _draw_hedge,

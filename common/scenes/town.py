@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from common.scenes import blocks, materials
+from common.scenes import blocks, country, materials
 from common.scenes.canvas import BUILDING, CLUTTER, IMPERVIOUS, SOIL, UNDEFINED, Outline, Surface, Thing
 from common.scenes.houses import dense, houses
 from common.scenes.materials import Season
@@ -62,7 +62,8 @@ class Town:
     """The plan of one town; ``seed`` fixes all of it.
 
     With ``varied`` it may be a town of any region: wide blocks with large halls, desert with dirt tracks, sealed yards
-    that look like roofs, ground and roofs in each other's colors, told apart by shape and shadow alone.
+    that look like roofs, ground and roofs in each other's colors, told apart by shape and shadow alone; and with the
+    country around it (``country``).
     """
 
     seed: int
@@ -90,11 +91,12 @@ class Town:
             arid = rng.choice((self.season.arid, rng.uniform(0.5, 1.0)))
             self.season = replace(self.season, arid=arid, paved=rng.choice((0.0, 0.3, 0.8)))
         self.pitch, self.near = (PITCH[0] * stretch, PITCH[1] * stretch), NEAR * max(1.0, stretch)
+        self._kinds = (*KINDS, *COUNTRY) if self.varied else KINDS
         self._turn = rng.uniform(0, math.pi)
         self._phase = (rng.uniform(0, 6.3), rng.uniform(0, 6.3))
         self._flavor = [
             rng.uniform(0.15, 1.0) ** 2 * weight * (3 * self.season.arid + 0.3 if build is blocks.waste else 1)
-            for weight, build in KINDS
+            for weight, build in self._kinds
         ]
         self._street = lru_cache(maxsize=1024)(self._build_street)
         self._cell = lru_cache(maxsize=512)(self._build_cell)
@@ -164,12 +166,14 @@ class Town:
             east.place - east.reach,
             south.place - south.reach,
         )
-        kind = rng.choices([build for _, build in KINDS], self._flavor_of(i, j))[0]
+        kind = rng.choices([build for _, build in self._kinds], self._flavor_of(i, j))[0]
         kind(plot)
-        if rng.random() < self.season.paved:
+        outside = kind in [build for _, build in COUNTRY]
+        if not outside and rng.random() < self.season.paved:
             blocks.yards(plot)
-        self._lay_street(plot, west, 0, north.place, south.place)
-        self._lay_street(plot, north, 1, west.place, east.place)
+        if not outside or rng.random() < 0.3:
+            self._lay_street(plot, west, 0, north.place, south.place)
+            self._lay_street(plot, north, 1, west.place, east.place)
         if rng.random() < 0.06:
             u, v, size = rng.uniform(plot.u0, plot.u1), rng.uniform(plot.v0, plot.v1), rng.uniform(4, 11)
             plot.patch(9, UNMAPPED, u - size, v - size * rng.uniform(0.4, 1), u + size, v + size * rng.uniform(0.4, 1))
@@ -273,3 +277,13 @@ KINDS: list[tuple[float, Callable[[Plot], None]]] = [
     (0.7, blocks.lake),
 ]
 """The kinds of block with their mean weights."""
+COUNTRY: list[tuple[float, Callable[[Plot], None]]] = [
+    (1.2, country.country_road),
+    (1.0, country.highway),
+    (0.7, country.roundabout),
+    (0.9, country.scrub),
+    (1.2, country.desert),
+    (0.7, country.coast),
+    (1.6, country.works),
+]
+"""Those that varied towns have besides."""

@@ -1,4 +1,5 @@
 import hashlib
+import random
 import tempfile
 
 import cv2
@@ -9,7 +10,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.scenes import aerial, aerial_world
+from common.scenes import aerial, aerial_world, country
 from common.scenes.aerial import (
     LAND,
     PALETTE,
@@ -22,7 +23,21 @@ from common.scenes.aerial import (
     write_potsdam,
     write_rooftops,
 )
-from common.scenes.canvas import BUILDING, IMPERVIOUS, SOIL, TREE, UNDEFINED, WATER, Canvas, Surface, Thing
+from common.scenes.canvas import (
+    BUILDING,
+    CAR,
+    CLUTTER,
+    IMPERVIOUS,
+    SOIL,
+    TREE,
+    UNDEFINED,
+    WATER,
+    Canvas,
+    Surface,
+    Thing,
+)
+from common.scenes.materials import Season
+from common.scenes.plots import CROWN, Plot
 from common.scenes.town import HIGHEST, Town
 from tests.peers import Peer
 
@@ -182,6 +197,44 @@ def test_the_side_of_a_roof_that_faces_the_sun_is_brighter():
     assert ratio == pytest.approx((1 + 0.6) / (1 - 0.6), rel=0.1)  # Lambert's law for two slopes
 
 
+def test_a_round_roof_is_an_arch_across_its_length():
+    canvas = empty_canvas(80, 80)
+    canvas.draw(Thing("barrel", 7, ROOF, 10.0, 10.0, 0.0, 12.0, 8.0, 3.0, slope=0.25))
+    roof = canvas.labels == BUILDING
+    assert roof.sum() == 48 * 32
+    rows = canvas.relief[roof].reshape(32, 48)
+    assert np.ptp(rows, axis=1).max() == 0  # level along its length
+    across = (np.arange(32) + 0.5) * 0.25 - 4
+    np.testing.assert_allclose(rows[:, 0], 3 + 2 * np.sqrt(1 - (across / 4) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "covers"),
+    [
+        ("desert", {SOIL: (0.9, 1)}),
+        ("coast", {WATER: (0.3, 1)}),
+        ("scrub", {TREE: (0.01, 0.6), IMPERVIOUS: (0, 0.01)}),
+        ("country_road", {IMPERVIOUS: (0.03, 0.4)}),
+        ("highway", {IMPERVIOUS: (0.1, 0.8), CAR: (0.0005, 0.02)}),
+        ("roundabout", {IMPERVIOUS: (0.05, 0.7)}),
+        ("works", {BUILDING: (0.03, 0.6), CLUTTER: (0.01, 0.3)}),
+    ],
+)
+def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(kind, covers):
+    canvases = []
+    for seed in range(12):
+        season = Season(lush=0.5, bare=0.0, warm=0.0, arid=1.0 if kind == "desert" else 0.3)
+        plot = Plot(random.Random(seed), season, lambda u, v: (u, v), lambda u, v: 0.0, 20.0, 20.0, 95.0, 75.0)
+        getattr(country, kind)(plot)
+        canvas = Canvas(0, 0, 190, 230, 0.5, STONE)
+        for item in sorted(plot.items, key=lambda item: item.layer):
+            canvas.draw(item)
+        canvases.append(canvas.labels[40:150, 40:190])
+        assert all(item.layer <= CROWN for item in plot.items)
+    for label, (low, high) in covers.items():
+        assert low <= np.mean([(labels == label).mean() for labels in canvases]) <= high, label
+
+
 def test_the_higher_thing_is_seen_whatever_the_order():
     tree = Thing("crown", 9, Surface(TREE, (0.2, 0.3, 0.1)), 5.0, 5.0, 0.0, 6.0, 6.0, 9.0)
     house = Thing("box", 7, ROOF, 5.0, 5.0, 0.3, 8.0, 8.0, 3.0)
@@ -208,15 +261,17 @@ def test_a_rectangle_covers_the_pixels_whose_centers_it_holds():
 
 @pytest.mark.parametrize("varied", [False, True])
 def test_towns_keep_within_the_bounds_that_painting_relies_on(varied):
-    for seed in range(8 if varied else 3):
+    for seed in range(24 if varied else 3):
         town = Town(seed, varied)
         for i, j in ((0, 0), (-3, 2), (5, 7)):
             x, y = town.place((i + 0.5) * town.pitch[0], (j + 0.5) * town.pitch[1])
             for item in town._cell(i, j):
                 points = np.array(getattr(item, "points", None) or [(item.x, item.y)])
-                assert np.abs(points - (x, y)).max() < town.near
-                if isinstance(item, Thing) and item.form != "fitting":
-                    assert item.height + item.slope * item.width / 2 < HIGHEST - 1
+                size = np.hypot(item.length, item.width) / 2 if isinstance(item, Thing) else item.breadth / 2
+                assert np.abs(points - (x, y)).max() + size < town.near
+                if isinstance(item, Thing) and item.form not in ("fitting", "crown"):
+                    rise = item.slope * item.width * (1 if item.form == "barrel" else 0.5)
+                    assert item.height + rise < HIGHEST - 1
 
 
 def test_varied_towns_are_dyed_elsewhere_the_same_and_often_desert(scenes):
