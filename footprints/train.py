@@ -25,9 +25,10 @@ from common.inference.predictor import Predictor
 from common.inference.score import CONTEXT, TILE_SIDE, score_samples
 from common.losses import ONE_LOGIT, LossRecipe
 from common.networks.precision import Precision
-from common.networks.shipped import NAME
+from common.networks.shipped import BUILDINGS, NAME
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
+from common.scenes.crops import WithGenerated
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
@@ -79,6 +80,9 @@ class Config(TrainConfig):
     """Crops are scaled at random by up to exp(zoom) either way."""
     color: float = 0.0
     """Strength of random color changes, 0...1."""
+    generated: float = 0.0
+    """Share of the samples that show generated towns instead: a network that sees few pictures keeps in mind what they
+    leave out, such as ground without buildings."""
     loss: str = "bce+dice"
     """Weighted sum of bce, edge_bce (borders count more), dice, jaccard, focal, such as edge_bce+dice."""
 
@@ -173,7 +177,8 @@ def build(config: Config, data: Data) -> Experiment:
         scale=data.scale,
     )
     TASK.initialize(model, config.weights, card, crops)
-    return Experiment(model, card, crops, FootprintTiles(data.tiles["val"], data.scale), len(data.tiles["test"]))
+    samples = WithGenerated(crops, config.generated, BUILDINGS, config.crop_size)
+    return Experiment(model, card, samples, FootprintTiles(data.tiles["val"], data.scale), len(data.tiles["test"]))
 
 
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:

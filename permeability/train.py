@@ -27,6 +27,7 @@ from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
+from common.scenes.crops import WithGenerated
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
@@ -48,7 +49,7 @@ from permeability.data import (
 )
 from permeability.labels import CLASSES
 from permeability.samples import NORMALIZATION, TrainingWindows, ValidationTiles, WindowAugmentation, measure
-from permeability.task import TASK
+from permeability.task import GROUPS, TASK
 
 Architecture = Literal[
     "unet", "unetplusplus", "fpn", "deeplabv3", "deeplabv3plus", "linknet", "pspnet", "pan", "unet_small"
@@ -101,6 +102,9 @@ class Config(TrainConfig):
     """Windows are scaled at random by up to exp(zoom) either way."""
     color: float = 0.0
     """Strength of random color changes, 0...1."""
+    generated: float = 0.0
+    """Share of the samples that show generated towns instead: a network that sees few pictures keeps in mind what they
+    leave out, such as ground without buildings."""
     # Training
     label_smoothing: float = 0.0
     """Label smoothing of the term ce."""
@@ -115,6 +119,8 @@ class Config(TrainConfig):
             raise ValueError(
                 f"--channels {self.channels}: the source's mean and spread are of 3 bands; use --normalization measured"
             )
+        if self.generated and self.channels != 3:
+            raise ValueError(f"--generated {self.generated}: generated towns have 3 bands, not {self.channels}")
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,8 @@ def build(config: Config, data: Data) -> Experiment:
     )
     TASK.initialize(model, config.weights, card, windows)
     tiles = ValidationTiles(data.tiles["val"], config.channels)
-    return Experiment(model, card, windows, tiles, len(data.tiles["test"]))
+    samples = WithGenerated(windows, config.generated, GROUPS, config.crop_size)
+    return Experiment(model, card, samples, tiles, len(data.tiles["test"]))
 
 
 def choose_normalization(config: Config, data: Data) -> dict[str, list[float]]:

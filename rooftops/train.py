@@ -13,7 +13,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
     help_first(__file__)
 
-from common.command.cli import run_command
+from common.command.cli import run_command, say
 from common.command.config import TrainConfig
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
@@ -22,9 +22,11 @@ from common.inference.predictor import Predictor
 from common.inference.score import score_samples
 from common.losses import SEVERAL_LOGITS, LossRecipe
 from common.networks.precision import Precision
+from common.networks.shipped import BUILDINGS
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
+from common.scenes.crops import WithGenerated
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment
@@ -39,6 +41,8 @@ from rooftops.samples import PictureAugmentation, WholePictures, Windows, median
 from rooftops.task import TASK
 
 DEMO = Path("data/demo/rooftops")
+FEW = 20
+"""Fewer training pictures do not show what a suburb has besides roofs."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ class Config(TrainConfig):
     """Share of the samples that are blurred."""
     cutmix: float = 0.0
     """Share of the samples of which a rectangle is replaced by another sample's."""
+    generated: float = 0.0
+    """Share of the samples that show generated towns instead: a network that sees few pictures keeps in mind what they
+    leave out, such as ground without buildings."""
     # Training
     label_smoothing: float = 0.0
     """Share of the cross-entropy's target that is spread over all classes."""
@@ -93,6 +100,8 @@ class Config(TrainConfig):
             raise ValueError(f"--crop-size {self.crop_size} must be a multiple of 16, at least 32")
         if not 0.05 <= self.coverage <= 2:
             raise ValueError(f"--coverage {self.coverage} must lie in 0.05...2")
+        if self.generated and self.classes:
+            raise ValueError(f"--generated {self.generated}: generated towns have roofs, not the classes of --classes")
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,8 @@ def load_data(config: Config) -> Data:
         ("scale", f"{scale:.4g} (a picture of {median:.0f} pixels becomes {scale * median:.0f})"),
     ]
     say_facts(facts)
+    if config.has_data and len(split["train"]) < FEW and not (config.generated or config.classes):
+        say(f"{len(split['train'])} training pictures leave much out; --generated 0.25 shows generated towns besides")
     return Data(pictures, split, scale, facts, root or config.images or Path())
 
 
@@ -169,7 +180,8 @@ def build(config: Config, data: Data) -> Experiment:
     )
     TASK.initialize(model, config.weights, card, windows)
     whole = WholePictures(data.pictures, data.split["val"], scale=data.scale)
-    return Experiment(model, card, windows, whole, len(data.split["test"]))
+    samples = WithGenerated(windows, config.generated, BUILDINGS, config.crop_size)
+    return Experiment(model, card, samples, whole, len(data.split["test"]))
 
 
 def finish(run: RunFolder, config: Config, data: Data, history: History, precision: Precision) -> None:

@@ -10,20 +10,17 @@ from typing import Any, Literal
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig, parse_config
-from common.data.sampling import Key
-from common.labels import IGNORE
+from common.data.sampling import Sample
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, load_matching, read_weights
 from common.networks.precision import choose_precision
 from common.networks.unet_small import SMALL, UNetSmall
-from common.scenes.aerial import LAND, render_scene
+from common.scenes.aerial import LAND
+from common.scenes.crops import Crops, sample, scene
 from common.scenes.sensor import photograph
 from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything
@@ -33,25 +30,14 @@ from weights.shipping import ship
 TASK = "aerial"
 MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1."""
-GSD = (0.3, 0.45)
-"""Finest and coarsest ground resolution of the scenes, metres per pixel."""
 SEEN = (0.3, 0.55)
 """Of the crops, which are zoomed: what images are read at."""
-SIDE = 256
-"""Height and width of the generated scenes, pixels."""
 CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 2.0, 1.5, 1.5, 1.0)
 """Of the cross-entropy."""
-ZOOM = (0.7, 1.42)
-"""Smallest and largest magnification of a crop."""
-PLAIN = 4
-"""Every fourth town is of the kind that the built-in data sets show; the others are of any region."""
 PALETTE = {
     0: (255, 255, 255), 1: (0, 0, 255), 2: (0, 255, 255), 3: (0, 255, 0), 4: (255, 255, 0), 5: (255, 0, 0),
     6: (0, 0, 120), 7: (200, 170, 120),
 }  # fmt: skip
-
-Pixels = NDArray[np.uint8]
-
 
 OUT = Path(__file__).with_name("aerial.pt")
 
@@ -111,51 +97,6 @@ def main() -> int:
     return 0
 
 
-def scene(seed: int, number: int, side: int) -> tuple[Pixels, Pixels]:
-    """One scene at a ground resolution of its own: image (H, W, 3) and classes (H, W)."""
-    rng = np.random.default_rng((seed, number))
-    low, high = np.log(GSD)
-    gsd = float(np.exp(rng.uniform(low, high)))
-    varied = number % PLAIN > 0
-    return render_scene(int(rng.integers(2**31)), side, side, gsd, undefined=False, varied=varied)
-
-
-class Crops:
-    """Training samples: turned, zoomed and mirrored crops of the scenes, each taken by another camera.
-
-    Args:
-        scenes: how many there are.
-        length: samples per epoch.
-        side: of a crop, pixels.
-        seed: of the scenes.
-    """
-
-    def __init__(self, scenes: int, length: int, side: int, seed: int) -> None:
-        self.scenes, self.length, self.side, self.seed = scenes, length, side, seed
-        self._rendered: dict[int, tuple[Pixels, Pixels]] = {}
-
-    def __len__(self) -> int:
-        """Samples per epoch."""
-        return self.length
-
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        """The sample of a key; its seed decides scene, crop and camera."""
-        rng = np.random.default_rng(key[1])
-        number = int(rng.integers(self.scenes))
-        if number not in self._rendered:
-            self._rendered[number] = scene(self.seed, number, SIDE)
-        image, classes = self._rendered[number]
-        turn, zoom = rng.integers(4) * np.pi / 2, np.exp(rng.uniform(*np.log(ZOOM)))
-        cos, sin, flip = zoom * np.cos(turn), zoom * np.sin(turn), 1 if rng.random() < 0.5 else -1
-        linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
-        center = SIDE / 2 + rng.uniform(-0.5, 0.5, 2) * max(SIDE - 1.1 * self.side / zoom, 0)
-        matrix = np.column_stack([linear, (self.side - 1) / 2 - linear @ center])
-        size = (self.side, self.side)
-        part = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        target = cv2.warpAffine(classes, matrix, size, flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
-        return sample(photograph(np.asarray(part, np.uint8), rng), np.asarray(target, np.uint8), str(number))
-
-
 class HeldOut:
     """Validation samples: scenes of other towns, each taken by one other camera."""
 
@@ -170,19 +111,9 @@ class HeldOut:
         """Number of scenes."""
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         """One scene."""
         return self.samples[index]
-
-
-def sample(image: Pixels, classes: Pixels, name: str) -> dict[str, Any]:
-    """A sample: image (3, H, W) float32 in 0...1, target (H, W) int64."""
-    values = image.astype(np.float32) / 255
-    return {
-        "image": torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0))),
-        "target": torch.from_numpy(classes.astype(np.int64)),
-        "id": name,
-    }
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ SIGNED = ("input_range",)
 LARGEST = 2**31 - 1
 """Whole numbers above this are mistakes: no size, count or seed needs them."""
 MOST = {
-    **dict.fromkeys(("balance", "blur", "color", "confidence", "cutmix", "dropout", "label_smoothing"), 1),
+    **dict.fromkeys(("balance", "blur", "color", "confidence", "cutmix", "dropout", "generated", "label_smoothing"), 1),
     **{"rotate": 180, "zoom": 2},
     **dict.fromkeys(("crop_size", "size", "tile_size", "widths"), 8192),
     "workers": 1024,

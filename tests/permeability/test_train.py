@@ -308,6 +308,7 @@ def test_the_loss_is_that_of_the_flags(configure, fitted):
         (("--zoom", 3), ("--zoom 3", "larger than 2")),
         (("--val-tiles", -1), ("--val-tiles", "negative")),
         (("--channels", 0), ("--channels 0",)),
+        (("--generated", 0.2, "--channels", 4, "--normalization", "measured"), ("--generated 0.2", "3 bands, not 4")),
         (("--crop-size", 31), ("--crop-size 31", "at least 32")),
     ],
 )

@@ -33,8 +33,21 @@ def test_what_was_found_is_printed_before_training(trained):
         "pairs:                  12", "size (rows x columns):  96 x 112 (12)", "empty masks:            1",
         "prefixes:               4, up to 3 pictures each", "split:                  train 6, val 3, test 3",
         "left out:               0 labels", "12.330 M parameters",
+        "6 training pictures leave much out; --generated 0.25",
     ):  # fmt: skip
         assert line in trained[1].err
+
+
+def test_generated_towns_among_the_samples(call, roofs, tmp_path):
+    small = ("--arch", "unet_small", "--crop-size", 64, "--epochs", 1, "--samples-per-epoch", 8, "--batch-size", 4)
+    losses = []
+    for share in (0, 1):
+        run = tmp_path / str(share)
+        flags = ("--weights", "none", "--generated", share, "--device", "cpu", "--amp", "off", "--output-dir", run)
+        done = call("train", "--data-root", roofs, *small, *flags)
+        assert done.code == 0 and ("leave much out" in done.err) == (not share), done.err
+        losses.append(next(csv.DictReader((run / "metrics.csv").read_text().splitlines()))["train_loss"])
+    assert losses[0] != losses[1]  # other samples, the same start
 
 
 def test_the_checkpoint_carries_what_inference_needs(trained):
@@ -51,6 +64,10 @@ def test_mistakes_before_the_first_step(call, roofs, tmp_path):
     call("train", "--data-root", tmp_path).mistake("--images and --labels")
     call("train", "--data-root", roofs, "--crop-size", 100).mistake("--crop-size 100", "multiple of 16")
     call("train", "--data-root", roofs, "--coverage", 0).mistake("--coverage 0")
+    call("train", "--data-root", roofs, "--generated", 0.5, "--classes", "own.yaml").mistake(
+        "--generated 0.5", "--classes"
+    )
+    call("train", "--data-root", roofs, "--generated", 1.5).mistake("--generated 1.5")
     call("train", "--data-root", roofs, "--dropout", 1.5).mistake("--dropout 1.5")
     call("train", "--data-root", roofs, "--zoom", 3).mistake("--zoom 3")
     call("train", "--data-root", roofs, "--encoder", "resnet19").mistake("--encoder")

@@ -2,14 +2,12 @@
 
 import sys
 
-import numpy as np
 import pytest
 import torch
 
 from common.command.cli import exit_code
 from common.networks.checkpoint import load_checkpoint
 from common.scenes.aerial import LAND
-from common.scenes.sensor import photograph
 from hela_nuclei.task import TASK as NUCLEI
 from weights import make_aerial, make_nuclei
 
@@ -53,25 +51,3 @@ def test_the_mean_with_the_weights_it_began_with(tmp_path, monkeypatch):
     assert any(not torch.equal(start[key].float(), best[key].half().float()) for key in made)
     monkeypatch.setattr(sys, "argv", ["make", "--mean"])
     assert exit_code(make_aerial.main) == 2
-
-
-def test_a_crop_and_its_classes_follow_from_its_key_and_lie_on_each_other():
-    crops = make_aerial.Crops(2, 4, 96, seed=0)
-    one, again, other = (make_aerial.Crops(2, 4, 96, seed=0)[(0, 5)], crops[(1, 5)], crops[(0, 6)])
-    assert torch.equal(one["image"], again["image"]) and torch.equal(one["target"], again["target"])
-    assert not torch.equal(one["target"], other["target"])
-    samples = [crops[(0, seed)] for seed in range(16)]
-    edges = np.stack([np.abs(np.diff(sample["target"].numpy(), axis=1)) > 0 for sample in samples])
-    steps = np.stack([sample["image"].diff(dim=2).abs().mean(0).numpy() for sample in samples])
-    assert steps[edges].mean() > 1.5 * steps[~edges].mean()
-
-
-def test_cameras_change_the_picture_but_not_its_places():
-    rng = np.random.default_rng(0)
-    image = np.full((64, 64, 3), 90, np.uint8)
-    image[16:48, 16:48] = 170
-    taken = [photograph(image, np.random.default_rng(seed)).astype(float) for seed in range(40)]
-    assert all(one.shape == image.shape for one in taken)
-    inside, outside = (np.array([one[rows].mean() for one in taken]) for rows in (np.s_[20:44, 20:44], np.s_[:12, :12]))
-    assert (inside > outside + 3).mean() > 0.95
-    assert outside.std() > 10 and (image[0, 0] == 90).all() and rng is not None

@@ -1,0 +1,121 @@
+"""Endless training samples of generated towns: for the weights that ship, and beside the pictures of a user.
+
+Few labels leave much out: ten pictures that all have roofs do not show bare ground, and a network that sees nothing
+else forgets what it knew of it. Generated ones among them keep it in mind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.data.sampling import Key, Sample, SegmentationData
+from common.labels import IGNORE
+from common.scenes.aerial import LAND, render_scene
+from common.scenes.sensor import photograph
+
+Pixels = NDArray[np.uint8]
+GSD = (0.3, 0.45)
+"""Finest and coarsest ground resolution of the scenes, metres per pixel."""
+SIDE = 256
+"""Height and width of the scenes, pixels."""
+ZOOM = (0.7, 1.42)
+"""Smallest and largest magnification of a crop."""
+PLAIN = 4
+"""Every fourth town is of the kind that the built-in data sets show; the others are of any region."""
+BESIDE = 200
+"""Scenes beside a user's pictures, which each data worker renders when it first needs them (a second for 13)."""
+
+
+class WithGenerated:
+    """Training samples of which a share is replaced by generated ones.
+
+    Args:
+        samples: RGB images with dense targets.
+        share: 0...1; 0 = none.
+        groups: for each class the classes of the generated towns that it is made of.
+        side: of the samples, pixels.
+    """
+
+    def __init__(self, samples: SegmentationData, share: float, groups: Sequence[Sequence[str]], side: int) -> None:
+        self.samples, self.share = samples, share
+        self.crops = Crops(BESIDE, len(samples), side, 0)
+        self.table = np.full(256, IGNORE, np.int64)
+        for index, names in enumerate(groups):
+            self.table[[LAND.index(name) for name in names]] = index
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of a key; its seed decides whether it is generated. All have the same types."""
+        if not self.share:
+            return self.samples[key]
+        if np.random.default_rng((key[1], 1)).random() < self.share:
+            found = self.crops[key]
+            return {**found, "target": torch.from_numpy(self.table[found["target"].numpy()])}
+        found = self.samples[key]
+        image = found["image"] if found["image"].is_floating_point() else found["image"] / 255
+        return {**found, "image": image, "target": found["target"].long()}
+
+
+def scene(seed: int, number: int, side: int) -> tuple[Pixels, Pixels]:
+    """One scene at a ground resolution of its own: image (H, W, 3) and classes (H, W)."""
+    rng = np.random.default_rng((seed, number))
+    low, high = np.log(GSD)
+    gsd = float(np.exp(rng.uniform(low, high)))
+    varied = number % PLAIN > 0
+    return render_scene(int(rng.integers(2**31)), side, side, gsd, undefined=False, varied=varied)
+
+
+class Crops:
+    """Training samples: turned, zoomed and mirrored crops of the scenes, each taken by another camera.
+
+    Args:
+        scenes: how many there are.
+        length: samples per epoch.
+        side: of a crop, pixels.
+        seed: of the scenes.
+    """
+
+    def __init__(self, scenes: int, length: int, side: int, seed: int) -> None:
+        self.scenes, self.length, self.side, self.seed = scenes, length, side, seed
+        self._rendered: dict[int, tuple[Pixels, Pixels]] = {}
+
+    def __len__(self) -> int:
+        """Samples per epoch."""
+        return self.length
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of a key; its seed decides scene, crop and camera."""
+        rng = np.random.default_rng(key[1])
+        number = int(rng.integers(self.scenes))
+        if number not in self._rendered:
+            self._rendered[number] = scene(self.seed, number, SIDE)
+        image, classes = self._rendered[number]
+        turn, zoom = rng.integers(4) * np.pi / 2, np.exp(rng.uniform(*np.log(ZOOM)))
+        cos, sin, flip = zoom * np.cos(turn), zoom * np.sin(turn), 1 if rng.random() < 0.5 else -1
+        linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
+        center = SIDE / 2 + rng.uniform(-0.5, 0.5, 2) * max(SIDE - 1.1 * self.side / zoom, 0)
+        matrix = np.column_stack([linear, (self.side - 1) / 2 - linear @ center])
+        size = (self.side, self.side)
+        part = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        target = cv2.warpAffine(classes, matrix, size, flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
+        return sample(
+            photograph(np.asarray(part, np.uint8), rng), np.asarray(target, np.uint8), f"generated town {number}"
+        )
+
+
+def sample(image: Pixels, classes: Pixels, name: str) -> Sample:
+    """A sample: image (3, H, W) float32 in 0...1, target (H, W) int64."""
+    values = image.astype(np.float32) / 255
+    return {
+        "image": torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0))),
+        "target": torch.from_numpy(classes.astype(np.int64)),
+        "id": name,
+    }
