@@ -1,4 +1,4 @@
-"""Make the pictures that the READMEs open with, of generated scenes: ``python weights/gallery.py [FOLDER]``.
+"""Make the pictures that the READMEs open with, of generated scenes: ``python weights/gallery.py [--folder DIR]``.
 
 Each task's picture is an image beside what the weights that ship make of it, without any training.
 """
@@ -6,12 +6,14 @@ Each task's picture is an image beside what the weights that ship make of it, wi
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # started as a script: imports begin at the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
+import tyro
 from PIL import Image
 
 from common.command.cli import run_command
@@ -41,9 +43,17 @@ SCENES: dict[str, tuple[Task, int, float]] = {
 """Task, seed of the scene, and metres per pixel."""
 
 
+@dataclass(frozen=True)
+class Config:
+    """Make the pictures that the READMEs open with."""
+
+    folder: Path = Path(__file__).resolve().parents[1]
+    """Where they go, as <task>/gallery.jpg."""
+
+
 def main() -> int:
-    """Predict and write ``<folder>/<task>/gallery.jpg`` for every task."""
-    root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
+    """Predict and write the picture of every task."""
+    root = tyro.cli(Config).folder
     pictures = {name: aerial(*scene) for name, scene in SCENES.items()} | {NUCLEI.name: nuclei()}
     for name, picture in pictures.items():
         (root / name).mkdir(parents=True, exist_ok=True)
