@@ -17,6 +17,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import run_command
 from common.command.config import TrainConfig, check_prediction
 from common.data.augmentation import Augmentation
+from common.data.generated import WithGenerated
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ground import metres_per_pixel
@@ -28,7 +29,6 @@ from common.networks.precision import Precision
 from common.networks.shipped import BUILDINGS, NAME
 from common.report.plots import History, roc
 from common.scenes.aerial import write_footprints
-from common.scenes.crops import WithGenerated
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment

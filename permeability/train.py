@@ -17,6 +17,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
+from common.data.generated import WithGenerated
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges
@@ -27,7 +28,6 @@ from common.networks.precision import Precision
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_permeability
-from common.scenes.crops import WithGenerated
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment

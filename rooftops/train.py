@@ -15,6 +15,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
+from common.data.generated import WithGenerated
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges
@@ -26,7 +27,6 @@ from common.networks.shipped import BUILDINGS
 from common.networks.unet_small import SMALL
 from common.report.plots import History
 from common.scenes.aerial import write_rooftops
-from common.scenes.crops import WithGenerated
 from common.training.budget import end_of
 from common.training.command import run_training
 from common.training.experiment import Experiment

@@ -14,13 +14,13 @@ import numpy as np
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig, parse_config
-from common.data.sampling import Sample
+from common.data.generated import Crops, sample, scene
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, load_matching, read_weights
 from common.networks.precision import choose_precision
 from common.networks.unet_small import SMALL, UNetSmall
+from common.samples import Sample
 from common.scenes.aerial import LAND
-from common.scenes.crops import Crops, sample, scene
 from common.scenes.sensor import photograph
 from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything

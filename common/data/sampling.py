@@ -7,26 +7,12 @@ on what was drawn before it: an interrupted epoch goes on with exactly the batch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
 Key = tuple[int, int]
 """(index of the sample, seed of its augmentation): what a training dataset's ``__getitem__`` receives."""
-Sample = dict[str, Any]
-"""``image`` (C, H, W) uint8 or float32 in 0...1, ``target`` (H, W) int64 (255 = ignored), ``id`` (its files, for
-messages) and whatever tensors or names the task's criterion reads besides."""
-
-
-class SegmentationData(Protocol):
-    """A sized, indexable dataset of samples."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-
-    def __getitem__(self, key: Any, /) -> Sample:  # noqa: ANN401 - a `Key`, or an index alone
-        """One sample."""
 
 
 class EpochBatches(Sampler[list[Key]]):

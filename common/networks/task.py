@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from common.command.cli import say
-from common.data.sampling import SegmentationData
 from common.labels import Color
 from common.networks import backbones
 from common.networks.checkpoint import (
@@ -27,6 +26,7 @@ from common.networks.checkpoint import (
 )
 from common.networks.schema import check_fit
 from common.networks.shipped import NAME, Shipped, fit_head
+from common.samples import SegmentationData
 
 SEEN = 8
 """Samples that a head is fitted on."""

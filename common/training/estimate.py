@@ -13,9 +13,9 @@ from common import processes
 from common.command.cli import say
 from common.command.config import TrainConfig
 from common.command.progress import Work, duration
-from common.data.sampling import SegmentationData
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
+from common.samples import SegmentationData
 from common.training.experiment import Experiment, to_device
 from common.training.state import TrainState
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from common.command.cli import StopRequest
-from common.data.sampling import Sample, SegmentationData
 from common.networks.checkpoint import ModelCard
 from common.networks.normalize import normalize
 from common.networks.precision import Precision
 from common.networks.probabilities import Probabilities, probabilities_of
+from common.samples import Sample, SegmentationData
 
 Batch = Sample
 """Samples that were put together: their tensors (N, ...), their names in lists."""

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from common import processes
 from common.command.cli import say
-from common.data.sampling import EpochBatches, SegmentationData
+from common.data.sampling import EpochBatches
+from common.samples import SegmentationData
 from common.training.estimate import Estimate
 from common.training.experiment import Batch
 

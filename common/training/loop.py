@@ -23,10 +23,11 @@ from common import processes
 from common.command.cli import Interrupted, NonFiniteLoss, StopRequest, say
 from common.command.config import TrainConfig, config_values
 from common.command.progress import Work, duration, progress
-from common.data.sampling import EpochBatches, SegmentationData
+from common.data.sampling import EpochBatches
 from common.metrics.split_scores import SplitScores
 from common.networks.norm import shared_batch_norm, steady_batch_norm
 from common.networks.precision import Precision, peak_memory_mb
+from common.samples import SegmentationData
 from common.training.budget import Budget, end_of
 from common.training.compiling import compiled, told_in_a_line
 from common.training.epochs import Speed, end_epoch

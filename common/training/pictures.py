@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.command.cli import say
-from common.data.sampling import EpochBatches, SegmentationData
+from common.data.sampling import EpochBatches
 from common.images.display import Palette, Pixels, colorize, overlay, stretch, strip
 from common.labels import IGNORE
 from common.report.examples import panels
 from common.report.plots import grid
+from common.samples import SegmentationData
 from common.training.experiment import Engine, Experiment
 from common.training.runs import RunFolder
 from common.training.state import TrainState

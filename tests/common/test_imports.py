@@ -21,7 +21,7 @@ PEERS = {
     "transformers",
     "building_footprint_segmentation",
 }
-GROUND = {"labels", "files", "outputs", "processes"}
+GROUND = {"labels", "files", "outputs", "processes", "samples"}
 FIRST = GROUND | {"losses", "images", "metrics", "command", "scenes"}
 SECOND = FIRST | {"vectors", "report", "networks", "data"}
 ARROWS = {
@@ -29,6 +29,7 @@ ARROWS = {
     "files": set(),
     "outputs": {"files"},
     "processes": set(),
+    "samples": set(),
     "losses": GROUND,
     "images": GROUND,
     "metrics": GROUND,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.data.sampling import Key, Sample, SegmentationData
+from common.data.sampling import Key
 from common.labels import IGNORE
+from common.samples import Sample, SegmentationData
 from common.scenes.aerial import LAND, render_scene
 from common.scenes.sensor import photograph
 

@@ -2,10 +2,10 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
+from common.data.generated import Crops, WithGenerated
 from common.labels import IGNORE
 from common.networks.shipped import BUILDINGS
 from common.scenes.aerial import LAND
-from common.scenes.crops import Crops, WithGenerated
 from common.scenes.sensor import photograph
 
 
