@@ -17,7 +17,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 from common.command.cli import run_command
 from common.command.config import TrainConfig, check_prediction
 from common.data.augmentation import Augmentation
-from common.data.generated import WithGenerated
+from common.data.generated import with_generated
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ground import metres_per_pixel
@@ -177,7 +177,7 @@ def build(config: Config, data: Data) -> Experiment:
         scale=data.scale,
     )
     TASK.initialize(model, config.weights, card, crops)
-    samples = WithGenerated(crops, config.generated, BUILDINGS, config.crop_size)
+    samples = with_generated(crops, config.generated, BUILDINGS, config.crop_size)
     return Experiment(model, card, samples, FootprintTiles(data.tiles["val"], data.scale), len(data.tiles["test"]))
 
 

@@ -17,7 +17,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.generated import WithGenerated
+from common.data.generated import with_generated
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges
@@ -190,7 +190,7 @@ def build(config: Config, data: Data) -> Experiment:
     )
     TASK.initialize(model, config.weights, card, windows)
     tiles = ValidationTiles(data.tiles["val"], config.channels)
-    samples = WithGenerated(windows, config.generated, GROUPS, config.crop_size)
+    samples = with_generated(windows, config.generated, GROUPS, config.crop_size)
     return Experiment(model, card, samples, tiles, len(data.tiles["test"]))
 
 

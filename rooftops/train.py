@@ -15,7 +15,7 @@ if not __package__:  # started as a script: imports begin at the repository's ro
 
 from common.command.cli import run_command, say
 from common.command.config import TrainConfig
-from common.data.generated import WithGenerated
+from common.data.generated import with_generated
 from common.data.pairs import Facts, require_usable, say_facts, say_notes, value_rows
 from common.data.splits import Split, count_parts
 from common.images.ranges import ValueRanges
@@ -180,7 +180,7 @@ def build(config: Config, data: Data) -> Experiment:
     )
     TASK.initialize(model, config.weights, card, windows)
     whole = WholePictures(data.pictures, data.split["val"], scale=data.scale)
-    samples = WithGenerated(windows, config.generated, BUILDINGS, config.crop_size)
+    samples = with_generated(windows, config.generated, BUILDINGS, config.crop_size)
     return Experiment(model, card, samples, whole, len(data.split["test"]))
 
 

@@ -32,15 +32,22 @@ BESIDE = 200
 """Scenes beside a user's pictures, which each data worker renders when it first needs them (a second for 13)."""
 
 
-class WithGenerated:
+def with_generated(
+    samples: SegmentationData, share: float, groups: Sequence[Sequence[str]], side: int
+) -> SegmentationData:
     """Training samples of which a share is replaced by generated ones.
 
     Args:
         samples: RGB images with dense targets.
-        share: 0...1; 0 = none.
+        share: 0...1; 0 = the samples as they are.
         groups: for each class the classes of the generated towns that it is made of.
         side: of the samples, pixels.
     """
+    return WithGenerated(samples, share, groups, side) if share else samples
+
+
+class WithGenerated:
+    """See `with_generated`."""
 
     def __init__(self, samples: SegmentationData, share: float, groups: Sequence[Sequence[str]], side: int) -> None:
         self.samples, self.share = samples, share
@@ -55,8 +62,6 @@ class WithGenerated:
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample of a key; its seed decides whether it is generated. All have the same types."""
-        if not self.share:
-            return self.samples[key]
         if np.random.default_rng((key[1], 1)).random() < self.share:
             found = self.crops[key]
             return {**found, "target": torch.from_numpy(self.table[found["target"].numpy()])}
