@@ -50,7 +50,7 @@ def coast(plot: Plot) -> None:
         _blot(plot, shallow, 8, 40)
     if rng.random() < 0.6:
         beach = sand(rng, plot.season) if rng.random() < 0.6 else paving(rng)
-        long, wide = plot.size[0] * rng.uniform(0.8, 1.3), plot.size[1] * rng.uniform(0.4, 1.2)
+        long, wide = plot.size[0] * rng.uniform(0.8, 1.1), plot.size[1] * rng.uniform(0.4, 1.0)
         plot.put("blot", YARD, beach, (plot.u0 + plot.u1) / 2, plot.v1, long, wide)
     for _ in range(rng.choice((0, 0, 2))):
         boat = painted(rng, CLUTTER)

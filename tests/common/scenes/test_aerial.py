@@ -86,6 +86,13 @@ def empty_canvas(height, width, gsd=0.25):
     return Canvas(0, 0, height, width, gsd, STONE)
 
 
+def reach(item, x, y):
+    """How far something comes away from a point along x or y at most."""
+    points = np.array(getattr(item, "points", None) or [(item.x, item.y)])
+    size = np.hypot(item.length, item.width) / 2 if isinstance(item, Thing) else item.breadth / 2
+    return np.abs(points - (x, y)).max() + size
+
+
 def test_same_seed_same_scene_and_another_seed_another():
     (image, classes), again, other = (render_scene(seed, 90, 120) for seed in (5, 5, 6))
     assert image.shape == (90, 120, 3) and classes.shape == (90, 120)
@@ -231,6 +238,7 @@ def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(ki
             canvas.draw(item)
         canvases.append(canvas.labels[40:150, 40:190])
         assert all(item.layer <= CROWN for item in plot.items)
+        assert max(reach(item, 57.5, 47.5) for item in plot.items) < 80
     for label, (low, high) in covers.items():
         assert low <= np.mean([(labels == label).mean() for labels in canvases]) <= high, label
 
@@ -266,9 +274,7 @@ def test_towns_keep_within_the_bounds_that_painting_relies_on(varied):
         for i, j in ((0, 0), (-3, 2), (5, 7)):
             x, y = town.place((i + 0.5) * town.pitch[0], (j + 0.5) * town.pitch[1])
             for item in town._cell(i, j):
-                points = np.array(getattr(item, "points", None) or [(item.x, item.y)])
-                size = np.hypot(item.length, item.width) / 2 if isinstance(item, Thing) else item.breadth / 2
-                assert np.abs(points - (x, y)).max() + size < town.near
+                assert reach(item, x, y) < town.near
                 if isinstance(item, Thing) and item.form not in ("fitting", "crown"):
                     rise = item.slope * item.width * (1 if item.form == "barrel" else 0.5)
                     assert item.height + rise < HIGHEST - 1
