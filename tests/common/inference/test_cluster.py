@@ -93,11 +93,11 @@ def infer(checkpoint, folder, *paths, **flags):
     return infer_inputs(config, paths, predictor, folder, config.products(tags))
 
 
-def start(checkpoint, folder, *paths, flags=()):
+def start(checkpoint, folder, *paths, flags=(), **environment):
     """The same as a process of its own."""
     line = [sys.executable, ROOT / "footprints" / "infer.py", *paths, "--checkpoint", checkpoint, "--tile-size", 64,
             "--vector", "gpkg", "--output-dir", folder, *flags]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(list(map(str, line)), env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -119,6 +119,12 @@ def until(condition, seconds=120.0):
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.01)
     return found
+
+
+def holding(path, pattern):
+    """The environment of workers that stop in folders of such names (held.py), until ``path`` is empty."""
+    path.write_text(pattern)
+    return {"DASK_DISTRIBUTED__WORKER__PRELOAD": repr([str(PRELOADS / "held.py")]), "HELD": str(path)}
 
 
 def parts_at_work(folder, rows=1):
@@ -178,10 +184,11 @@ def test_killed_workers_and_a_killed_command_end_in_the_same_files(checkpoint, t
     pictures = [picture(tmp_path / f"p{seed}.png", seed) for seed in range(34)]
     paths = [*pictures, scene(tmp_path / "town.tif", 2000, 400)]
     assert infer(checkpoint, tmp_path / "one", *paths) == 0
-    out = tmp_path / "two"
-    command = start(checkpoint, out, *paths, flags=("--workers", 2))
+    out, held = tmp_path / "two", tmp_path / "held"
+    command = start(checkpoint, out, *paths, flags=("--workers", 2), **holding(held, "rows-*"))
     pid, part = until(lambda: parts_at_work(out))[0]
     os.kill(pid, signal.SIGKILL)
+    held.write_text(part.name)
     until(lambda: any(p == part and other != pid for other, p in parts_at_work(out)))  # another goes on with its part
     workers = psutil.Process(command.pid).children(recursive=True)
     listening = [port.laddr for process in (psutil.Process(command.pid), *workers)
@@ -228,8 +235,9 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(checkpoint, tmp_path, cap
 
 @pytest.fixture
 def scheduler(tmp_path):
-    """A scheduler's file, its process, and a worker, as on a cluster."""
+    """A scheduler's file, its process, and a worker, as on a cluster, that stops in rasters named town."""
     file, environment = tmp_path / "scheduler.json", {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= holding(tmp_path / "held", ".town-*")
     options = {"env": environment, "cwd": tmp_path, "stderr": subprocess.DEVNULL}
     common = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file)
     kinds = {"scheduler": ("--port", "0"), "worker": ("--nthreads", "1", "--no-nanny")}
