@@ -84,7 +84,8 @@ def finish(path, outcome):
     run = RunFolder(path)
     path.mkdir()
     precision = choose_precision("cpu", "off")
-    finish_run(run, TrainConfig(), [("pairs", "8")], HISTORY, precision, outcome)
+    with run.writing():
+        finish_run(run, TrainConfig(), [("pairs", "8")], HISTORY, precision, outcome)
     return (path / "report.html").read_text(encoding="utf-8")
 
 

@@ -205,6 +205,17 @@ def test_batches_that_cannot_have_been_done_are_refused(tmp_path, change):
         train(tmp_path, CONFIG, resume=True)
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path):
+    train(tmp_path, replace(CONFIG, epochs=1))
+    payload = torch.load(tmp_path / "last.pt", weights_only=True)
+    del payload["training"]["best_without"]
+    for row in payload["training"]["history"]:
+        del row["kept"]
+    torch.save(payload, tmp_path / "last.pt")
+    state = train(tmp_path, replace(CONFIG, epochs=2, one_standard_error=True), resume=True)
+    assert [row["kept"] for row in state.history] == [None, int(state.history[1]["miou"] > state.history[0]["miou"])]
+
+
 def test_resuming_a_finished_run_changes_nothing_and_mends_its_table(tmp_path, whole):
     train(tmp_path, COSINE)
     (tmp_path / "metrics.csv").unlink()
@@ -498,6 +509,29 @@ def test_the_best_checkpoints_are_those_of_the_best_epochs(tmp_path, monkeypatch
     assert not torch.equal(weights[1]["0.weight"], weights[2]["0.weight"])
 
 
+@pytest.mark.parametrize(("one_standard_error", "kept"), [(False, [1, 1, 0, 0, 0]), (True, [1, 1, 0, 0, 1])])
+def test_the_latest_of_epochs_that_the_images_cannot_tell_apart(one_standard_error, kept, tmp_path, monkeypatch):
+    mious, others = iter([0.2, 0.60, 0.56, 0.562, 0.563]), iter([[0.2] * 4, [0.60] * 4, [0.55] * 4, OTHER, OTHER])
+
+    class Scripted(SplitScores):
+        def result(self):
+            return {**super().result(), "miou": next(mious)}
+
+        def without_parts(self):
+            return next(others)
+
+    monkeypatch.setattr(training, "SplitScores", Scripted)
+    train(tmp_path, replace(CONFIG, epochs=3, one_standard_error=one_standard_error))
+    state = train(tmp_path, replace(CONFIG, epochs=5, one_standard_error=one_standard_error), resume=True)
+    assert [row["kept"] for row in state.history] == kept
+    assert (state.best_iou, state.epochs_without_better) == (0.6, 3)
+    assert load_checkpoint(tmp_path / "best_iou.pt")[0].scores["epoch"] == (5 if one_standard_error else 2)
+
+
+OTHER = [0.60, 0.56, 0.54, 0.56]
+"""0, 0.04, 0.06 and 0.04 below 0.60: the variance is 0.000475, the standard error sqrt(3 * 0.000475) = 0.0377."""
+
+
 def test_an_expired_budget_still_leaves_a_network(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "STARTED", budget.STARTED - 1e6)
     state = train(tmp_path, replace(COSINE, max_minutes=1, epochs=1000))
@@ -555,6 +589,26 @@ def test_a_validation_that_turns_out_slow_is_cut_short(tmp_path, hand, capsys):
     state = train(tmp_path, replace(CONFIG, max_minutes=10, epochs=1000), val_events=slow)
     assert [row["val_images"] for row in state.history] == [4 - 1]
     assert "3 of 4 validation images judged this epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("one_standard_error", [False, True])
+def test_an_epoch_judged_by_some_of_the_images_is_not_the_best(one_standard_error, tmp_path, hand, monkeypatch):
+    script = iter([(0.2, 1.0), (0.9, 0.1)])
+
+    class Scripted(SplitScores):
+        def result(self):
+            miou, loss = next(script)
+            return {**super().result(), "miou": miou, "loss": loss}
+
+        def without_parts(self):
+            return [[0.1, 0.3, 0.2, 0.2], [0.9, 0.3, 0.2, 0.1]][self.n_images < 4]
+
+    monkeypatch.setattr(training, "SplitScores", Scripted)
+    config = replace(CONFIG, max_minutes=10, epochs=1000, one_standard_error=one_standard_error)
+    state = train(tmp_path, config, val_events={7: wait(hand, 600)})
+    assert [(row["val_images"], row["miou"], row["kept"]) for row in state.history] == [(4, 0.2, 1), (2, 0.9, 0)]
+    for name in ("best_iou.pt", "best_loss.pt"):
+        assert load_checkpoint(tmp_path / name)[0].scores["epoch"] == 1
 
 
 def test_a_threshold_that_is_given_is_used_and_kept(tmp_path, capsys):
