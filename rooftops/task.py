@@ -37,5 +37,5 @@ def tile(card: ModelCard) -> int:
 
 
 ARCHITECTURES = {"deeplabv3plus": DeepLabV3Plus, "unet_small": UNetSmall}
-SHIPPED = Shipped("aerial.pt", "unet_small", BUILDINGS, gsd=0.1)
+SHIPPED = Shipped("aerial.pt", "unet_small", BUILDINGS, gsd=0.1, threshold=0.42)
 TASK = Task("rooftops", list(Coding().names), Coding().palette, ARCHITECTURES, adopt, tile, shipped=SHIPPED)

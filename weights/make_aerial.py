@@ -32,7 +32,7 @@ MEAN, STD = (0.45, 0.45, 0.43), (0.22, 0.20, 0.20)
 """Of aerial photographs in 0...1."""
 SEEN = (0.3, 0.55)
 """Of the crops, which are zoomed: what images are read at."""
-CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 2.0, 1.5, 1.5, 1.0)
+CLASS_WEIGHTS = (1.0, 1.6, 1.0, 1.0, 1.0, 1.5, 1.5, 1.0)
 """Of the cross-entropy."""
 PALETTE = {
     0: (255, 255, 255), 1: (0, 0, 255), 2: (0, 255, 255), 3: (0, 255, 0), 4: (255, 255, 0), 5: (255, 0, 0),
@@ -86,7 +86,7 @@ def main() -> int:
         TASK, "unet_small", arch_args, list(LAND), PALETTE, normalization={"mean": list(MEAN), "std": list(STD)},
         gsd=SEEN, loss=LossRecipe(config.loss, class_weights=CLASS_WEIGHTS), data_root="generated scenes",
     )  # fmt: skip
-    crops = Crops(config.scenes, config.samples_per_epoch, config.crop_size, config.seed)
+    crops = Crops(config.scenes, config.samples_per_epoch, config.crop_size, config.seed, small=0.3)
     held_out = HeldOut(max(2, min(24, config.scenes // 8)), config.crop_size, config.seed + 1)
     network = UNetSmall(**arch_args)
     if config.weights != "none":

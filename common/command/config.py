@@ -117,6 +117,8 @@ class TrainConfig:
     """Upper bound of the gradient norm (0 = off)."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is validated and saved (0 = off)."""
+    one_standard_error: bool = False
+    """best_iou.pt is the latest epoch whose validation mIoU the images cannot tell from the best, not the best one."""
     early_stopping: int = 0
     """Stop after this many epochs without a better validation mIoU (0 = off)."""
     seed: int = 0

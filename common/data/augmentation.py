@@ -208,8 +208,8 @@ def _color_step(kind: int, strength: float, level: Vector, rng: np.random.Genera
     return cv2.Rodrigues(np.full(3, 2 * math.pi * (factor - 1) / math.sqrt(3)))[0], np.zeros(3)
 
 
-def to_tensor(image: Pixels) -> Tensor:
-    """(H, W, C) -> (C, H, W)."""
+def to_tensor(image: NDArray[Any]) -> Tensor:
+    """(H, W, C) -> (C, H, W) float32."""
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0), np.float32))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.data.augmentation import affine_map, to_tensor
 from common.data.sampling import Key
 from common.labels import IGNORE
 from common.samples import Sample, SegmentationData
@@ -26,10 +27,12 @@ SIDE = 256
 """Height and width of the scenes, pixels."""
 ZOOM = (0.7, 1.42)
 """Smallest and largest magnification of a crop."""
+SMALL = (64, 160)
+"""Side of the ground that a crop of little ground sees, pixels of the scene."""
 PLAIN = 4
 """Every fourth town is of the kind that the built-in data sets show; the others are of any region."""
 BESIDE = 200
-"""Scenes beside a user's pictures, which each data worker renders when it first needs them (a second for 13)."""
+"""Scenes beside a user's pictures, which each data worker renders when it first needs them (a second for 20)."""
 
 
 def with_generated(
@@ -87,10 +90,12 @@ class Crops:
         length: samples per epoch.
         side: of a crop, pixels.
         seed: of the scenes.
+        small: share of the crops that see little ground, as small pictures do: the rest of them is mirrored, and has
+            no class.
     """
 
-    def __init__(self, scenes: int, length: int, side: int, seed: int) -> None:
-        self.scenes, self.length, self.side, self.seed = scenes, length, side, seed
+    def __init__(self, scenes: int, length: int, side: int, seed: int, small: float = 0.0) -> None:
+        self.scenes, self.length, self.side, self.seed, self.small = scenes, length, side, seed, small
         self._rendered: dict[int, tuple[Pixels, Pixels]] = {}
 
     def __len__(self) -> int:
@@ -104,11 +109,15 @@ class Crops:
         if number not in self._rendered:
             self._rendered[number] = scene(self.seed, number, SIDE)
         image, classes = self._rendered[number]
+        seen = SIDE
+        if self.small and rng.random() < self.small:
+            seen = int(rng.integers(*SMALL))
+            top, left = rng.integers(SIDE - seen + 1, size=2)
+            image, classes = (whole[top : top + seen, left : left + seen] for whole in (image, classes))
         turn, zoom = rng.integers(4) * np.pi / 2, np.exp(rng.uniform(*np.log(ZOOM)))
-        cos, sin, flip = zoom * np.cos(turn), zoom * np.sin(turn), 1 if rng.random() < 0.5 else -1
-        linear = np.array([[cos * flip, -sin], [sin * flip, cos]])
-        center = SIDE / 2 + rng.uniform(-0.5, 0.5, 2) * max(SIDE - 1.1 * self.side / zoom, 0)
-        matrix = np.column_stack([linear, (self.side - 1) / 2 - linear @ center])
+        flip = 1 if rng.random() < 0.5 else -1
+        x, y = seen / 2 + rng.uniform(-0.5, 0.5, 2) * max(seen - 1.1 * self.side / zoom, 0)
+        matrix = affine_map((y, x), self.side, turn, zoom, (flip, 1.0))
         size = (self.side, self.side)
         part = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         target = cv2.warpAffine(classes, matrix, size, flags=cv2.INTER_NEAREST, borderValue=[IGNORE])
@@ -119,9 +128,4 @@ class Crops:
 
 def sample(image: Pixels, classes: Pixels, name: str) -> Sample:
     """A sample: image (3, H, W) float32 in 0...1, target (H, W) int64."""
-    values = image.astype(np.float32) / 255
-    return {
-        "image": torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, 0))),
-        "target": torch.from_numpy(classes.astype(np.int64)),
-        "id": name,
-    }
+    return {"image": to_tensor(image) / 255, "target": torch.from_numpy(classes.astype(np.int64)), "id": name}

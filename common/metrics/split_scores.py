@@ -29,6 +29,10 @@ MIXED = 0.01
 """Share of an image's valid pixels that a class needs for it to be there to be seen."""
 
 
+PARTS = 20
+"""Groups of images, dealt in turn; how a score moves without each of them tells how sure it is."""
+
+
 class ImageScore(NamedTuple):
     """How one image was segmented."""
 
@@ -62,12 +66,19 @@ class SplitScores:
         self.confusion = ConfusionMatrix(len(self.class_names), device=device)
         self.curve = ThresholdCurve(device=device)
         self.boundary = BoundaryF1(len(self.class_names), device=device)
+        self.parts = torch.zeros((PARTS, *self._judged.counts.shape), dtype=torch.int64, device=device)
+        """What the score is found from, of each group of images."""
         self.per_image: list[ImageScore] = []
         self.losses: list[float] = []
         self.ids: list[str] = []
         self.n_images = 0
         self.left_out = 0
         """Images that should have been added, had there been time."""
+
+    @property
+    def _judged(self) -> ThresholdCurve | ConfusionMatrix:
+        """What the score is found from."""
+        return self.curve if self.binary and self.threshold is None else self.confusion
 
     def update(self, probability: Tensor, target: Tensor, loss: float, ids: Sequence[str]) -> None:
         """Add a batch.
@@ -78,9 +89,14 @@ class SplitScores:
             loss: mean over the batch.
             ids: a name per image.
         """
+        part, before = self.parts[self.n_images % PARTS], self._judged.counts.clone()
         self.n_images += len(target)
         self.ids += ids
         self.losses += [loss] * len(target)
+        self._count(probability, target, ids)
+        part += self._judged.counts - before
+
+    def _count(self, probability: Tensor, target: Tensor, ids: Sequence[str]) -> None:
         if self.binary:
             self.curve.update(probability[:, 0], target)
             if self.threshold is None:
@@ -110,16 +126,35 @@ class SplitScores:
         """
         add_up(self.confusion.counts)
         add_up(self.curve.counts)
+        add_up(self.parts)
         dealt = zip_longest(*gathered(list(zip(self.ids, self.losses, strict=True))))
         images = [image for turn in dealt for image in turn if image is not None]
         self.ids, self.losses, self.n_images = [name for name, _ in images], [loss for _, loss in images], len(images)
 
+    def _confusion(self, counts: Tensor, threshold: float | None) -> ConfusionMatrix:
+        """The confusion matrix of counts such as ``_judged`` holds."""
+        if self._judged is self.curve:
+            assert threshold is not None
+            curve = ThresholdCurve(device=counts.device)
+            curve.counts = counts
+            return curve.confusion_at(threshold)
+        confusion = ConfusionMatrix(len(self.class_names), counts.device)
+        confusion.counts = counts
+        return confusion
+
+    def _threshold(self) -> float | None:
+        return self.curve.best_threshold(FLAT) if self._judged is self.curve else self.threshold
+
+    def without_parts(self) -> list[float]:
+        """The mIoU of the split without one of its groups of images each (the delete-a-group jackknife)."""
+        counts, threshold = self._judged.counts, self._threshold()
+        rests = (self._confusion(counts - part, threshold) for part in self.parts if part.any())
+        return [rest.scores(self.class_names)["miou"] or 0.0 for rest in rests]
+
     def result(self) -> dict[str, Any]:
         """The scores under the keys of ``SCORE_KEYS``; undefined = None."""
-        threshold, confusion = self.threshold, self.confusion
-        if self.binary and threshold is None:
-            threshold = self.curve.best_threshold(FLAT)
-            confusion = self.curve.confusion_at(threshold)
+        threshold = self._threshold()
+        confusion = self._confusion(self._judged.counts, threshold)
         loss = math.fsum(self.losses) / len(self.losses) if self.losses else math.nan
         values = {
             **confusion.scores(self.class_names),
@@ -130,6 +165,22 @@ class SplitScores:
             "loss": loss if math.isfinite(loss) else None,
         }
         return {key: values[key] for key in SCORE_KEYS}
+
+
+def standard_error(first: Sequence[float], second: Sequence[float]) -> float:
+    """Standard error of the difference of two scores of the same images, by the jackknife (Efron and Stein 1981).
+
+    Args:
+        first: ``SplitScores.without_parts`` of one network.
+        second: that of another, of the same split.
+
+    Returns:
+        0 where fewer than two groups, or not the same number, tell nothing.
+    """
+    if len(first) != len(second) or len(first) < 2:
+        return 0.0
+    differences = torch.tensor(first, dtype=torch.float64) - torch.tensor(second, dtype=torch.float64)
+    return math.sqrt((len(first) - 1) * float(differences.var(correction=0)))
 
 
 SHOWN = {

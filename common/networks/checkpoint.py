@@ -157,7 +157,7 @@ def load_checkpoint(path: Path, task: str | None = None) -> tuple[ModelCard, Sta
     check_weights(payload["model"], path)
     training = payload.get("training", {})
     if "training" in payload:
-        check_table(TRAINING, training, "training state", path, optional=("hits", "others_rng"))
+        check_table(TRAINING, training, "training state", path, optional=("hits", "best_without", "others_rng"))
     return card, payload["model"], training
 
 

@@ -149,6 +149,9 @@ TRAINING = {
     ),
     "progress": Check("a number of at least 0", lambda v: _is_finite(v) and v >= 0),
     "best_iou": Check("a number in -1...1", lambda v: _is_number(v, -1, 1)),
+    "best_without": Check(
+        "a list of numbers in 0...1", lambda v: isinstance(v, list) and all(_is_number(each, 0, 1) for each in v)
+    ),
     "best_loss": NOT_NAN,
     "epochs_without_better": COUNT,
     "threshold": SHARE,

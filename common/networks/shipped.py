@@ -6,7 +6,7 @@ The aerial network tells the classes of the generated world apart; every task ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.labels import Color
 from common.losses import LossRecipe
-from common.networks.checkpoint import ModelCard
+from common.networks.checkpoint import ModelCard, StateDict
 from common.networks.normalize import normalize
 
 NAME = "shipped"
@@ -40,6 +40,8 @@ class Shipped:
     """See `ModelCard`."""
     threshold: float = 0.5
     """Two classes: the second one where P is at least this."""
+    prior: Mapping[str, float] = field(default_factory=dict)
+    """More classes: what is added to the logits of some of the file's, which the task's pictures show more or less."""
 
     @property
     def path(self) -> Path:
@@ -54,10 +56,13 @@ class Shipped:
         """Whether a card is that of the file, with all its classes."""
         return bool(self.groups) and card.task == self.path.stem
 
-    def adapt(self, card: ModelCard, task: str, classes: Sequence[str], palette: Mapping[int, Color]) -> ModelCard:
-        """The file's card as one of the task's own."""
+    def adapt(
+        self, card: ModelCard, weights: StateDict, task: str, classes: Sequence[str], palette: Mapping[int, Color]
+    ) -> tuple[ModelCard, StateDict]:
+        """The file's card and weights as the task's own."""
+        bias = weights["head.bias"] + torch.tensor([self.prior.get(name, 0.0) for name in card.classes])
         arch_args = {**card.arch_args, "outputs": len(self.groups), "groups": self.members(card)}
-        return replace(
+        own = replace(
             card,
             task=task,
             arch=self.arch,
@@ -69,6 +74,7 @@ class Shipped:
             threshold=self.threshold,
             loss=LossRecipe(card.loss.terms),
         )
+        return own, {**weights, "head.bias": bias}
 
 
 @torch.no_grad()
@@ -93,13 +99,13 @@ def fit_head(
         logits: Tensor = file(normalize(images, normalization))
         return logits[:, :, ::2, ::2].movedim(1, -1).flatten(0, 2).double()
 
-    files = {**card.normalization, **own.normalization}
-    true = look(files)
+    expected = {**card.normalization, **own.normalization}
+    true = look(expected)
     unions = torch.stack([true[:, group].logsumexp(1) for group in groups], dim=1)
     weight, bias = model.get_parameter("head.weight"), model.get_parameter("head.bias")
     if len(bias) == 1:
         unions = unions[:, 1:] - unions[:, :1]
-    seen = true if card.normalization == files else look(card.normalization)
+    seen = true if card.normalization == expected else look(card.normalization)
     known = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
     fitted = torch.linalg.lstsq(known, unions, driver="gelsd").solution.T
     scale, shift = fitted[:, :-1], fitted[:, -1]

@@ -187,7 +187,7 @@ class Task:
         if is_ours(read_payload(path)):
             card, weights, _ = load_checkpoint(path)
             if self.shipped is not None and self.shipped.owns(card):
-                card = self.shipped.adapt(card, self.name, self.classes, self.palette)
+                card, weights = self.shipped.adapt(card, weights, self.name, self.classes, self.palette)
             check_task(path, card, self.name)
         else:
             state = read_weights(path)

@@ -151,8 +151,13 @@ def curve_figures(history: History, colors: Mapping[str, RGB] | None = None) -> 
 
 
 def best_epoch(history: History) -> int | None:
-    """Position in ``history`` of the (first) highest ``miou``, else of the lowest ``val_loss``; None without either."""
-    miou, loss = _column(history, "miou"), _column(history, "val_loss")
+    """Position in ``history`` of the epoch that was kept, else of the best.
+
+    Without a column ``kept`` it is the (first) highest ``miou``, else the lowest ``val_loss``; None without any.
+    """
+    kept, miou, loss = (_column(history, name) for name in ("kept", "miou", "val_loss"))
+    if (kept == 1).any():
+        return int(np.flatnonzero(kept == 1)[-1])
     if np.isfinite(miou).any():
         return int(np.nanargmax(miou))
     return int(np.nanargmin(loss)) if np.isfinite(loss).any() else None
@@ -190,7 +195,7 @@ def _draw_curves(
     if best is not None and len(history) > 1:
         axes.axvline(epochs[best], color=INK, linewidth=1, linestyle=(0, (2, 3)))
     if best is not None:
-        axes.set_title(f"best epoch: {epochs[best]:g}", loc="right", fontsize=10, color=INK)
+        axes.set_title(f"epoch kept: {epochs[best]:g}", loc="right", fontsize=10, color=INK)
     handles = []
     for position, (label, values) in enumerate(series.items()):
         if label not in lines:

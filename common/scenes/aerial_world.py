@@ -32,6 +32,8 @@ WALL = 2.2
 """Slopes beyond this are walls and not shaded."""
 MARGIN = 4
 """Pixels painted beyond a block for the optics' blur."""
+STRIP = 96
+"""Rows that are colored at a time, so that they stay in the processor's cache."""
 
 
 class AerialWorld:
@@ -119,17 +121,20 @@ class AerialWorld:
             self.shift,
         )
         unmapped = self._draw(canvas)
-        view = (
-            slice(before[0] - MARGIN, before[0] + height + MARGIN),
-            slice(before[1] - MARGIN, before[1] + width + MARGIN),
-        )
-        light = self._light(canvas.relief, view)
-        image = self._expose(canvas, self._color(canvas, view) * light, view)
         inner = (slice(before[0], before[0] + height), slice(before[1], before[1] + width))
+        columns = slice(before[1] - MARGIN, before[1] + width + MARGIN)
+        lit = self._shadows(canvas.relief, (slice(before[0] - MARGIN, before[0] + height + MARGIN), columns))
+        image, table = np.empty((height, width, 3), dtype=np.uint8), np.array(canvas.table, dtype=np.float32)
+        for top in range(0, height, STRIP):
+            bottom = min(top + STRIP, height)
+            strip = (slice(before[0] + top - MARGIN, before[0] + bottom + MARGIN), columns)
+            light = self._light(canvas.relief[strip], lit[top : bottom + 2 * MARGIN])
+            exposed = self._expose(canvas, self._color(canvas, table, strip) * light, strip)
+            image[top:bottom] = exposed[MARGIN:-MARGIN, MARGIN:-MARGIN]
         classes = canvas.labels[inner].copy()
         for item in unmapped:
             canvas.draw(item)
-        return image[MARGIN:-MARGIN, MARGIN:-MARGIN], classes, canvas.labels[inner].copy()
+        return image, classes, canvas.labels[inner].copy()
 
     def _draw(self, canvas: Canvas) -> list[Outline]:
         """Draw all that is in view, from the ground up; returns the outlines of unmapped ground."""
@@ -143,8 +148,8 @@ class AerialWorld:
                 canvas.draw(item)
         return unmapped
 
-    def _light(self, relief: Floats, view: tuple[slice, slice]) -> Floats:
-        """Light that falls on each pixel of the view, (H, W, 3) relative to level ground in the sun."""
+    def _shadows(self, relief: Floats, view: tuple[slice, slice]) -> Floats:
+        """How much of the sun each pixel of the view sees, (H, W) from 0 to 1."""
         tangent, scale = float(np.tan(self.elevation)), self.gsd
         roof = relief.copy()  # highest obstacle on the way to the sun, lowered by the rise of the ray
         steps = 1
@@ -156,61 +161,63 @@ class AerialWorld:
             ahead = roof[there] - np.float32(steps * scale * tangent)
             roof[here] = np.maximum(roof[here], ahead)
             steps *= 2
-        ground = relief[view]
-        lit = (roof[view] <= ground + np.float32(0.12)).astype(np.float32)
-        lit = cv2.GaussianBlur(lit, (0, 0), 0.5 + 0.1 / scale)
+        lit = (roof[view] <= relief[view] + np.float32(0.12)).astype(np.float32)
+        return np.asarray(cv2.GaussianBlur(lit, (0, 0), 0.5 + 0.1 / scale), np.float32)
 
-        slope_x = cv2.Scharr(ground, cv2.CV_32F, 1, 0, scale=1 / (32 * scale))
-        slope_y = cv2.Scharr(ground, cv2.CV_32F, 0, 1, scale=1 / (32 * scale))
+    def _light(self, relief: Floats, lit: Floats) -> Floats:
+        """Light that falls on each pixel, (H, W, 3) relative to level ground in the sun, where ``lit`` sees the sun."""
+        tangent = np.float32(np.tan(self.elevation))
+        slope_x = cv2.Scharr(relief, cv2.CV_32F, 1, 0, scale=1 / (32 * self.gsd))
+        slope_y = cv2.Scharr(relief, cv2.CV_32F, 0, 1, scale=1 / (32 * self.gsd))
         steep = slope_x**2 + slope_y**2
-        facing = 1 - (slope_x * np.float32(self.sun[0]) + slope_y * np.float32(self.sun[1])) / np.float32(tangent)
+        facing = 1 - (slope_x * np.float32(self.sun[0]) + slope_y * np.float32(self.sun[1])) / tangent
         facing /= np.sqrt(1 + steep)
         facing[steep > WALL**2] = 0.85  # seen from above a wall is a line between two surfaces
-        lit *= np.clip(facing, 0.05, 1.5)
-        lit *= np.float32(1 - self.sky)
-        return np.asarray(lit[..., None] + np.float32(self.sky) * self.sky_color)
+        direct = lit * np.clip(facing, 0.05, 1.5) * np.float32(1 - self.sky)
+        light = np.column_stack([np.ones(3), self.sky * self.sky_color]).astype(np.float32)
+        return np.asarray(cv2.transform(direct, light), np.float32)
 
-    def _color(self, canvas: Canvas, view: tuple[slice, slice]) -> Floats:
+    def _color(self, canvas: Canvas, table: Floats, view: tuple[slice, slice]) -> Floats:
         """Reflectance of each pixel of the view with its texture, (H, W, 3)."""
-        table = np.array(canvas.table, dtype=np.float32)
-        owner = canvas.owner[view]
-        parts = table[:, 3:].T.copy()
+        owner, parts = canvas.owner[view].astype(np.intp), table[:, 3:].T.copy()
         coarse, vast = canvas.coarse[view], canvas.vast[view]
-        texture = parts[0][owner] * canvas.fine[view]
-        texture += parts[1][owner] * canvas.medium[view]
-        texture += parts[2][owner] * (coarse + vast)
+        texture = parts[0].take(owner) * canvas.fine[view]
+        texture += parts[1].take(owner) * canvas.medium[view]
+        texture += parts[2].take(owner) * (coarse + vast)
         rows = np.arange(canvas.row, canvas.row + canvas.height, dtype=np.float32)[view[0], None] * self.gsd
         cols = np.arange(canvas.col, canvas.col + canvas.width, dtype=np.float32)[view[1]] * self.gsd
         texture *= np.float32(self.rough)
-        texture += parts[6][owner] * np.sin(cols * parts[4][owner] + rows * parts[5][owner])
-        color = table[:, :3][owner]
-        color *= np.clip(1 + texture, 0.3, 1.8)[..., None]
-        dry = parts[3][owner] * (coarse * np.float32(0.5) + vast)
-        color += dry[..., None] * np.array([0.10, 0.035, 0.035], dtype=np.float32)
-        return np.asarray(color)
+        texture += parts[6].take(owner) * np.sin(cols * parts[4].take(owner) + rows * parts[5].take(owner))
+        color = table[:, :3].copy().take(owner, axis=0)
+        color *= _gray(np.clip(1 + texture, 0.3, 1.8))
+        dry = parts[3].take(owner) * (coarse * np.float32(0.5) + vast)
+        color += cv2.transform(dry, np.array([[0.10], [0.035], [0.035]], dtype=np.float32))
+        return color
 
     def _expose(self, canvas: Canvas, light: Floats, view: tuple[slice, slice]) -> Image:
         """Blur, cast, fall-off, noise, and 8 bits."""
-        image = cv2.GaussianBlur(light, (0, 0), self.blur)
-        gray = image @ np.array([0.3, 0.59, 0.11], dtype=np.float32) * np.float32(1 - self.saturation)
-        image *= self.cast * np.float32(self.saturation)
-        image += gray[..., None] * self.cast
+        luma, color = np.array([0.3, 0.59, 0.11], dtype=np.float32), np.eye(3, dtype=np.float32)
+        bands = (self.saturation * color + (1 - self.saturation) * luma) * (self.cast * (1 - self.haze))[:, None]
+        image = cv2.transform(cv2.GaussianBlur(light, (0, 0), self.blur), bands)
         rows = (canvas.row + np.arange(canvas.height)[view[0]]) * self.gsd
         cols = (canvas.col + np.arange(canvas.width)[view[1]]) * self.gsd
         waves = [
             depth * np.sin(place / length + phase)
             for place, (depth, length, phase) in zip((rows, cols), self.falloff, strict=False)
         ]
-        image *= (1 + waves[0][:, None] + waves[1][None, :]).astype(np.float32)[..., None]
-        image *= 1 - self.haze
-        image += self.haze
+        image *= _gray((1 + waves[0][:, None] + waves[1][None, :]).astype(np.float32))
         row, col, (height, width) = canvas.row + view[0].start, canvas.col + view[1].start, image.shape[:2]
-        for channel in range(3):
-            grain = noise_window(noise_tile(0.0, 11 + channel), row, col, height, width)
-            image[..., channel] += np.float32(self.noise) * grain
+        grains = [noise_window(noise_tile(0.0, 11 + channel), row, col, height, width) for channel in range(3)]
+        noise = np.diag([self.noise] * 3).astype(np.float32)
+        image += cv2.transform(cv2.merge(grains), np.hstack([noise, self.haze[:, None]]))
         image *= 255
         pixels: Image = np.clip(image, 0, 255, out=image).astype(np.uint8)
         return pixels
+
+
+def _gray(values: Floats) -> Floats:
+    """(H, W) as three equal bands."""
+    return np.asarray(cv2.merge([values] * 3), np.float32)
 
 
 def _overlap(shape: tuple[int, ...], down: int, right: int) -> tuple[slice, slice]:

@@ -169,7 +169,7 @@ def field(plot: Plot) -> None:
         crop = soil(rng, plot.season, LOW_VEGETATION) if rng.random() < 0.5 else lawn(rng, plot.season)
         plot.patch(
             GROUND,
-            replace(crop, rows=rng.choice((0.7, 1.0, 1.6)), ridge=rng.uniform(0.02, 0.16)),
+            crop._replace(rows=rng.choice((0.7, 1.0, 1.6)), ridge=rng.uniform(0.02, 0.16)),
             u,
             plot.v0,
             u + wide,
@@ -194,7 +194,7 @@ def waste(plot: Plot) -> None:
     for _ in range(rng.randrange(4)):
         track, breadth = sand(rng, plot.season), rng.uniform(1.5, 5)
         path = [(plot.u0, rng.uniform(plot.v0, plot.v1)), plot.anywhere(10), (plot.u1, rng.uniform(plot.v0, plot.v1))]
-        plot.line(DETAIL, replace(track, rows=1.2, ridge=0.06), path, breadth)
+        plot.line(DETAIL, track._replace(rows=1.2, ridge=0.06), path, breadth)
     for _ in range(rng.choice((0, 0, 1, 4))):
         wide = rng.uniform(2, 9)
         at = plot.anywhere(6)
@@ -219,7 +219,7 @@ def yards(plot: Plot) -> None:
     for _ in range(rng.randrange(2, 16)):
         ground = rng.choice((paving, carriageway, lambda rng: sand(rng, plot.season)))(rng)
         if rng.random() < 0.5:
-            ground = tint(rng, replace(ground, color=rng.choice((*FLAT, *PITCHED)).color))
+            ground = tint(rng, ground._replace(color=rng.choice((*FLAT, *PITCHED)).color))
         u, v = plot.anywhere(2)
         plot.put("box", DETAIL, ground, u, v, rng.uniform(2, 22), rng.uniform(2, 14), turn=rng.choice((0, 0, 0, 0.6)))
         if rng.random() < 0.3:
@@ -295,7 +295,7 @@ def sports(plot: Plot) -> None:
         turf = rng.random() < 0.4
         color = rng.choice(((0.48, 0.27, 0.21), (0.28, 0.40, 0.30), (0.25, 0.36, 0.48), (0.50, 0.36, 0.26)))
         floor = lawn(rng, plot.season) if turf else tint(rng, Surface(CLUTTER, color, (0.04, 0.02, 0.04)))
-        paint = replace(floor, color=(0.8, 0.8, 0.78))
+        paint = floor._replace(color=(0.8, 0.8, 0.78))
         plot.patch(YARD, floor, u, v0, u + wide, v1)
         right, bottom = u + wide - 1.5, v1 - 1.5
         frame = [(u + 1.5, v0 + 1.5), (right, v0 + 1.5), (right, bottom), (u + 1.5, bottom), (u + 1.5, v0 + 1.5)]

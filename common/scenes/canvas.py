@@ -7,8 +7,10 @@ shadows and shading follow from the relief in ``aerial_world``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,8 +25,7 @@ TILE = 512
 """Side of the periodic noise tiles, pixels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surface:
+class Surface(NamedTuple):
     """What something is made of and which class it belongs to."""
 
     label: int
@@ -40,8 +41,7 @@ class Surface:
     """Relative strength of the rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Thing:
+class Thing(NamedTuple):
     """Something with a place and a shape; metres, the angle in radians from the x axis towards y (down)."""
 
     form: str
@@ -61,8 +61,7 @@ class Thing:
     """Second surface: the windows of a car."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(NamedTuple):
     """Something flat that follows a line (``breadth`` metres wide) or fills a polygon (``breadth`` 0)."""
 
     layer: int
@@ -143,9 +142,9 @@ class Canvas:
         """
         period = max(surface.rows, 3 * self.gsd)  # finer rows would alias
         strength = surface.ridge * min(1.0, surface.rows / (2 * self.gsd)) if surface.rows else 0.0
-        wave = 2 * np.pi / period
+        wave = 2 * math.pi / period
         self.table.append(
-            (*surface.color, *surface.grain, surface.dry, -wave * np.sin(angle), wave * np.cos(angle), strength)
+            (*surface.color, *surface.grain, surface.dry, -wave * math.sin(angle), wave * math.cos(angle), strength)
         )
         return len(self.table) - 1
 
@@ -154,27 +153,26 @@ class Canvas:
         if isinstance(item, Outline):
             self._draw_outline(item)
             return
-        reach = 0.5 * float(np.hypot(item.length, item.width)) + 0.5
-        top = max(0, int((item.y - reach) / self.gsd) - self.row)
-        left = max(0, int((item.x - reach) / self.gsd) - self.col)
-        bottom = min(self.height, int((item.y + reach) / self.gsd) + 2 - self.row)
-        right = min(self.width, int((item.x + reach) / self.gsd) + 2 - self.col)
-        if top >= bottom or left >= right:
+        reach = 0.5 * math.hypot(item.length, item.width) + 0.5
+        top, bottom = int((item.y - reach) / self.gsd) - self.row, int((item.y + reach) / self.gsd) + 2 - self.row
+        left, right = int((item.x - reach) / self.gsd) - self.col, int((item.x + reach) / self.gsd) + 2 - self.col
+        if top >= self.height or bottom <= 0 or left >= self.width or right <= 0:
             return
+        top, bottom, left, right = max(0, top), min(self.height, bottom), max(0, left), min(self.width, right)
         box = (slice(top, bottom), slice(left, right))
         dy = ((np.arange(top, bottom) + (self.row + 0.5)) * self.gsd - item.y).astype(np.float32)[:, None]
         dx = ((np.arange(left, right) + (self.col + 0.5)) * self.gsd - item.x).astype(np.float32)
-        sine, cosine = np.float32(np.sin(item.angle)), np.float32(np.cos(item.angle))
+        sine, cosine = np.float32(math.sin(item.angle)), np.float32(math.cos(item.angle))
         FORMS[item.form](self, item, box, dx * cosine + dy * sine, dy * cosine - dx * sine)
 
     def _draw_outline(self, item: Outline) -> None:
         """Draw a flat line or polygon."""
+        margin = item.breadth + self.gsd
+        x, y = zip(*item.points, strict=True)
+        for places, first, size in ((x, self.col, self.width), (y, self.row, self.height)):
+            if max(places) < first * self.gsd - margin or min(places) > (first + size) * self.gsd + margin:
+                return
         points = np.array(item.points) / self.gsd - (self.col, self.row)
-        margin = item.breadth / self.gsd + 1
-        if (points.max(axis=0) < -margin).any() or (
-            points.min(axis=0) > (self.width + margin, self.height + margin)
-        ).any():
-            return
         corners = [np.rint((points - 0.5) * 16).astype(np.int32)]
         name = self.add(item.surface, item.angle)
         for target, value in ((self.owner, name), (self.labels, item.surface.label)):

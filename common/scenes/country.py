@@ -1,14 +1,14 @@
-"""Blocks of the generated world outside its towns: roads through open land, scrub, desert, coasts, works yards."""
+"""Blocks of the generated world outside its towns: roads through open land, scrub, desert, coasts."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from common.scenes.canvas import CLUTTER, IMPERVIOUS, TREE, Surface
-from common.scenes.materials import FLAT, PITCHED, carriageway, lawn, marking, mix, painted, paving, sand, tint, water
-from common.scenes.plots import CROWN, DETAIL, GROUND, LOW, YARD, Plot, container
+from common.scenes.materials import carriageway, lawn, marking, mix, painted, paving, sand, tint, water
+from common.scenes.plots import CROWN, DETAIL, GROUND, LOW, YARD, Plot, turned
 
 Path = Sequence[tuple[float, float]]
 
@@ -16,23 +16,23 @@ Path = Sequence[tuple[float, float]]
 def scrub(plot: Plot) -> None:
     """Dry ground with bushes in clumps, grayer than the trees of a town."""
     rng = plot.rng
-    _open_land(plot)
-    _bushes(plot, rng.randrange(30, 260))
+    open_land(plot)
+    bushes(plot, rng.randrange(30, 260))
 
 
 def desert(plot: Plot) -> None:
     """Nothing but sand, gravel and crusts, pale beside dark, and tracks."""
     rng = plot.rng
-    _open_land(plot)
+    open_land(plot)
     for _ in range(rng.randrange(4, 16)):
         ground = sand(rng, plot.season)
         gray = (rng.uniform(0.3, 0.85),) * 3
-        ground = tint(rng, replace(ground, color=mix(ground.color, gray, rng.uniform(0, 0.9))), 0.2)
-        _blot(plot, ground, 2, 45)
+        ground = tint(rng, ground._replace(color=mix(ground.color, gray, rng.uniform(0, 0.9))), 0.2)
+        blot(plot, ground, 2, 45)
     for _ in range(rng.randrange(5)):
-        track = tint(rng, replace(sand(rng, plot.season), rows=0.0), 0.2)
-        plot.line(DETAIL, track, _across(plot), rng.uniform(0.8, 4))
-    _bushes(plot, rng.choice((0, 0, 10, 40)))
+        track = tint(rng, sand(rng, plot.season)._replace(rows=0.0), 0.2)
+        plot.line(DETAIL, track, across(plot), rng.uniform(0.8, 4))
+    bushes(plot, rng.choice((0, 0, 10, 40)))
 
 
 def coast(plot: Plot) -> None:
@@ -41,13 +41,13 @@ def coast(plot: Plot) -> None:
     sea = water(rng)
     if rng.random() < 0.5:
         sea = tint(
-            rng, replace(sea, color=rng.choice(((0.11, 0.09, 0.07), (0.13, 0.13, 0.09), (0.06, 0.09, 0.11)))), 0.25
+            rng, sea._replace(color=rng.choice(((0.11, 0.09, 0.07), (0.13, 0.13, 0.09), (0.06, 0.09, 0.11)))), 0.25
         )
-    sea = replace(sea, grain=(0.05, rng.uniform(0, 0.06), rng.uniform(0.04, 0.14)), dry=rng.uniform(0, 0.3))
+    sea = sea._replace(grain=(0.05, rng.uniform(0, 0.06), rng.uniform(0.04, 0.14)), dry=rng.uniform(0, 0.3))
     plot.patch(GROUND, sea, plot.u0 - 1, plot.v0 - 1, plot.u1 + 1, plot.v1 + 1)
     for _ in range(rng.randrange(8)):
-        shallow = tint(rng, replace(sea, color=mix(sea.color, (0.35, 0.36, 0.28), rng.uniform(0, 0.5))), 0.15)
-        _blot(plot, shallow, 8, 40)
+        shallow = tint(rng, sea._replace(color=mix(sea.color, (0.35, 0.36, 0.28), rng.uniform(0, 0.5))), 0.15)
+        blot(plot, shallow, 8, 40)
     if rng.random() < 0.6:
         beach = sand(rng, plot.season) if rng.random() < 0.6 else paving(rng)
         long, wide = plot.size[0] * rng.uniform(0.8, 1.1), plot.size[1] * rng.uniform(0.4, 1.0)
@@ -62,12 +62,12 @@ def coast(plot: Plot) -> None:
 def country_road(plot: Plot) -> None:
     """One road through open land, with or without markings, curbs and verges."""
     rng = plot.rng
-    _open_land(plot)
-    _bushes(plot, rng.choice((0, 5, 40, 150)))
-    path = _across(plot)
-    _road(plot, path, rng.uniform(3.5, 9.5))
+    open_land(plot)
+    bushes(plot, rng.choice((0, 5, 40, 150)))
+    path = across(plot)
+    road(plot, path, rng.uniform(3.5, 9.5))
     if rng.random() < 0.3:
-        _road(plot, [path[len(path) // 2], plot.anywhere(6), (plot.u0, plot.v0)], rng.uniform(3, 6))
+        road(plot, [path[len(path) // 2], plot.anywhere(6), (plot.u0, plot.v0)], rng.uniform(3, 6))
     for _ in range(rng.choice((0, 0, 0, 1, 3))):
         _drive(plot, path, rng.uniform(-2, 2))
 
@@ -75,34 +75,34 @@ def country_road(plot: Plot) -> None:
 def highway(plot: Plot) -> None:
     """Two wide carriageways with lanes, a median and ramps."""
     rng = plot.rng
-    _open_land(plot)
-    _bushes(plot, rng.choice((0, 0, 30)))
-    path = _across(plot, 0.3 if rng.random() < 0.7 else 1.0)
+    open_land(plot)
+    bushes(plot, rng.choice((0, 0, 30)))
+    path = across(plot, 0.3 if rng.random() < 0.7 else 1.0)
     half, median = rng.uniform(7, 15), rng.uniform(0.6, 6)
     lane = carriageway(rng)
     if rng.random() < 0.5:
         plot.line(GROUND, paving(rng) if rng.random() < 0.5 else lawn(rng, plot.season), path, 2 * (half + median) + 9)
     for side in (-1, 1):
         lane = lane if rng.random() < 0.7 else carriageway(rng)
-        _road(plot, _beside(path, side * (half + median) / 2), half, lane, lanes=int(half / 3.6))
+        road(plot, beside(path, side * (half + median) / 2), half, lane, lanes=int(half / 3.6))
         for _ in range(rng.randrange(7)):
             _drive(plot, path, side * (median / 2 + rng.uniform(0.2, 0.8) * half))
     for _ in range(rng.choice((0, 1, 2))):
         start, end = path[0], rng.choice(((plot.u0, plot.v1), (plot.u1, plot.v0)))
-        _road(plot, _bend(start, plot.anywhere(9), end), rng.uniform(5, 9), lane)
+        road(plot, _bend(start, plot.anywhere(9), end), rng.uniform(5, 9), lane)
 
 
 def roundabout(plot: Plot) -> None:
     """Streets that meet in a circle."""
     rng = plot.rng
-    _open_land(plot)
-    _bushes(plot, rng.choice((0, 10, 40)))
+    open_land(plot)
+    bushes(plot, rng.choice((0, 10, 40)))
     u, v = (plot.u0 + plot.u1) / 2, (plot.v0 + plot.v1) / 2
     radius, breadth = rng.uniform(9, 0.45 * min(plot.size)), rng.uniform(6, 11)
     lane = carriageway(rng)
     for end in ((plot.u0, v), (plot.u1, v), (u, plot.v0), (u, plot.v1)):
         if rng.random() < 0.85:
-            _road(plot, [(u, v), end], rng.uniform(0.8, 1.8) * breadth, lane)
+            road(plot, [(u, v), end], rng.uniform(0.8, 1.8) * breadth, lane)
     rim, isle = paving(rng), rng.choice((lawn(rng, plot.season), paving(rng), sand(rng, plot.season)))
     for ring, (surface, wide) in enumerate(
         ((rim, breadth + 2), (lane, breadth), (rim, -breadth), (isle, -breadth - 1))
@@ -112,52 +112,22 @@ def roundabout(plot: Plot) -> None:
             plot.put("disk", DETAIL + 1 if ring else DETAIL, surface, u, v, size, size)
     for _ in range(rng.randrange(9)):
         turn = rng.uniform(0, 6.3)
-        plot.tree(u + 0.4 * radius * math.cos(turn), v + 0.4 * radius * math.sin(turn), rng.uniform(0.6, 2.5))
+        plot.tree(*turned(u, v, turn, 0.4 * radius), rng.uniform(0.6, 2.5))
 
 
-def works(plot: Plot) -> None:
-    """A yard with round-roofed halls, goods in stacks, heaps of sand and gravel, tanks and wreckage."""
-    rng = plot.rng
-    ground = rng.choice((sand, lambda rng, _: carriageway(rng), lambda rng, _: paving(rng)))(rng, plot.season)
-    plot.patch(GROUND, ground, plot.u0, plot.v0, plot.u1, plot.v1)
-    for _ in range(rng.randrange(6)):
-        _blot(plot, tint(rng, ground, 0.2), 6, 40)
-    for _ in range(rng.randrange(2, 9)):
-        _stacks(plot)
-    for _ in range(rng.randrange(5)):
-        heap = tint(rng, rng.choice((sand(rng, plot.season), replace(ground, color=(0.36, 0.37, 0.39)))), 0.25)
-        wide = rng.uniform(3, 14)
-        plot.put("heap", LOW, replace(heap, rows=0.0), *plot.anywhere(6), wide * rng.uniform(1, 1.8), wide, 0.2 * wide)
-    for _ in range(rng.choice((0, 0, 1, 4))):
-        size = rng.uniform(3, 12)
-        plot.put("disk", LOW, painted(rng, CLUTTER), *plot.anywhere(7), size, size, rng.uniform(1, 6))
-    for _ in range(rng.randrange(3)):
-        container(plot, *plot.anywhere(5))
-    for _ in range(rng.randrange(6)):
-        plot.car(*plot.anywhere(4), rng.uniform(0, 6))
-    for _ in range(rng.randrange(4)):
-        long, wide = rng.uniform(12, 0.75 * plot.size[0]), rng.uniform(8, 24)
-        at = plot.anywhere(10)
-        roof = tint(rng, rng.choice((*PITCHED[4:8], *PITCHED[12:], *FLAT)), 0.15)
-        if rng.random() < 0.3:
-            plot.building(*at, long, wide, rng.uniform(1.4, 2.8), rng.choice(("flat", "gable")), roof)
-            continue
-        for span in range(rng.choice((1, 1, 2, 3))):
-            plot.put("barrel", LOW + 1, roof, at[0], at[1] + span * wide, long, wide, rng.uniform(3, 8), slope=0.22)
-    plot.trees(rng.randrange(12), 1.0, 3.5)
-
-
-def _open_land(plot: Plot) -> None:
-    """Ground without a purpose, in patches."""
+def open_land(plot: Plot) -> None:
+    """Ground without a purpose, in patches, now and then fenced."""
     rng = plot.rng
     ground = sand(rng, plot.season) if rng.random() < 0.2 + 0.8 * plot.season.arid else lawn(rng, plot.season)
     plot.patch(GROUND, ground, plot.u0 - 3, plot.v0 - 3, plot.u1 + 3, plot.v1 + 3)
     for _ in range(rng.randrange(10)):
         patch = lawn(rng, plot.season) if rng.random() < 0.4 else sand(rng, plot.season)
-        _blot(plot, replace(patch, color=mix(ground.color, patch.color, rng.uniform(0.2, 1))), 3, 30)
+        blot(plot, patch._replace(color=mix(ground.color, patch.color, rng.uniform(0.2, 1))), 3, 30)
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        wall(plot, across(plot, 0.5))
 
 
-def _blot(plot: Plot, ground: Surface, narrowest: float, widest: float) -> None:
+def blot(plot: Plot, ground: Surface, narrowest: float, widest: float) -> None:
     """A patch of ground of any length, within the block."""
     rng = plot.rng
     wide = rng.uniform(narrowest, widest)
@@ -165,7 +135,7 @@ def _blot(plot: Plot, ground: Surface, narrowest: float, widest: float) -> None:
     plot.put("blot", GROUND, ground, *plot.anywhere(0.4 * long), long, wide, turn=rng.uniform(0, 3))
 
 
-def _bushes(plot: Plot, count: int) -> None:
+def bushes(plot: Plot, count: int) -> None:
     """Bushes and small trees, alone and in clumps."""
     rng = plot.rng
     dry, green = mix((0.44, 0.43, 0.34), (0.30, 0.31, 0.21), rng.random()), (0.25, 0.32, 0.17)
@@ -192,35 +162,7 @@ def _bushes(plot: Plot, count: int) -> None:
             )
 
 
-def _stacks(plot: Plot) -> None:
-    """Goods of one kind in rows, with gaps."""
-    rng = plot.rng
-    goods, (u, v) = painted(rng, CLUTTER), plot.anywhere(12)
-    if rng.random() < 0.5:
-        goods = tint(
-            rng,
-            replace(
-                goods, color=rng.choice(((0.16, 0.40, 0.72), (0.5, 0.5, 0.5), (0.6, 0.45, 0.3), (0.75, 0.74, 0.7)))
-            ),
-            0.2,
-        )
-    long, wide, gap, turn = (
-        rng.uniform(0.8, 6),
-        rng.uniform(0.8, 2.5),
-        rng.uniform(0, 0.8),
-        rng.choice((0, math.pi / 2)),
-    )
-    rows, columns, taken = rng.randrange(1, 5), rng.randrange(1, 12), rng.uniform(0.5, 1)
-    for row in range(rows):
-        for column in range(columns):
-            a, b = column * (wide + gap), row * (long + gap)
-            if rng.random() < taken:
-                at = (u + a, v + b) if turn else (u + b, v + a)
-                height = rng.uniform(0.3, 2.5)
-                plot.put("box", LOW, tint(rng, goods, 0.05), *at, long, wide, height, turn=turn + rng.gauss(0, 0.03))
-
-
-def _road(plot: Plot, path: Path, breadth: float, surface: Surface | None = None, lanes: int = 0) -> None:
+def road(plot: Plot, path: Path, breadth: float, surface: Surface | None = None, lanes: int = 0) -> None:
     """A road along a path, as its builders left it."""
     rng = plot.rng
     surface = surface or carriageway(rng)
@@ -235,23 +177,39 @@ def _road(plot: Plot, path: Path, breadth: float, surface: Surface | None = None
         return
     paint = marking(rng)
     for edge in (-1, 1):
-        plot.line(DETAIL, paint, _beside(path, edge * (breadth / 2 - 0.4)), 0.2)
+        plot.line(DETAIL, paint, beside(path, edge * (breadth / 2 - 0.4)), 0.2)
     for lane in range(1, max(2, lanes)):
-        middle = _beside(path, breadth * (lane / max(2, lanes) - 0.5))
+        middle = beside(path, breadth * (lane / max(2, lanes) - 0.5))
         for first, last in zip(middle[::2], middle[1::2], strict=False):
             plot.line(DETAIL, paint, [first, (0.5 * (first[0] + last[0]), 0.5 * (first[1] + last[1]))], 0.2)
+
+
+def wall(plot: Plot, path: Path) -> None:
+    """A wall or fence along a part of a path: low, thin, straight or sagging, and a line of shadow beside it."""
+    rng = plot.rng
+    color = rng.choice(((0.12, 0.12, 0.12), (0.3, 0.28, 0.25), (0.75, 0.73, 0.68), (0.55, 0.5, 0.44)))
+    made = tint(rng, Surface(CLUTTER, color, (0.1, 0.08, 0.05)), 0.2)
+    thick, high, sag = rng.uniform(0.2, 0.7), rng.uniform(0.5, 2.4), rng.choice((0.0, 0.3))
+    first = rng.randrange(len(path) // 2)
+    for (u0, v0), (u1, v1) in itertools.pairwise(path[first : first + rng.randrange(4, len(path))]):
+        long, turn = math.hypot(u1 - u0, v1 - v0), math.atan2(v1 - v0, u1 - u0)
+        pieces = max(1, round(long / 3))
+        for piece in range(pieces):
+            share = (piece + 0.5) / pieces
+            at = (u0 + share * (u1 - u0) + rng.gauss(0, sag), v0 + share * (v1 - v0) + rng.gauss(0, sag))
+            plot.put("box", LOW, made, *at, long / pieces + 0.4, thick, high, turn=turn + rng.gauss(0, 0.4 * sag))
 
 
 def _drive(plot: Plot, path: Path, aside: float) -> None:
     """A car on a road."""
     rng = plot.rng
-    lane = _beside(path, aside)
+    lane = beside(path, aside)
     at = rng.randrange(len(lane) - 1)
     (u, v), (ahead_u, ahead_v) = lane[at : at + 2]
     plot.car(u, v, math.atan2(ahead_v - v, ahead_u - u))
 
 
-def _across(plot: Plot, bend: float = 1.0) -> Path:
+def across(plot: Plot, bend: float = 1.0) -> Path:
     """A way from one side of a block to the opposite one, at most bent as ``bend`` says."""
     rng, reach = plot.rng, 2.5
     if rng.random() < 0.5:
@@ -277,7 +235,7 @@ def _bend(start: tuple[float, float], over: tuple[float, float], end: tuple[floa
     return points
 
 
-def _beside(path: Path, aside: float) -> list[tuple[float, float]]:
+def beside(path: Path, aside: float) -> list[tuple[float, float]]:
     """The path moved to its right."""
     moved = []
     for at, (u, v) in enumerate(path):

@@ -119,7 +119,7 @@ def _garden(plot: Plot, u: float, width: float, near: float, far: float) -> None
     if rng.random() < 0.6:
         plot.put("box", DETAIL, paving(rng), middle, near + (far - near) / length * 1.4, rng.uniform(3, 6), 2.8)
     if rng.random() < 0.35:
-        bed = replace(soil(rng, plot.season, LOW_VEGETATION), rows=rng.choice((0.0, 0.9)), ridge=0.14)
+        bed = soil(rng, plot.season, LOW_VEGETATION)._replace(rows=rng.choice((0.0, 0.9)), ridge=0.14)
         plot.put("box", DETAIL, bed, *spot(3), rng.uniform(2, 6), rng.uniform(2, 4), turn=rng.choice((0, math.pi / 2)))
     if rng.random() < 0.16 and width > 10:
         pool(plot, *spot(4))

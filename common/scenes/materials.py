@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from common.scenes.canvas import BUILDING, CAR, IMPERVIOUS, LOW_VEGETATION, RGB, SOIL, TREE, WATER, Surface
 
@@ -83,9 +83,12 @@ class Season:
 
 def tint(rng: random.Random, surface: Surface, spread: float = 0.1) -> Surface:
     """The same material a little brighter or darker, warmer or colder."""
-    gain = math.exp(rng.gauss(0, spread))
-    red, green, blue = (min(part * gain * math.exp(rng.gauss(0, 0.18 * spread)), 0.92) for part in surface.color)
-    return replace(surface, color=(red, green, blue))
+    gain, hue = math.exp(rng.gauss(0, spread)), 0.18 * spread
+    red, green, blue = surface.color
+    red = min(red * gain * math.exp(rng.gauss(0, hue)), 0.92)
+    green = min(green * gain * math.exp(rng.gauss(0, hue)), 0.92)
+    blue = min(blue * gain * math.exp(rng.gauss(0, hue)), 0.92)
+    return surface._replace(color=(red, green, blue))
 
 
 def mix(first: RGB, second: RGB, share: float) -> RGB:

@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from common.scenes.canvas import BUILDING, CAR, CLUTTER, WATER, Outline, Surface, Thing
 from common.scenes.materials import (
@@ -121,17 +121,15 @@ class Plot:
             length, width, turn = width, length, math.pi / 2
         eaves = 2.9 * floors
         if style == "flat":
-            rim = tint(rng, replace(roof, color=mix(roof.color, (0.7, 0.7, 0.68), 0.6), dry=0.0), 0.1)
+            rim = tint(rng, roof._replace(color=mix(roof.color, (0.7, 0.7, 0.68), 0.6), dry=0.0), 0.1)
             self.put("box", WALL, rim, u, v, length, width, eaves + 0.25, turn=turn)
             self.put("fitting", WALL, roof, u, v, length - 0.7, width - 0.7, -0.25, turn=turn)
             self._equip(u, v, length, width, turn, roof)
             return
         slope = min(math.tan(math.radians(rng.uniform(22, 45))), (15.5 - eaves) / (width / 2))
         self.put(style, WALL, roof, u, v, length, width, eaves, turn=turn, slope=slope)
-        along, across = math.cos(turn), math.sin(turn)
         for _ in range(rng.choice((0, 1, 1, 2, 4))):
-            a, b = rng.uniform(-0.38, 0.38) * length, rng.uniform(-0.32, 0.32) * width
-            at = (u + a * along - b * across, v + a * across + b * along)
+            at = turned(u, v, turn, rng.uniform(-0.38, 0.38) * length, rng.uniform(-0.32, 0.32) * width)
             if rng.random() < 0.5:
                 brick = tint(rng, Surface(BUILDING, (0.42, 0.30, 0.26)))
                 self.put("fitting", FITTING, brick, *at, rng.uniform(0.6, 1.2), 0.6, 1.1, turn=turn)
@@ -141,15 +139,14 @@ class Plot:
         if rng.random() < 0.15:
             side, rows = rng.choice((-0.25, 0.25)), max(1, int(width / 2 / 1.8))
             panel = Surface(BUILDING, (0.09, 0.11, 0.19), (0.03, 0.0, 0.0), rows=1.0, ridge=0.25)
-            at = (u - side * width * across, v + side * width * along)
+            at = turned(u, v, turn, 0.0, side * width)
             self.put("fitting", FITTING, panel, *at, rng.uniform(0.3, 0.8) * length, 1.6 * rows, 0.1, turn=turn)
 
     def _equip(self, u: float, v: float, length: float, width: float, turn: float, roof: Surface) -> None:
         """Vents, skylights and raised parts of a flat roof."""
-        rng, along, across = self.rng, math.cos(turn), math.sin(turn)
+        rng = self.rng
         for _ in range(min(14, int(length * width / 60 * rng.uniform(0, 1.6)))):
-            a, b = rng.uniform(-0.42, 0.42) * length, rng.uniform(-0.38, 0.38) * width
-            at = (u + a * along - b * across, v + a * across + b * along)
+            at = turned(u, v, turn, rng.uniform(-0.42, 0.42) * length, rng.uniform(-0.38, 0.38) * width)
             kind = rng.random()
             if kind < 0.45:
                 white = Surface(BUILDING, (0.72, 0.74, 0.76), (0.03, 0.0, 0.0))
@@ -159,6 +156,12 @@ class Plot:
                 self.put("fitting", FITTING, metal, *at, rng.uniform(0.7, 2.5), rng.uniform(0.7, 2), 1.1, turn=turn)
             else:
                 self.put("fitting", FITTING, tint(rng, roof), *at, 0.25 * length, 0.3 * width, 0.8, turn=turn)
+
+
+def turned(u: float, v: float, turn: float, along: float, across: float = 0.0) -> tuple[float, float]:
+    """The point of the plan that lies so far along and across from (u, v), seen in a direction."""
+    cosine, sine = math.cos(turn), math.sin(turn)
+    return u + along * cosine - across * sine, v + along * sine + across * cosine
 
 
 def pool(plot: Plot, u: float, v: float) -> None:

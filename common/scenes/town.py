@@ -12,8 +12,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from operator import attrgetter
 
-from common.scenes import blocks, country, materials
+from common.scenes import blocks, country, materials, sites
 from common.scenes.canvas import BUILDING, CLUTTER, IMPERVIOUS, SOIL, UNDEFINED, Outline, Surface, Thing
 from common.scenes.houses import dense, houses
 from common.scenes.materials import Season
@@ -93,6 +94,7 @@ class Town:
         self.pitch, self.near = (PITCH[0] * stretch, PITCH[1] * stretch), NEAR * max(1.0, stretch)
         self._kinds = (*KINDS, *COUNTRY) if self.varied else KINDS
         self._turn = rng.uniform(0, math.pi)
+        self._cosine, self._sine = math.cos(self._turn), math.sin(self._turn)
         self._phase = (rng.uniform(0, 6.3), rng.uniform(0, 6.3))
         self._flavor = [
             rng.uniform(0.15, 1.0) ** 2 * weight * (3 * self.season.arid + 0.3 if build is blocks.waste else 1)
@@ -106,8 +108,7 @@ class Town:
         amplitude, wave = BEND
         bent_u = u + amplitude * math.sin(v / wave + self._phase[0])
         bent_v = v + amplitude * math.sin(u / (1.3 * wave) + self._phase[1])
-        cosine, sine = math.cos(self._turn), math.sin(self._turn)
-        return bent_u * cosine - bent_v * sine, bent_u * sine + bent_v * cosine
+        return bent_u * self._cosine - bent_v * self._sine, bent_u * self._sine + bent_v * self._cosine
 
     def heading(self, u: float, v: float) -> float:
         """Direction of the u axis at a point of the plan, radians from x towards y."""
@@ -118,7 +119,7 @@ class Town:
 
     def view(self, x0: float, y0: float, x1: float, y1: float) -> list[Item]:
         """All that may be seen in a rectangle of the world, in the order of drawing."""
-        cosine, sine = math.cos(self._turn), math.sin(self._turn)
+        cosine, sine = self._cosine, self._sine
         corners = [(x * cosine + y * sine, y * cosine - x * sine) for x in (x0, x1) for y in (y0, y1)]
         slack = BEND[0] + 10
         first_i, last_i, first_j, last_j = (
@@ -132,7 +133,7 @@ class Town:
                 x, y = self.place((i + 0.5) * self.pitch[0], (j + 0.5) * self.pitch[1])
                 if x0 - self.near < x < x1 + self.near and y0 - self.near < y < y1 + self.near:
                     items += self._cell(i, j)
-        return sorted(items, key=lambda item: item.layer)
+        return sorted(items, key=attrgetter("layer"))
 
     def _build_street(self, axis: int, number: int) -> Street:
         """The street with a number along u (axis 0: it runs along v) or v."""
@@ -187,7 +188,7 @@ class Town:
         other = rng.choice(
             (*materials.PITCHED, *materials.FLAT, materials.paving(rng), materials.sand(rng, self.season))
         )
-        return replace(item, surface=materials.tint(rng, replace(surface, color=other.color), 0.3))
+        return item._replace(surface=materials.tint(rng, surface._replace(color=other.color), 0.3))
 
     def _flavor_of(self, i: int, j: int) -> list[float]:
         """Weights of the kinds of block: the town's own, and those of a quarter of 3 x 3 blocks."""
@@ -284,6 +285,8 @@ COUNTRY: list[tuple[float, Callable[[Plot], None]]] = [
     (0.9, country.scrub),
     (1.2, country.desert),
     (0.7, country.coast),
-    (1.6, country.works),
+    (1.6, sites.works),
+    (1.8, sites.earthworks),
+    (1.2, sites.grounds),
 ]
 """Those that varied towns have besides."""

@@ -10,7 +10,7 @@ import torch
 
 from common.command.cli import say
 from common.metrics.counts import ConfusionMatrix
-from common.metrics.split_scores import SplitScores
+from common.metrics.split_scores import SplitScores, standard_error
 from common.networks.checkpoint import ModelCard
 from common.training.runs import RunFolder
 from common.training.state import TrainState
@@ -34,14 +34,28 @@ class Speed(NamedTuple):
 
 
 def end_epoch(
-    state: TrainState, scores: SplitScores, run: RunFolder, card: ModelCard, speed: Speed, images: int
+    state: TrainState,
+    scores: SplitScores,
+    run: RunFolder,
+    card: ModelCard,
+    speed: Speed,
+    images: int,
+    *,
+    one_standard_error: bool,
 ) -> None:
     """Book an epoch: its row in the history, the best checkpoints, then ``last.pt``.
 
-    In that order a kill in between repeats the epoch, and with it what was written. ``images`` should have been scored.
+    In that order a kill in between repeats the epoch, and with it what was written. ``images`` should have been scored;
+    an epoch that was judged by fewer can be the best only if it is the first, since the others may be harder.
+    With ``one_standard_error`` an epoch also counts as best if its mIoU lies less below the best one than a
+    standard error of their difference: few images cannot tell the two apart, and the later one has learned more.
     """
     result = scores.result()
     row = _history_row(state, result, card.classes)
+    comparable = scores.n_images == images or not state.history
+    better = comparable and row["miou"] > state.best_iou
+    without = scores.without_parts() if one_standard_error else []
+    row["kept"] = int(comparable and row["miou"] > state.best_iou - standard_error(state.best_without, without))
     timed = {**row, **speed.row()}
     state.history = [*({**dict.fromkeys(timed), **past} for past in state.history), timed]  # older runs have less
     state.epoch, state.batch, state.loss_sum, state.hits = state.epoch + 1, 0, 0.0, []
@@ -49,10 +63,11 @@ def end_epoch(
     state.schedule.end_epoch(row["val_loss"])
     card = replace(card, threshold=state.threshold, scores=row)
     state.epochs_without_better += 1
-    if row["miou"] > state.best_iou:
-        state.best_iou, state.epochs_without_better = row["miou"], 0
+    if better:
+        state.best_iou, state.best_without, state.epochs_without_better = row["miou"], without, 0
+    if row["kept"]:
         run.save_best("best_iou.pt", state, card)
-    if row["val_loss"] < state.best_loss:
+    if comparable and row["val_loss"] < state.best_loss:
         state.best_loss = row["val_loss"]
         run.save_best("best_loss.pt", state, card)
     run.save_last(state, card)

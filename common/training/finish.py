@@ -45,7 +45,7 @@ UNSEEN = {
     "val": "of the validation part: not trained on, but epoch and threshold were chosen with it",
 }
 FILES = {
-    "best_iou.pt": "weights of the best validation mIoU: what infer.py takes",
+    "best_iou.pt": "weights of the best validation mIoU (or as good, --one-standard-error): what infer.py takes",
     "best_loss.pt": "weights of the lowest validation loss",
     "last.pt": "the last state, to resume from",
     "metrics.csv": "one row per epoch",

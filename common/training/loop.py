@@ -225,7 +225,9 @@ def fit(experiment: Experiment, config: TrainConfig, run: RunFolder, precision: 
             if outcome == "interrupted" or _validate(state, images, scores, engine, clock, budget) == "interrupted":
                 run.save_last(state, replace(card, threshold=state.threshold))
                 break
-            end_epoch(state, scores, run, card, Speed(seconds, samples, peak_memory_mb(precision.device)), len(watched))
+            speed = Speed(seconds, samples, peak_memory_mb(precision.device))
+            choice = config.one_standard_error
+            end_epoch(state, scores, run, card, speed, len(watched), one_standard_error=choice)
             if processes.is_first() and time.monotonic() + WATCHED * budget.image_seconds < budget.validation_end:
                 draw_epoch(state, experiment, engine, run)
             clock.deadline = min(clock.deadline, budget.optimization_end(len(watched)))

@@ -229,7 +229,7 @@ class RunFolder:
             self._drawn, self._drawing = time.monotonic(), time.monotonic() - started
         row = history[-1]
         for name, value in row.items():
-            if name != "epoch" and value is not None:
+            if name not in ("epoch", "kept") and value is not None:
                 self.writer.add_scalar(_tag(name), value, row["epoch"])
         self.writer.flush()
 

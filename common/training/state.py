@@ -16,8 +16,8 @@ from common import processes
 from common.training.schedule import Schedule
 
 PLAIN = (
-    "epoch", "batch", "step", "loss_sum", "hits", "progress", "best_iou", "best_loss", "epochs_without_better",
-    "threshold", "history",
+    "epoch", "batch", "step", "loss_sum", "hits", "progress", "best_iou", "best_without", "best_loss",
+    "epochs_without_better", "threshold", "history",
 )  # fmt: skip
 """Fields of the state that are saved as they are."""
 
@@ -66,6 +66,8 @@ class TrainState:
     """Pixels of the epoch's batches by true and by predicted class; none yet = empty."""
     progress: float = 0.0
     best_iou: float = -1.0
+    best_without: list[float] = field(default_factory=list)
+    """The best mIoU without a part of the images each."""
     best_loss: float = math.inf
     epochs_without_better: int = 0
     threshold: float = 0.5

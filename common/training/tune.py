@@ -1,9 +1,9 @@
 """The search behind every task's ``tune.py``: trainings with settings that an engine proposes, the best one kept.
 
-Every trial is a training with its own settings, judged by its best validation mIoU. The search may be stopped or killed
-at any moment; the same command goes on with it, a trial that was cut short from its beginning. Without data the demo
-scenes are used. The best trial's network is ``best.pt``, its settings are ``best.yaml``, which ``train.py --config``
-takes.
+Every trial is a training with its own settings, judged by the validation mIoU of the network it keeps. The search may
+be stopped or killed at any moment; the same command goes on with it, a trial that was cut short from its beginning.
+Without data the demo scenes are used. The best trial's network is ``best.pt``, its settings are ``best.yaml``, which
+``train.py --config`` takes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from common.files import atomic_path, write_text
 from common.networks.checkpoint import RUNS
 from common.networks.precision import choose_precision
 from common.networks.task import Task
+from common.report.plots import best_epoch
 from common.training.budget import FINISH_SECONDS
 from common.training.experiment import Experiment
 from common.training.loop import fit, seed_everything
@@ -150,11 +151,14 @@ class TrialRun(RunFolder):
         super().__init__(path)
         self._is_hopeless, self._epochs = is_hopeless, epochs
         self.course: list[float] = []
+        self.value: float | None = None
+        """The mIoU of the network that is kept."""
 
     def log_epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the history, and end the trial if it is hopeless."""
         super().log_epoch(history)
         self.course = [float(row["miou"]) for row in history]
+        self.value = self.course[best_epoch(history) or 0]
         if self._is_hopeless(len(history), self.course[-1]) and len(history) < self._epochs:
             raise Pruned
 
@@ -307,8 +311,8 @@ def run_trial(search: Search, storage: Storage, proposal: Proposal, data: object
             raise
         trial.state, trial.note = "failed", " ".join(str(error).split())[:300]
     trial.seconds, trial.course = round(time.monotonic() - started, 1), run.course
-    if trial.state != "failed" and run.course:
-        trial.value = max(run.course)
+    if trial.state != "failed":
+        trial.value = run.value
     best = storage.best()
     if trial.value is not None and (best is None or ranked([best, trial])[0] is trial):
         with atomic_path(search.folder / "best.pt") as temporary:

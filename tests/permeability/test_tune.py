@@ -123,8 +123,9 @@ class FakeTraining:
         run.create(wanted)
         (run.path / "best_iou.pt").write_text(f"best of training {len(self.seen)}")
         history = []
-        for epoch, miou in enumerate(course, start=1):
-            history.append({"epoch": epoch, "miou": miou})
+        for epoch, score in enumerate(course, start=1):
+            miou, kept = score if isinstance(score, tuple) else (score, int(score == max(course[:epoch])))
+            history.append({"epoch": epoch, "miou": miou, "kept": kept})
             run.log_epoch(history)
         run.close()
 
@@ -168,6 +169,12 @@ def test_a_trial_is_judged_by_its_best_epoch(search, tmp_path):
         ("1", "0", "0.7000"), ("2", "1", "0.6500"), ("3", "2", "0.3000")
     ]  # fmt: skip
     assert not list((tmp_path / "out").glob("trial_*/*.pt"))
+
+
+def test_a_trial_is_judged_by_the_network_it_keeps(search, tmp_path):
+    search([[(0.6, 1), (0.58, 1), (0.9, 0)], [(0.5, 1), (0.59, 1)]])
+    assert [trial["value"] for trial in stored(tmp_path, "s")] == [0.58, 0.59]
+    assert (tmp_path / "out" / "best.pt").read_text() == "best of training 2"
 
 
 def test_the_best_trial_is_a_recipe_for_train(search, tmp_path, capsys):

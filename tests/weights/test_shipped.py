@@ -53,7 +53,7 @@ def test_what_ships_is_a_network_of_the_task(task):
 
 
 @pytest.mark.parametrize("task", AERIAL, ids=lambda task: task.name)
-def test_a_tasks_probabilities_are_sums_of_the_worlds(task):
+def test_a_tasks_probabilities_are_sums_of_the_worlds_after_its_prior(task):
     payload = read_payload(task.shipped.path)
     assert payload["card"]["classes"] == list(LAND)
     whole = UNetSmall(**payload["card"]["arch_args"]).eval()
@@ -61,7 +61,10 @@ def test_a_tasks_probabilities_are_sums_of_the_worlds(task):
     network, _ = task.load(task.shipped.path)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        apart, together = whole(image).softmax(1), network(image).softmax(1)
+        logits = whole(image)
+        for name, more in task.shipped.prior.items():
+            logits[:, LAND.index(name)] += more
+        apart, together = logits.softmax(1), network(image).softmax(1)
     assert sorted(name for group in task.shipped.groups for name in group) == sorted(LAND)
     for output, group in enumerate(task.shipped.groups):
         expected = sum(apart[:, LAND.index(name)] for name in group)

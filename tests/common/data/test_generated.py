@@ -31,6 +31,20 @@ def test_a_crop_and_its_classes_follow_from_its_key_and_lie_on_each_other():
     assert steps[edges].mean() > 1.5 * steps[~edges].mean()
 
 
+def test_some_crops_see_little_ground_and_mirror_it_without_classes():
+    shares = []
+    for seed in range(8):
+        sample = Crops(2, 4, 160, seed=0, small=1.0)[(0, seed)]
+        known = (sample["target"] != IGNORE).numpy()
+        rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
+        assert known[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.98, "a rectangle"
+        pixels = sample["image"].numpy()
+        assert known.all() or abs(pixels[:, ~known].mean() - pixels[:, known].mean()) < 0.15, "more of the same"
+        shares.append(known.mean())
+    assert 0.05 < min(shares) < 0.5
+    assert all((Crops(2, 4, 160, seed=0)[(0, seed)]["target"] != IGNORE).float().mean() > 0.6 for seed in range(8))
+
+
 def test_cameras_change_the_picture_but_not_its_places():
     rng = np.random.default_rng(0)
     image = np.full((64, 64, 3), 90, np.uint8)

@@ -6,8 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import sem
 
-from common.metrics.split_scores import FLAT, SCORE_KEYS, SplitScores, check_root, print_scores, score_table
+from common.metrics.split_scores import (
+    FLAT,
+    PARTS,
+    SCORE_KEYS,
+    SplitScores,
+    check_root,
+    print_scores,
+    score_table,
+    standard_error,
+)
 from common.networks.probabilities import class_probabilities, foreground_probability
 from tests.peers import Peer
 
@@ -92,6 +102,53 @@ def test_several_classes(absent):
     assert 0 < result["boundary_f1"] < 1
     quick = SplitScores(names, quick=True)
     assert filled(quick, probability, target) == {**result, "boundary_f1": None} and not quick.per_image
+
+
+@pytest.mark.parametrize("threshold", [None, 0.4])
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_score_without_a_part_of_the_images(threshold, quick):
+    probability, target = binary_data()
+    target[2] = 255  # tells nothing, so leaving it out neither
+    scores = SplitScores(NAMES, threshold=threshold, quick=quick)
+    chosen = filled(scores, probability, target, [1] * 6)["threshold"]
+    expected = []
+    for left_out in (0, 1, 3, 4, 5):
+        rest = [i for i in range(6) if i != left_out]
+        valid = target[rest] != 255
+        guess = (probability[rest, 0] >= chosen).long()[valid]
+        expected.append(metrics.jaccard_score(target[rest][valid], guess, average="macro"))
+    assert scores.without_parts() == pytest.approx(expected)
+
+
+def test_many_images_are_left_out_in_groups():
+    generator = torch.Generator().manual_seed(2)
+    probability = torch.rand(2 * PARTS + 3, 3, 5, 5, generator=generator)
+    target = torch.randint(0, 3, (2 * PARTS + 3, 5, 5), generator=generator)
+    scores = SplitScores(["a", "b", "c"], quick=True)
+    filled(scores, probability, target, [1] * len(target))
+    rest = [i for i in range(len(target)) if i % PARTS != 1]
+    score = metrics.jaccard_score(target[rest].flatten(), probability.argmax(1)[rest].flatten(), average="macro")
+    assert len(scores.without_parts()) == PARTS and scores.without_parts()[1] == pytest.approx(score)
+
+
+def test_several_processes_leave_out_what_each_saw_as_its_nth_image():
+    probability, target = binary_data()
+    first, second = SplitScores(NAMES, quick=True), SplitScores(NAMES, quick=True)
+    for scores, start in ((first, 0), (second, 1)):
+        filled(scores, probability[start::2], target[start::2], [1] * 3)
+    others = iter([second.confusion.counts, second.curve.counts, second.parts])
+    first.join(lambda own: [own, list(zip(second.ids, second.losses, strict=True))], lambda own: own.add_(next(others)))
+    valid = target[2:] != 255
+    guess = (probability[2:, 0] >= first.result()["threshold"]).long()[valid]
+    assert first.without_parts()[0] == pytest.approx(metrics.jaccard_score(target[2:][valid], guess, average="macro"))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    first, second = np.random.default_rng(0).normal(size=(2, 9))
+    without = [(values.sum() - values) / 8 for values in (first, second)]
+    assert standard_error(*without) == pytest.approx(sem(first - second))
+    assert standard_error(without[0], without[0]) == 0
+    assert standard_error([0.5], [0.4]) == standard_error([0.5, 0.4], [0.5]) == standard_error([], []) == 0
 
 
 def test_single_images():

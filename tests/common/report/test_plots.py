@@ -69,7 +69,7 @@ def test_curves_have_four_panels_and_mark_the_best_epoch(tmp_path):
     assert plots.best_epoch(HISTORY) == 1
     axes = panels(HISTORY)
     assert list(axes) == ["Loss", "Scores", "Validation IoU by class", "Learning rate"]
-    assert all(a.get_title("right") == "best epoch: 2" for a in axes.values())
+    assert all(a.get_title("right") == "epoch kept: 2" for a in axes.values())
     lines = {
         tuple(np.atleast_1d(line.get_xdata())): line.get_ydata()
         for line in axes["Loss"].lines
@@ -125,6 +125,12 @@ def test_training_scores_lie_beside_those_of_the_validation_in_their_colors():
 def test_epoch_ticks_are_whole_numbers():
     for history in (HISTORY[:1], HISTORY):
         assert all(tick == round(tick) for axes in panels(history).values() for tick in axes.get_xticks())
+
+
+def test_the_best_epoch_is_the_one_whose_weights_were_kept():
+    rows = [(0.5, 1), (0.7, "1"), (0.69, "1"), (0.6, 0)]  # as read from metrics.csv, too
+    assert plots.best_epoch([{"miou": miou, "kept": kept} for miou, kept in rows]) == 2
+    assert plots.best_epoch([{"miou": 0.7}, {"miou": 0.6}]) == 0
 
 
 def test_best_epoch_falls_back_to_the_lowest_loss():

@@ -10,7 +10,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.scenes import aerial, aerial_world, country
+from common.scenes import aerial, aerial_world
 from common.scenes.aerial import (
     LAND,
     PALETTE,
@@ -38,7 +38,7 @@ from common.scenes.canvas import (
 )
 from common.scenes.materials import Season
 from common.scenes.plots import CROWN, Plot
-from common.scenes.town import HIGHEST, Town
+from common.scenes.town import COUNTRY, HIGHEST, Town
 from tests.peers import Peer
 
 DecisionTreeClassifier = Peer("sklearn.tree:DecisionTreeClassifier")
@@ -178,12 +178,21 @@ def test_sizes_follow_the_ground_sampling_distance():
     assert (fine[1::3, 1::3] == coarse).mean() > 0.96  # the same ground, seen from higher up
 
 
+def test_strips_leave_no_seams(monkeypatch):
+    picture, whole = AerialWorld(3, gsd=0.3), AerialWorld(3, gsd=0.3)
+    monkeypatch.setattr(aerial_world, "STRIP", 50)
+    striped = picture.paint(40, 50, 210, 60)
+    monkeypatch.setattr(aerial_world, "STRIP", 500)
+    for one, other in zip(striped, whole.paint(40, 50, 210, 60), strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
 def test_shadows_fall_away_from_the_sun_as_far_as_the_house_is_high():
     world = AerialWorld(0, gsd=0.25)
     world.sun, world.elevation = (0.0, 1.0), np.arctan(0.5)  # sun in the south: twice the height of shadow in the north
     canvas = empty_canvas(160, 80)
     canvas.draw(Thing("box", 7, ROOF, 10.0, 30.0, 0.0, 6.0, 6.0, 5.0))
-    light = world._light(canvas.relief, (slice(0, 160), slice(0, 80)))[:, 40, 1]
+    light = world._light(canvas.relief, world._shadows(canvas.relief, np.s_[0:160, 0:80]))[:, 40, 1]
     north, south = (30 - 3) / 0.25, (30 + 3) / 0.25
     dark = np.flatnonzero(light < 0.6)
     assert dark.min() == pytest.approx(north - 40, abs=4)
@@ -197,7 +206,7 @@ def test_the_side_of_a_roof_that_faces_the_sun_is_brighter():
     world.sun, world.elevation = (0.0, 1.0), np.radians(45)
     canvas = empty_canvas(80, 80)
     canvas.draw(Thing("gable", 7, ROOF, 10.0, 10.0, 0.0, 10.0, 8.0, 3.0, slope=0.6))
-    light = world._light(canvas.relief, (slice(0, 80), slice(0, 80)))[..., 1]
+    light = world._light(canvas.relief, world._shadows(canvas.relief, np.s_[0:80, 0:80]))[..., 1]
     north, south = light[28:36, 30:50].mean(), light[44:52, 30:50].mean()
     assert canvas.relief.max() == pytest.approx(3 + 0.6 * 4, abs=0.1)
     ratio = (south - world.sky) / (north - world.sky)
@@ -225,6 +234,8 @@ def test_a_round_roof_is_an_arch_across_its_length():
         ("highway", {IMPERVIOUS: (0.1, 0.8), CAR: (0.0005, 0.02)}),
         ("roundabout", {IMPERVIOUS: (0.05, 0.7)}),
         ("works", {BUILDING: (0.03, 0.6), CLUTTER: (0.01, 0.3)}),
+        ("earthworks", {BUILDING: (0, 0), SOIL: (0.3, 1), CLUTTER: (0.003, 0.2)}),
+        ("grounds", {BUILDING: (0.03, 0.6), IMPERVIOUS: (0.3, 0.9), CAR: (0.0005, 0.05)}),
     ],
 )
 def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(kind, covers):
@@ -232,7 +243,7 @@ def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(ki
     for seed in range(12):
         season = Season(lush=0.5, bare=0.0, warm=0.0, arid=1.0 if kind == "desert" else 0.3)
         plot = Plot(random.Random(seed), season, lambda u, v: (u, v), lambda u, v: 0.0, 20.0, 20.0, 95.0, 75.0)
-        getattr(country, kind)(plot)
+        next(build for _, build in COUNTRY if build.__name__ == kind)(plot)
         canvas = Canvas(0, 0, 190, 230, 0.5, STONE)
         for item in sorted(plot.items, key=lambda item: item.layer):
             canvas.draw(item)
