@@ -38,7 +38,7 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     found, problems = load_scenes(chosen, ranges=predictor.ranges(config.input_range))
     samples = [tile.sample for tile in plan_tiles(found.scenes, TILE_SIDE, CONTEXT)]
-    return LabeledData(samples, len(found.scenes), problems, found.ranges, chosen[0].image if chosen else None)
+    return LabeledData(samples, len(found.scenes), problems, found.ranges, {pair.id: pair.image for pair in chosen})
 
 
 main = partial(evaluate_command, Config, TASK, load)

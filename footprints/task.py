@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, StateDict
-from common.networks.shipped import BUILDINGS, Shipped
+from common.networks.shipped import BUILDINGS
 from common.networks.task import Task
 from footprints.model import ARCHITECTURES, recognize
 
@@ -32,5 +32,5 @@ TASK = Task(
     {0: (0, 0, 0), 1: (230, 60, 40)},
     ARCHITECTURES,
     adopt,
-    shipped=Shipped("aerial.pt", "unet_small", BUILDINGS, looks=(1.0, 0.5), threshold=0.36),
+    shipped=BUILDINGS,
 )

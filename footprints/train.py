@@ -177,7 +177,7 @@ def build(config: Config, data: Data) -> Experiment:
         scale=data.scale,
     )
     TASK.initialize(model, config.weights, card, crops)
-    samples = with_generated(crops, config.generated, BUILDINGS, config.crop_size)
+    samples = with_generated(crops, config.generated, BUILDINGS.groups, config.crop_size)
     return Experiment(model, card, samples, FootprintTiles(data.tiles["val"], data.scale), len(data.tiles["test"]))
 
 

@@ -42,8 +42,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     say_notes(notes)
     found, bad = inspect_sites([site for site in sites if wanted is None or site.id in wanted], predictor.channels)
     samples = [tile.sample(predictor.channels) for tile in plan_tiles(found.sites, TILE_SIDE, CONTEXT)]
-    first = found.sites[0].image.path if found.sites else None
-    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, first)
+    files = {site.id: site.image.path for site in found.sites}
+    return LabeledData(samples, len(found.sites), problems + bad, join.ranges, files)
 
 
 main = partial(evaluate_command, Config, TASK, load)

@@ -59,7 +59,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     say_notes(unpaired)
     chosen, ranges = [p for p in patches if wanted is None or p.id in wanted], predictor.ranges(config.input_range)
     loaded, problems = load_patches(chosen, config.label_coding, config.unknown, ranges)
-    return LabeledData(list(map(Sample.held, loaded)), len(loaded), problems, ranges, patches[0].image)
+    files = {patch.id: patch.image for patch in chosen}
+    return LabeledData(list(map(Sample.held, loaded)), len(loaded), problems, ranges, files)
 
 
 main = partial(evaluate_command, Config, TASK, load)

@@ -44,8 +44,8 @@ def load(config: Config, predictor: Predictor, wanted: set[str] | None) -> Label
     chosen = [pair for pair in pairs if wanted is None or pair.id in wanted]
     pictures, problems = load_pictures(chosen, coding, predictor.ranges(config.input_range))
     problems = (missing if wanted is None else []) + problems
-    first = chosen[0].image if chosen else None
-    return LabeledData(pictures.samples(pictures.pairs), len(pictures), problems, pictures.ranges, first)
+    files = {pair.id: pair.image for pair in chosen}
+    return LabeledData(pictures.samples(pictures.pairs), len(pictures), problems, pictures.ranges, files)
 
 
 def check_classes(coding: Coding, names: list[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from common.networks.checkpoint import ModelCard, StateDict
-from common.networks.shipped import BUILDINGS, Shipped
+from common.networks.shipped import BUILDINGS
 from common.networks.task import Task
 from common.networks.unet_small import UNetSmall, recognize_unet_small
 from rooftops.labels import PALETTE, Coding
@@ -37,5 +39,5 @@ def tile(card: ModelCard) -> int:
 
 
 ARCHITECTURES = {"deeplabv3plus": DeepLabV3Plus, "unet_small": UNetSmall}
-SHIPPED = Shipped("aerial.pt", "unet_small", BUILDINGS, gsd=0.1, threshold=0.42)
+SHIPPED = replace(BUILDINGS, gsd=0.1)
 TASK = Task("rooftops", list(Coding().names), Coding().palette, ARCHITECTURES, adopt, tile, shipped=SHIPPED)

@@ -180,7 +180,7 @@ def build(config: Config, data: Data) -> Experiment:
     )
     TASK.initialize(model, config.weights, card, windows)
     whole = WholePictures(data.pictures, data.split["val"], scale=data.scale)
-    samples = with_generated(windows, config.generated, BUILDINGS, config.crop_size)
+    samples = with_generated(windows, config.generated, BUILDINGS.groups, config.crop_size)
     return Experiment(model, card, samples, whole, len(data.split["test"]))
 
 

@@ -63,16 +63,10 @@ class Config(TrainConfig):
     """Crops per epoch."""
     crop_size: int = 128
     """Side of the crops, pixels."""
-    mean: bool = False
-    """Make the mean of the weights that `--weights` names and the best of the training."""
+    mean: tuple[Path, ...] = ()
+    """Files whose mean with the best of the training is made."""
     out: Path = OUT
     """The file that is made."""
-
-    def __post_init__(self) -> None:
-        """Refuse flags that contradict each other."""
-        super().__post_init__()
-        if self.mean and self.weights == "none":
-            raise ValueError("--mean needs --weights: the file to average with")
 
 
 def main() -> int:
@@ -91,9 +85,10 @@ def main() -> int:
     network = UNetSmall(**arch_args)
     if config.weights != "none":
         say(f"weights: {load_matching(network, read_weights(Path(config.weights)))} from {config.weights}")
+    others = [read_weights(path) for path in config.mean]
     run.create(config)
     fit(Experiment(network, card, crops, held_out), config, run, precision)
-    ship(run.path / "best_iou.pt", network, config.out, Path(config.weights) if config.mean else None)
+    ship(run.path / "best_iou.pt", network, config.out, others)
     return 0
 
 

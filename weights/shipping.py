@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,25 +11,26 @@ from torch import nn
 
 from common.command.cli import say
 from common.files import file_hash
-from common.networks.checkpoint import load_checkpoint, read_weights, save_checkpoint
+from common.networks.checkpoint import StateDict, load_checkpoint, save_checkpoint
 from common.networks.reach import measure_reach
 
 
-def ship(checkpoint: Path, network: nn.Module, out: Path, start: Path | None = None) -> None:
+def ship(checkpoint: Path, network: nn.Module, out: Path, others: Sequence[StateDict] = ()) -> None:
     """Write a run's best weights as a file that ships: matrices in half precision, its reach, no paths of the machine.
 
     Args:
         checkpoint: the run's ``best_iou.pt``.
         network: of the run; it takes those weights.
         out: the file to write.
-        start: weights that the run began with, to be averaged with its best: what either learned stays, less of what
-            only the last worlds show (Wortsman et al., 2022, "Robust fine-tuning of zero-shot models").
+        others: weights to be averaged with the run's best, such as those that it began with, or of a run that began
+            with the same: what they all learned stays, less of what each alone saw last (Wortsman et al., 2022, "Model
+            soups").
     """
     card, weights, _ = load_checkpoint(checkpoint)
-    if start is not None:
-        before = read_weights(start)
+    if others:
+        soup = [weights, *others]
         weights = {
-            key: torch.lerp(before[key].float(), value, 0.5) if value.is_floating_point() else value
+            key: torch.stack([each[key].float() for each in soup]).mean(dim=0) if value.is_floating_point() else value
             for key, value in weights.items()
         }
     network.load_state_dict(weights)

@@ -178,7 +178,7 @@ def announce(sizes: Mapping[Path, int], predictor: Predictor, folder: Path, each
     pixels = sum(good.values())
     check_disk(folder, round(pixels * each))
     if pixels >= 1_000_000:
-        seconds = pixels * predictor.seconds_per_pixel() * (4 if predictor.cut.tta else 1)
+        seconds = pixels * predictor.seconds_per_pixel()
         if seconds > LONG_RUN:
             needed = pixels * each / 1e9
             say(f"{pixels / 1e6:.1f} Mpx, about {seconds / 60:.1f} min, at most {needed:.2f} GB on disk")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -45,8 +45,8 @@ WIDEST = 128
 """Pixels of the network's input that tiles share at most, unless the flags say so."""
 
 
-FLIPS = 4
-"""Looks that ``tta`` takes."""
+FLIPS: tuple[list[int], ...] = ([], [-1], [-2], [-2, -1])
+"""Axes along which an image is mirrored: not at all, each, both."""
 QUARTER = 0.25
 """Share of a tile of a given size, or of a network that sees far, that the next one covers again."""
 LARGE = (8192, 8192)
@@ -66,6 +66,17 @@ class Cut(NamedTuple):
 
 
 PLANNED = Cut()
+
+
+class Look(NamedTuple):
+    """How a network reads an image."""
+
+    network: nn.Module
+    scale: float
+    """At this multiple of its size."""
+    card: ModelCard
+    flipped: bool
+    """Its logits are averaged over flips."""
 
 
 class Predictor:
@@ -114,7 +125,7 @@ class Predictor:
         self.task: Task | None = None  # whose the networks are, and the files that they were read from
         self.checkpoints: tuple[Path, ...] = ()
         self.notes: set[str] = set()  # what was said of how images are read
-        self._looks = [(self._prepare(network), scale or card.scale, card) for network, card in networks]
+        self._looks = [Look(self._prepare(network), scale or card.scale, card, cut.tta) for network, card in networks]
 
     def _prepare(self, network: nn.Module) -> nn.Module:
         folded = fold_batch_norm(network.eval())
@@ -123,16 +134,19 @@ class Predictor:
     def at(self, gsd: float) -> Predictor:
         """This predictor for images of so many metres per pixel, read at resolutions that its networks saw.
 
-        Flips are averaged where all looks at such an image cost no more than one at all of its pixels.
+        A look is averaged over flips where that costs no more than one at all pixels of the image.
         """
         fitted = copy.copy(self)
-        loaded = {network: card for network, _, card in self._looks}
-        fitted._looks = [(network, scale, card) for network, card in loaded.items() for scale in card.scales_at(gsd)]
-        fitted.cards = [card for _, _, card in fitted._looks]
-        larger = self._looks[0][1] / fitted._looks[0][1]
+        loaded = {look.network: look.card for look in self._looks}
+        fitted._looks = [
+            Look(network, scale, card, self.cut.tta or len(FLIPS) * scale**2 <= 1)
+            for network, card in loaded.items()
+            for scale in card.scales_at(gsd)
+        ]
+        fitted.cards = [look.card for look in fitted._looks]
+        larger = self._looks[0].scale / fitted._looks[0].scale
         tile, usual = (round(side * larger) for side in (self.cut.tile, self.cut.usual))
-        cheap = FLIPS * sum(scale**2 for _, scale, _ in fitted._looks) <= len(loaded)
-        fitted.cut = self.cut._replace(tile=tile, usual=usual, tta=self.cut.tta or cheap)
+        fitted.cut = self.cut._replace(tile=tile, usual=usual)
         return fitted
 
     @classmethod
@@ -173,28 +187,28 @@ class Predictor:
         given, tiles share twice the networks' reach and are as large as takes the least time. The reach is the cards',
         or measured once for an image of more than one tile.
         """
-        stride = max(max(1, round(1 / scale)) for _, scale, _ in self._looks)
+        stride = max(max(1, round(1 / look.scale)) for look in self._looks)
         device, amp = self.precision.device, self.precision.amp_dtype
-        tile, overlap, tta, usual = self.cut
-        finest = max(scale for _, scale, _ in self._looks)
+        tile, overlap, _, usual = self.cut
+        finest = max(look.scale for look in self._looks)
         most = max(min(round(MOST / finest**2), LARGEST), usual**2)
         if tile or overlap is not None or math.prod(size) <= most:
             side, share = tile or (usual if overlap is not None else max(size)), QUARTER if overlap is None else overlap
-            return Tiling(side, share, tta, self.batch, stride, device, amp)
+            return Tiling(side, share, self.batch, stride, device, amp)
         reach = self._reach()
         if reach is None:
-            return Tiling(usual, QUARTER, tta, self.batch, stride, device, amp)
+            return Tiling(usual, QUARTER, self.batch, stride, device, amp)
         shared = round(min(2 * reach, WIDEST / finest))
-        return Tiling(0, shared + -shared % stride, tta, self.batch, stride, device, amp, most)
+        return Tiling(0, shared + -shared % stride, self.batch, stride, device, amp, most)
 
     def _reach(self) -> float | None:
         """How far the networks see, in pixels of the image; None if farther than is measured."""
-        for network, _, card in self._looks:
-            if network not in self._reaches:
-                self._reaches[network] = card.reach or measure_reach(network, card)
+        for look in self._looks:
+            if look.network not in self._reaches:
+                self._reaches[look.network] = look.card.reach or measure_reach(look.network, look.card)
         if max(self._reaches.values()) >= FARTHEST:
             return None
-        return max(self._reaches[network] / scale for network, scale, _ in self._looks)
+        return max(self._reaches[look.network] / look.scale for look in self._looks)
 
     def __call__(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of an image (C, H, W) in 0...1: (1, H, W) P(foreground), or (K, H, W) for more classes.
@@ -246,13 +260,13 @@ class Predictor:
 
     def compile(self) -> None:
         """Compile the networks with torch.compile: minutes at first, then every tile of the usual size is faster."""
-        for network in {network for network, _, _ in self._looks}:
+        for network in {look.network for look in self._looks}:
             network.compile()
 
     def settings(self, size: tuple[int, int]) -> dict[str, object]:
         """All that probabilities and classes of an image of a size depend on besides the weights."""
-        scales = [scale for _, scale, _ in self._looks]
-        own = {"threshold": self.threshold, "scales": scales, "precision": str(self.precision)}
+        looks = [(look.scale, look.flipped) for look in self._looks]
+        own = {"threshold": self.threshold, "looks": looks, "precision": str(self.precision)}
         return own | {
             key: value for key, value in vars(self.tiling(size)).items() if key not in ("device", "amp_dtype")
         }
@@ -287,9 +301,10 @@ class Predictor:
     def logits(self, images: Tensor) -> list[Tensor]:
         """Each look's own outputs for tiles (N, C, h, w) in 0...1, at the tiles' size: (N, L, h, w)."""
         found = []
-        for network, scale, card in self._looks:
+        for network, scale, card, flipped in self._looks:
             small = rescale(images, [max(1, round(size * scale)) for size in images.shape[2:]])
-            logits = network(normalize(small, card.normalization)).float()
+            read = normalize(small, card.normalization)
+            logits = mean_of_flips(network, read) if flipped else network(read).float()
             if not self.binary:  # further outputs are no classes (the Potsdam original's "undefined")
                 logits = logits[:, : self.outputs]
             found.append(rescale(logits, images.shape[2:]))
@@ -306,6 +321,19 @@ class Predictor:
         maps = predict_array(image, predict, self.outputs + sum(counts), self.tiling(image.shape[1:]))
         probability, *logits = np.split(maps, np.cumsum([self.outputs, *counts[:-1]]))
         return probability, logits
+
+
+def mean_of_flips(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Mean of what a network says of images (N, C, H, W), their two mirror images and both at once, each undone.
+
+    Returns:
+        (N, K, H, W) float32.
+    """
+    said = []
+    for axes in FLIPS:
+        turned = images.flip(axes).contiguous(memory_format=torch.channels_last)
+        said.append(network(turned).float().flip(axes))
+    return torch.stack(said).mean(dim=0)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

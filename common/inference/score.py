@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -101,8 +101,8 @@ class LabeledData:
     """A line for each pair that cannot."""
     ranges: ValueRanges
     """What the images' values mean, and which there are."""
-    first: Path | None
-    """An image, whose ground resolution is that of all."""
+    files: Mapping[str, Path]
+    """Of the images, by their ids."""
 
 
 def evaluate_command(
@@ -128,9 +128,7 @@ def evaluate_command(
     found = load(config, predictor, ids_of_split(predictor.card, config))
     require_usable(found.images, found.problems, skip_bad=True)
     value_rows(found.ranges)
-    assert found.first is not None
-    own = fitted(predictor, found.first, config.gsd)
-    scores = score_samples(own, found.samples)
+    scores = score_samples(predictor, found.samples, at=lambda id: fitted(predictor, found.files[id], config.gsd))
     print_scores(task.name, config.split, {**scores.result(), "n_images": found.images})
     return PARTIAL if found.problems else 0
 
@@ -155,7 +153,11 @@ def ids_of_split(card: ModelCard, config: EvaluateConfig) -> set[str] | None:
 
 
 def score_samples(
-    predictor: Predictor, samples: Sequence[Sample], until: float = math.inf, seen: Seen | None = None
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    until: float = math.inf,
+    seen: Seen | None = None,
+    at: Callable[[str], Predictor] | None = None,
 ) -> SplitScores:
     """Predict and score images one by one, at the labels' own resolution.
 
@@ -166,15 +168,15 @@ def score_samples(
         samples: the images.
         until: on the monotonic clock; after it no further image is begun, but one is always scored.
         seen: who else looks at the predictions.
+        at: gives the predictor that reads the image of an id, where each is read in its own way.
     """
     scores = SplitScores(predictor.card.classes, threshold=predictor.threshold)
-    losses = [card.loss.build() for card in predictor.cards]
     for sample in progress(samples, "scoring", "image"):
-        pair = sample.read()
-        probability, logits = predictor.scored(pair.unit())
+        pair, own = sample.read(), at(sample.image_id) if at else predictor
+        probability, logits = own.scored(pair.unit())
         target = torch.from_numpy(pair.classes.astype(np.int64))[None]
-        pairs = zip(losses, logits, strict=True)
-        values = [float(loss(torch.from_numpy(each)[None], target)) for loss, each in pairs]
+        pairs = zip(own.cards, logits, strict=True)
+        values = [float(card.loss.build()(torch.from_numpy(each)[None], target)) for card, each in pairs]
         scores.update(torch.from_numpy(probability)[None], target, sum(values) / len(values), [sample.id])
         if seen is not None:
             seen(sample.id, probability, pair.classes)

@@ -54,8 +54,6 @@ class Tiling:
     0 = for each image what takes the least time, any rectangle of at most ``most`` pixels."""
     overlap: float = 0.25
     """What a window shares with its neighbor at least: a fraction of its side, 0-0.9, or pixels, from 2 on."""
-    tta: bool = False
-    """Average over flips."""
     batch: int = 4
     """Windows predicted at once."""
     stride: int = 32
@@ -94,27 +92,6 @@ class Tiling:
         return [*sorted({window.row for window in self.windows(size)}), size[0]]
 
 
-def predict_flipped(images: Tensor, predict: Predictor) -> Tensor:
-    """Mean prediction over an image, its two mirror images and both at once, each undone on the output.
-
-    Args:
-        images: (N, C, H, W).
-        predict: Maps (N, C, h, w) to (N, K, h, w).
-
-    Returns:
-        (N, K, H, W) float32.
-    """
-    total: Tensor | None = None
-    orientations: list[list[int]] = [[], [-1], [-2], [-2, -1]]
-    for axes in orientations:
-        turned = (images.flip(axes) if axes else images).contiguous(memory_format=torch.channels_last)
-        output = predict(turned).float()
-        output = output.flip(axes) if axes else output
-        total = output if total is None else total + output
-    assert total is not None  # there is always the image itself
-    return total / len(orientations)
-
-
 @torch.inference_mode()
 def _predict_batch(images: Tensor, predict: Predictor, tiling: Tiling) -> Tensor:
     height, width = images.shape[-2:]
@@ -122,10 +99,7 @@ def _predict_batch(images: Tensor, predict: Predictor, tiling: Tiling) -> Tensor
     padded = pad_to_multiple(images, tiling.stride)
     amp = tiling.amp_dtype
     with torch.autocast(tiling.device.type, dtype=amp, enabled=amp is not None):
-        if tiling.tta:
-            output = predict_flipped(padded, predict)
-        else:
-            output = predict(padded.contiguous(memory_format=torch.channels_last)).float()
+        output = predict(padded.contiguous(memory_format=torch.channels_last)).float()
     if output.shape[-2:] != padded.shape[-2:]:
         raise ValueError(
             f"the network gave {tuple(output.shape[-2:])} outputs for {tuple(padded.shape[-2:])} pixels; "
@@ -146,7 +120,7 @@ def predict_windows(
             out. Whole numbers travel to the device as they are.
         windows: Windows of one size.
         predict: Maps (N, C, h, w) float32 in channels-last order to (N, K, h, w).
-        tiling: Batch, flips, padding, device and precision.
+        tiling: Batch, padding, device and precision.
         ahead: Batches that a thread reads while the network works; 0 = none.
 
     Yields:

@@ -70,14 +70,14 @@ class ModelCard:
     def scales_at(self, gsd: float) -> tuple[float, ...]:
         """The scales at which an image of so many metres per pixel comes within the training's ground resolutions.
 
-        A finer image is read at the finest of them, for detail, and at the coarsest, for context: together that is less
-        than the image itself, and better than either.
+        A finer image is read at the finest of them, for detail, and at the coarsest, for context, and at the looks that
+        are smaller yet: together that is less than the image itself, and better than any of them.
         """
         finest, coarsest = self.gsd
         if not coarsest:
             return (self.scale,)
         if gsd < finest:
-            return gsd / finest, gsd / coarsest
+            return gsd / finest, *(look * gsd / coarsest for look in self.looks if look <= 1)
         return tuple(look * max(1.0, gsd / coarsest) for look in self.looks)
 
 

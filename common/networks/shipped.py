@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,9 @@ from torch import Tensor, nn
 from common.labels import Color
 from common.losses import LossRecipe
 from common.networks.checkpoint import ModelCard, StateDict
-from common.networks.normalize import normalize
 
 NAME = "shipped"
 """What ``--checkpoint`` and ``--weights`` call them."""
-BUILDINGS = (("impervious", "low vegetation", "tree", "car", "clutter", "water", "soil"), ("building",))
-"""The aerial network's classes as background and building."""
 FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
 
@@ -77,10 +75,41 @@ class Shipped:
         return own, {**weights, "head.bias": bias}
 
 
+BUILDINGS = Shipped(
+    "aerial.pt",
+    "unet_small",
+    (("impervious", "low vegetation", "tree", "car", "clutter", "water", "soil"), ("building",)),
+    looks=(1.0, 0.6, 0.4),
+    threshold=0.36,
+)
+
+
+def renormalized(state: StateDict, before: Mapping[str, Any], after: Mapping[str, Any]) -> StateDict:
+    """Weights of a `UNetSmall` that say of images of one normalization what they said of those of another.
+
+    What the normalizations differ by becomes part of the first convolution and the BatchNorm behind it; only where
+    that convolution reads padding, at the edge of the image, something else comes out.
+
+    Args:
+        state: the weights.
+        before: what they were trained with (a card's ``mean`` and ``std``, none = values in 0...1).
+        after: what images will come with.
+    """
+    weight, bands = state["stem.0.0.weight"], (1, -1, 1, 1)
+    (old, old_std), (new, new_std) = (
+        [torch.tensor(each.get(name, [float(name == "std")] * weight.shape[1])).view(bands) for name in ("mean", "std")]
+        for each in (before, after)
+    )
+    shift = (weight.float() * (new - old) / old_std).sum(dim=(1, 2, 3))
+    moved = {
+        "stem.0.0.weight": weight.float() * new_std / old_std,
+        "stem.0.1.running_mean": state["stem.0.1.running_mean"] - shift,
+    }
+    return {**state, **moved}
+
+
 @torch.no_grad()
-def fit_head(
-    model: nn.Module, card: ModelCard, file: nn.Module, own: ModelCard, groups: Sequence[Sequence[int]], images: Tensor
-) -> None:
+def fit_head(model: nn.Module, file: nn.Module, groups: Sequence[Sequence[int]], images: Tensor) -> None:
     """Let a network that has the body of the file's, but other classes, say these from the start.
 
     P of a class that is a union of the file's is the sum of theirs. No linear head gives that; this one comes nearest,
@@ -88,25 +117,16 @@ def fit_head(
 
     Args:
         model: the network; its ``head`` (of one logit: the second class against the first) is changed in place.
-        card: its card.
         file: the file's network.
-        own: the file's card.
         groups: for each class of the model the file's classes that it is made of.
-        images: (N, C, H, W), not normalized.
+        images: (N, C, H, W), normalized as the file's network reads them.
     """
-
-    def look(normalization: Mapping[str, object]) -> Tensor:
-        logits: Tensor = file(normalize(images, normalization))
-        return logits[:, :, ::2, ::2].movedim(1, -1).flatten(0, 2).double()
-
-    expected = {**card.normalization, **own.normalization}
-    true = look(expected)
-    unions = torch.stack([true[:, group].logsumexp(1) for group in groups], dim=1)
+    said = file(images)[:, :, ::2, ::2].movedim(1, -1).flatten(0, 2).double()
+    unions = torch.stack([said[:, group].logsumexp(1) for group in groups], dim=1)
     weight, bias = model.get_parameter("head.weight"), model.get_parameter("head.bias")
     if len(bias) == 1:
         unions = unions[:, 1:] - unions[:, :1]
-    seen = true if card.normalization == expected else look(card.normalization)
-    known = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+    known = torch.cat([said, torch.ones_like(said[:, :1])], dim=1)
     fitted = torch.linalg.lstsq(known, unions, driver="gelsd").solution.T
     scale, shift = fitted[:, :-1], fitted[:, -1]
     weight.copy_((scale @ file.get_parameter("head.weight").flatten(1).double())[..., None, None])

@@ -24,10 +24,13 @@ from common.networks.checkpoint import (
     read_payload,
     read_weights,
 )
+from common.networks.normalize import normalize
 from common.networks.schema import check_fit
-from common.networks.shipped import NAME, Shipped, fit_head
+from common.networks.shipped import NAME, Shipped, fit_head, renormalized
 from common.samples import SegmentationData
 
+BANDS = 3
+"""Of the pictures that the aerial network which ships reads."""
 SEEN = 8
 """Samples that a head is fitted on."""
 
@@ -130,22 +133,24 @@ class Task:
         shipped = self._shipped()
         file, state, _ = load_checkpoint(shipped.path)
         fresh = [key for key in state if shipped.groups and key.startswith("head.")]
-        images: list[torch.Tensor] = []
-        if fresh and card is not None and samples is not None and card.classes == self.classes:
-            images = [torch.as_tensor(samples[(number, number)]["image"]) for number in range(min(SEEN, len(samples)))]
-        fitted = bool(images) and images[0].shape[0] == state["stem.0.0.weight"].shape[1]
-        rest = f"fitted to {len(images)} samples" if fitted else "new and untrained"
+        own, images = state, list[torch.Tensor]()
+        if fresh and card is not None and card.arch_args.get("channels", BANDS) == BANDS:
+            own = renormalized(state, file.normalization, card.normalization)
+            if samples is not None and card.classes == self.classes:
+                keys = [(number, number) for number in range(min(SEEN, len(samples)))]
+                images = [torch.as_tensor(samples[key]["image"]) for key in keys]
+        rest = f"fitted to {len(images)} samples" if images else "new and untrained"
         try:
-            loaded = load_matching(model, {key: value for key, value in state.items() if key not in fresh}, rest)
+            loaded = load_matching(model, {key: value for key, value in own.items() if key not in fresh}, rest)
         except ValueError as error:
             raise ValueError(
                 f"--weights {NAME} fits --arch {shipped.arch} with its widths alone: {error}; "
                 "set those, or --weights none"
             ) from error
-        if card is not None and fitted:
+        if images:
             network = self.build(shipped.arch, **file.arch_args)
             network.load_state_dict(state)
-            fit_head(model, card, network.eval(), file, shipped.members(file), torch.stack(images))
+            fit_head(model, network.eval(), shipped.members(file), normalize(torch.stack(images), file.normalization))
         return f"{loaded} from {shipped.path}, which ships"
 
     def shipped_scale(self, gsd: float) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 from common.scenes.canvas import CLUTTER, LOW_VEGETATION, Surface
-from common.scenes.materials import FLAT, PITCHED, foliage, lawn, painted, paving, sand, soil, tint
+from common.scenes.materials import FLAT, PITCHED, foliage, lawn, mix, painted, patio, paving, sand, soil, tint
 from common.scenes.plots import CROWN, DETAIL, GROUND, LOW, YARD, Plot, pool
 
 
@@ -18,6 +19,7 @@ def houses(plot: Plot) -> None:
     terraced, setback = rng.random() < 0.2, rng.uniform(2.5, 6.5)
     style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
     size = 1.0 if terraced else rng.choice((1.0, 1.0, 1.3, 1.6))  # of houses, as wealthy as the quarter
+    walled = _limewashed(rng) if rng.random() < 0.3 else None
     for side in (1, -1):
         edge = plot.v0 if side > 0 else plot.v1
         u = plot.u0 + (0.0 if terraced else rng.uniform(0, 3))
@@ -25,7 +27,14 @@ def houses(plot: Plot) -> None:
             width = min(rng.uniform(7, 9) if terraced else rng.uniform(14, 23) * size**0.6, plot.u1 - u)
             if not terraced and rng.random() < 0.6:
                 style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
-            _lot(plot, u, width, edge, side, depth, setback, terraced, size, style, roof)
+            if walled is None or rng.random() < 0.85:
+                _lot(plot, u, width, edge, side, depth, setback, terraced, size, style, roof, walled is not None)
+            else:
+                plot.patch(
+                    YARD, rng.choice((patio(rng), sand(rng, plot.season))), u, edge, u + width, edge + side * depth
+                )
+            if walled is not None:
+                _walls(plot, walled, u, edge, u + width, edge + side * depth)
             u += width
 
 
@@ -37,15 +46,45 @@ def dense(plot: Plot) -> None:
     roofs = rng.sample(PITCHED, 4) + rng.sample(FLAT, 3)
     rows = max(2, round(plot.size[1] / rng.uniform(11, 17)))
     deep = plot.size[1] / rows
+    walled = _limewashed(rng) if rng.random() < 0.5 else None
     for row in range(rows):
         u = plot.u0
         while u < plot.u1 - 6:
             wide = min(rng.uniform(6.5, 14), plot.u1 - u)
             if rng.random() < 0.5:
                 plot.patch(YARD, yard(rng), u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
+            if walled is not None:
+                _floor(plot, u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
+                _walls(plot, walled, u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
             _grown(plot, u + wide / 2, plot.v0 + (row + 0.5) * deep, wide, deep, roofs)
             u += wide
     plot.trees(rng.randrange(16), 0.8, 3.0)
+
+
+def _limewashed(rng: random.Random) -> Surface:
+    """What the walls of a quarter are made of."""
+    color = mix((0.82, 0.80, 0.75), (0.45, 0.36, 0.30), rng.random())
+    return tint(rng, Surface(CLUTTER, color, (0.06, 0.05, 0.05)), 0.1)
+
+
+def _walls(plot: Plot, made: Surface, u0: float, v0: float, u1: float, v1: float) -> None:
+    """Walls around a lot, here and there with a gap."""
+    rng, high = plot.rng, plot.rng.uniform(1.5, 2.7)
+    u, v, long, deep = (u0 + u1) / 2, (v0 + v1) / 2, abs(u1 - u0), abs(v1 - v0)
+    for at, length, turn in (((u, v0), long, 0.0), ((u, v1), long, 0.0), ((u0, v), deep, 0.5), ((u1, v), deep, 0.5)):
+        if rng.random() < 0.8:
+            made = tint(rng, made, 0.05)
+            plot.put("box", LOW, made, *at, length * rng.choice((1, 1, 0.8)), rng.uniform(0.3, 0.5), high,
+                     turn=turn * math.pi)  # fmt: skip
+
+
+def _floor(plot: Plot, u0: float, v0: float, u1: float, v1: float) -> None:
+    """Yards floored in parts, each with something else."""
+    rng = plot.rng
+    for _ in range(rng.randrange(4)):
+        low_u, high_u = sorted((rng.uniform(u0, u1), rng.choice((u0, u1))))
+        low_v, high_v = sorted((rng.uniform(v0, v1), rng.choice((v0, v1))))
+        plot.patch(YARD, patio(rng), low_u, low_v, high_u, high_v)
 
 
 def _grown(plot: Plot, u: float, v: float, wide: float, deep: float, roofs: list[Surface]) -> None:
@@ -80,10 +119,13 @@ def _lot(
     size: float,
     style: str,
     roof: Surface,
+    floored: bool,
 ) -> None:
     """One house with its garden; ``side`` is the direction of v from the street at ``edge``."""
     rng, middle = plot.rng, u + width / 2
     plot.patch(YARD, lawn(rng, plot.season), u, edge, u + width, edge + side * depth)
+    if floored:
+        _floor(plot, u, edge, u + width, edge + side * depth)
     long = width if terraced else min(rng.uniform(8.5, 13) * size, width - 4.5)
     deep, floors = min(rng.uniform(7.5, 11) * size**0.7, depth - setback - 3), rng.choice((1.0, 1.0, 1.6, 2.0))
     front = setback if terraced else setback + rng.uniform(-1, 2)

@@ -140,6 +140,14 @@ def paving(rng: random.Random) -> Surface:
     return tint(rng, Surface(IMPERVIOUS, color, (0.06, 0.03, 0.05), rows=rows, ridge=0.03, dry=0.1))
 
 
+def patio(rng: random.Random) -> Surface:
+    """What people floor their yards with: concrete, gravel, and tiles in all colors of the roofs."""
+    if rng.random() < 0.5:
+        return paving(rng)
+    floor = rng.choice(PITCHED[:2] + PITCHED[4:6] + PITCHED[9:11] + FLAT[8:])
+    return tint(rng, floor._replace(label=IMPERVIOUS, rows=rng.choice((0.0, 0.0, 0.5)), ridge=0.03), 0.15)
+
+
 def carriageway(rng: random.Random, rank: float = 1.0) -> Surface:
     """Asphalt, old or new; minor streets may be cobbled or gravel."""
     kind = rng.random() + (0.25 if rank > 0.6 else 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from common.scenes.canvas import BUILDING, CLUTTER, IMPERVIOUS, SOIL, Surface
+from common.scenes.canvas import BUILDING, CLUTTER, IMPERVIOUS, LOW_VEGETATION, SOIL, Surface
 from common.scenes.country import Path, across, beside, blot, bushes, road, wall
-from common.scenes.materials import FLAT, PITCHED, carriageway, lawn, mix, painted, paving, sand, tint
+from common.scenes.materials import FLAT, PITCHED, carriageway, lawn, mix, painted, patio, paving, sand, tint
 from common.scenes.plots import DETAIL, FITTING, GROUND, LOW, Plot, container, turned
 
 
@@ -187,3 +187,24 @@ def _wheels(plot: Plot, path: Path, ground: Surface) -> None:
     track = tint(plot.rng, ground, 0.12)._replace(rows=0.0)
     for side in (-0.9, 0.9):
         plot.line(DETAIL, track, beside(path, side), plot.rng.uniform(0.3, 0.7))
+
+
+def campus(plot: Plot) -> None:
+    """A school, church or hospital: wings of all sizes under one kind of roof, around yards."""
+    rng = plot.rng
+    for ground in (lawn(rng, plot.season), patio(rng), sand(rng, plot.season))[: rng.randrange(1, 4)]:
+        (u0, v0), (u1, v1) = plot.anywhere(), plot.anywhere()
+        whole = ground.label == LOW_VEGETATION
+        plot.patch(GROUND, ground, *((plot.u0, plot.v0, plot.u1, plot.v1) if whole else (u0, v0, u1, v1)))
+    style = rng.choice(("hip", "hip", "gable", "flat"))
+    roof = tint(rng, rng.choice(FLAT if style == "flat" else PITCHED), 0.15)
+    for _ in range(rng.randrange(1, 4)):
+        u, v = plot.anywhere(20)
+        for _ in range(rng.randrange(2, 6)):
+            long, broad = rng.sample((rng.uniform(12, 45), rng.uniform(8, 17)), 2)
+            long, broad = min(long, 0.9 * plot.size[0]), min(broad, 0.9 * plot.size[1])
+            u = min(max(u, plot.u0 + long / 2), plot.u1 - long / 2)
+            v = min(max(v, plot.v0 + broad / 2), plot.v1 - broad / 2)
+            plot.building(u, v, long, broad, rng.uniform(1, 2.5), style, tint(rng, roof, 0.04))
+            u, v = u + rng.choice((-0.5, 0.5)) * long, v + rng.choice((-0.5, 0.5)) * broad
+    plot.trees(rng.randrange(20), 1.5, 4.5)

@@ -288,5 +288,6 @@ COUNTRY: list[tuple[float, Callable[[Plot], None]]] = [
     (1.6, sites.works),
     (1.8, sites.earthworks),
     (1.2, sites.grounds),
+    (1.2, sites.campus),
 ]
 """Those that varied towns have besides."""

@@ -58,7 +58,7 @@ def test_cameras_change_the_picture_but_not_its_places():
 
 def test_a_share_of_the_samples_is_generated_in_the_tasks_classes_and_batches_with_the_others():
     own = Bytes()
-    mixed = with_generated(own, 0.4, BUILDINGS, 64)
+    mixed = with_generated(own, 0.4, BUILDINGS.groups, 64)
     keys = [(index, 100 + index) for index in range(40)]
     found = [mixed[key] for key in keys]
     generated = [sample["id"].startswith("generated town") for sample in found]
@@ -72,6 +72,6 @@ def test_a_share_of_the_samples_is_generated_in_the_tasks_classes_and_batches_wi
             assert torch.equal(sample["target"], truth)
         else:
             assert torch.equal(sample["image"] * 255, own[key]["image"].float())
-    again = [with_generated(own, 0.4, BUILDINGS, 64)[key]["image"] for key in keys[:6]]
+    again = [with_generated(own, 0.4, BUILDINGS.groups, 64)[key]["image"] for key in keys[:6]]
     assert all(torch.equal(one, sample["image"]) for one, sample in zip(again, found, strict=False))
-    assert with_generated(own, 0.0, BUILDINGS, 64) is own
+    assert with_generated(own, 0.0, BUILDINGS.groups, 64) is own

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.inference.predictor import Cut, Predictor, confidence_of, fold_batch_norm, rescale
+from common.inference.predictor import Cut, Predictor, confidence_of, fold_batch_norm, mean_of_flips, rescale
 from common.inference.tiling import Tiling
 from common.networks.checkpoint import ModelCard
 from common.networks.precision import Precision
@@ -46,6 +46,59 @@ def test_folding_batch_norm_changes_nothing_but_its_passes():
     torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-5)
     assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) == 1  # the one behind no convolution
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+# Flips
+
+
+class Blur(nn.Module):
+    """Box filter: the same for every symmetry of the square."""
+
+    def forward(self, x):
+        return nn.functional.avg_pool2d(x[:, :1], 3, stride=1, padding=1)
+
+
+def asymmetric(x):
+    """Shifts right and down by different amounts: equivariant to nothing."""
+    return x.roll(1, -1) + 0.5 * x.roll(2, -2)
+
+
+def test_flips_leave_an_equivariant_network_as_it_is():
+    images = torch.rand(1, 3, 20, 13)
+    torch.testing.assert_close(mean_of_flips(Blur(), images), Blur()(images))
+
+
+def test_flips_are_the_mean_over_half_turns_and_mirrors():
+    images = torch.rand(1, 3, 20, 13)
+    expected = torch.zeros_like(images)
+    for quarter, mirror in ((0, False), (0, True), (2, False), (2, True)):
+        turned = torch.rot90(images, quarter, (-2, -1))
+        turned = turned.flip(-1) if mirror else turned
+        output = asymmetric(turned)
+        output = output.flip(-1) if mirror else output
+        expected += torch.rot90(output, -quarter, (-2, -1)) / 4
+    torch.testing.assert_close(mean_of_flips(asymmetric, images), expected)
+    assert not torch.allclose(expected, asymmetric(images))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_flips_of_tiles_that_need_padding_are_exact_for_an_equivariant_network(scale):
+    image = np.random.default_rng(0).random((3, 38, 50), dtype=np.float32)
+    plain, turned = (
+        Predictor([(Blur(), card(scale=scale))], CPU, cut=Cut(16, 0.3, tta))(image) for tta in (False, True)
+    )
+    np.testing.assert_allclose(plain, turned, atol=1e-6)
+
+
+def test_a_mirrored_image_gives_the_mirrored_probabilities():
+    image = np.random.default_rng(0).random((3, 32, 48), dtype=np.float32)
+    lopsided = nn.Conv2d(3, 1, 5, padding=2)
+    plain, flips = (Predictor([(lopsided, card())], CPU, cut=Cut(tta=tta)) for tta in (False, True))
+    np.testing.assert_allclose(flips(image[:, :, ::-1].copy()), flips(image)[:, :, ::-1], atol=1e-6)
+    assert not np.allclose(plain(image[:, :, ::-1].copy()), plain(image)[:, :, ::-1], atol=1e-3)
+
+
+# Networks
 
 
 def test_several_networks_are_averaged():
@@ -112,7 +165,7 @@ def test_impossible_options_are_refused():
 def test_settings_name_all_that_rows_depend_on():
     options = {"cut": Cut(64, 0.5, True), "scale": 0.25, "threshold": 0.3}
     settings = Predictor([(network(), card())], CPU, **options).settings((64, 64))
-    expected = {"tile": 64, "overlap": 0.5, "tta": True, "scales": [0.25], "stride": 4, "threshold": 0.3}
+    expected = {"tile": 64, "overlap": 0.5, "looks": [(0.25, True)], "stride": 4, "threshold": 0.3}
     assert {key: settings[key] for key in expected} == expected
     other = Predictor([(network(), card())], Precision(torch.device("cpu"), torch.bfloat16), **options).settings(
         (64, 64)

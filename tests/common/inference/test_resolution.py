@@ -46,9 +46,9 @@ def write(path, transform, crs):
 @pytest.mark.parametrize(
     ("gsd", "widths"),
     [
-        (0.1, [67, 33] * 4),  # all looks cost less than one at all pixels, so that flips are averaged too
-        (0.2, [133, 67]),
-        (0.29, [193, 97]),
+        (0.1, [67] * 4 + [33] * 4),  # each costs less than one look at all pixels, so that flips are averaged too
+        (0.2, [133] + [67] * 4),
+        (0.29, [193] + [97] * 4),
         (0.3, [200]),
         (0.45, [200]),
         (0.6, [200]),
@@ -76,14 +76,15 @@ def test_pictures_need_the_flag_and_scale_overrides(tmp_path, capsys):
     assert ground_resolution(path) is None
     one = predictor()
     assert widths_seen(fitted(one, path)) == widths_seen(fitted(one, path)) == [200]  # 0.5 of 0.6 m, the card's scale
-    assert widths_seen(fitted(predictor(card_scale=0.25), path)) == [100, 50]
+    assert widths_seen(fitted(predictor(card_scale=0.25), path)) == [100] * 4 + [50] * 4
     said = capsys.readouterr().err
     assert said.count("taken for 0.15 m per pixel, read at 0.3 and 0.6 m (trained at 0.3 to 0.6; --gsd") == 1
-    assert widths_seen(fitted(predictor(), path, gsd=0.15)) == [100, 50]
+    assert widths_seen(fitted(predictor(), path, gsd=0.15)) == [100] * 4 + [50] * 4
     assert widths_seen(fitted(predictor(scale=1.0), path, gsd=0.1)) == [200]
-    assert widths_seen(fitted(predictor(looks=(1.0, 0.5)), path, gsd=0.4)) == [200, 100]
+    assert widths_seen(fitted(predictor(looks=(1.0, 0.5)), path, gsd=0.4)) == [200] + [100] * 4
+    assert widths_seen(fitted(predictor(looks=(1.0, 0.5)), path, gsd=0.2)) == [136] + [68] * 4 + [34] * 4
     assert widths_seen(fitted(predictor(looks=(2.0, 1.0)), path, gsd=1.2)) == [800, 400]
-    assert widths_seen(fitted(predictor(looks=(2.0, 1.0)), path, gsd=0.2)) == [134, 67], "finer: both ends"
+    assert widths_seen(fitted(predictor(looks=(2.0, 1.0)), path, gsd=0.2)) == [134] + [67] * 4, "finer: both ends"
     assert widths_seen(fitted(predictor(gsd=(0.0, 0.0)), path, gsd=0.1)) == [100]
 
 

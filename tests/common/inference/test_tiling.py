@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.images.windows import Window
 from common.inference import tiling
-from common.inference.tiling import Tiling, predict_flipped, predict_windows
+from common.inference.tiling import Tiling, predict_windows
 from common.inference.windows import BlendWeights, blend_profile, cheapest_tile
 from common.networks.padding import pad_to_multiple
 
@@ -232,43 +232,9 @@ def test_padding_mirrors_where_it_can_and_repeats_the_edge_where_not(height, wid
     np.testing.assert_array_equal(padded, expected)
 
 
-# Test-time augmentation
-
-
 def blur(x):
     """Box filter: the same for every symmetry of the square."""
     return F.avg_pool2d(x, 3, stride=1, padding=1)
-
-
-def asymmetric(x):
-    """Shifts right and down by different amounts: equivariant to nothing."""
-    return x.roll(1, -1) + 0.5 * x.roll(2, -2)
-
-
-def test_flips_leave_an_equivariant_predictor_as_it_is():
-    images = torch.from_numpy(random_image(3, 20, 13))[None]
-    torch.testing.assert_close(predict_flipped(images, blur), blur(images))
-
-
-def test_flips_are_the_mean_over_half_turns_and_mirrors():
-    images = torch.from_numpy(random_image(3, 20, 13))[None]
-    expected = torch.zeros_like(images)
-    for quarter, mirror in ((0, False), (0, True), (2, False), (2, True)):
-        turned = torch.rot90(images, quarter, (-2, -1))
-        turned = turned.flip(-1) if mirror else turned
-        output = asymmetric(turned)
-        output = output.flip(-1) if mirror else output
-        expected += torch.rot90(output, -quarter, (-2, -1)) / 4
-    torch.testing.assert_close(predict_flipped(images, asymmetric), expected)
-    assert not torch.allclose(expected, asymmetric(images))
-
-
-def test_flips_of_tiles_that_need_padding_are_exact_for_an_equivariant_predictor():
-    image = random_image(2, 37, 51)
-    plain, turned = (
-        predict_array(image, blur, num_outputs=2, tile=32, overlap=0.3, tta=tta, stride=16) for tta in (False, True)
-    )
-    np.testing.assert_allclose(plain, turned, atol=1e-6)
 
 
 # Whole prediction
@@ -281,11 +247,10 @@ def test_flips_of_tiles_that_need_padding_are_exact_for_an_equivariant_predictor
     tile=coarse_tiles,
     overlap=overlaps,
     batch_size=st.integers(1, 5),
-    tta=st.booleans(),
     stride=st.sampled_from([1, 8, 32]),
     seed=seeds,
 )
-def test_a_pointwise_predictor_is_reproduced_everywhere(height, width, tile, overlap, batch_size, tta, stride, seed):
+def test_a_pointwise_predictor_is_reproduced_everywhere(height, width, tile, overlap, batch_size, stride, seed):
     image = random_image(3, height, width, seed)
     result = predict_array(
         image,
@@ -294,7 +259,6 @@ def test_a_pointwise_predictor_is_reproduced_everywhere(height, width, tile, ove
         tile=tile,
         overlap=overlap,
         batch=batch_size,
-        tta=tta,
         stride=stride,
     )
     assert result.shape == (2, height, width) and result.dtype == np.float32
@@ -458,7 +422,7 @@ def test_the_network_gets_float32_channels_last_batches_without_gradients():
         return x
 
     image = torch.rand(3, 70, 70, dtype=torch.float64)
-    result = predict_array(image, network, num_outputs=3, tile=32, batch=3, tta=True)
+    result = predict_array(image, network, num_outputs=3, tile=32, batch=3)
     np.testing.assert_allclose(result, image.numpy(), atol=1e-6)
     assert not torch.is_inference_mode_enabled()
 
