@@ -79,7 +79,7 @@ BUILDINGS = Shipped(
     "aerial.pt",
     "unet_small",
     (("impervious", "low vegetation", "tree", "car", "clutter", "water", "soil"), ("building",)),
-    looks=(1.0, 0.6, 0.4),
+    looks=(1.0, 0.7, 0.5),
     threshold=0.36,
 )
 
