@@ -28,6 +28,7 @@ from common.scenes.canvas import (
     CAR,
     CLUTTER,
     IMPERVIOUS,
+    LOW_VEGETATION,
     SOIL,
     TREE,
     UNDEFINED,
@@ -36,7 +37,8 @@ from common.scenes.canvas import (
     Surface,
     Thing,
 )
-from common.scenes.materials import Season
+from common.scenes.houses import dense, houses
+from common.scenes.materials import PITCHED, Season, patio
 from common.scenes.plots import CROWN, Plot
 from common.scenes.town import COUNTRY, HIGHEST, Town
 from tests.peers import Peer
@@ -236,6 +238,7 @@ def test_a_round_roof_is_an_arch_across_its_length():
         ("works", {BUILDING: (0.03, 0.6), CLUTTER: (0.01, 0.3)}),
         ("earthworks", {BUILDING: (0, 0), SOIL: (0.3, 1), CLUTTER: (0.003, 0.2)}),
         ("grounds", {BUILDING: (0.03, 0.6), IMPERVIOUS: (0.3, 0.9), CAR: (0.0005, 0.05)}),
+        ("campus", {BUILDING: (0.1, 0.6), LOW_VEGETATION: (0.05, 0.8), CAR: (0, 0)}),
     ],
 )
 def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(kind, covers):
@@ -252,6 +255,28 @@ def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(ki
         assert max(reach(item, 57.5, 47.5) for item in plot.items) < 80
     for label, (low, high) in covers.items():
         assert low <= np.mean([(labels == label).mean() for labels in canvases]) <= high, label
+
+
+@pytest.mark.parametrize(("build", "often"), [(houses, 0.3), (dense, 0.5)])
+def test_some_quarters_have_walls_around_their_lots(build, often):
+    season, walled = Season(lush=0.5, bare=0.0, warm=0.0), []
+    for seed in range(60):
+        plot = Plot(random.Random(seed), season, lambda u, v: (u, v), lambda u, v: 0.0, 20.0, 20.0, 95.0, 75.0)
+        build(plot)
+        walls = [item for item in plot.items if isinstance(item, Thing) and item.surface.label == CLUTTER
+                 and item.width <= 0.5 and item.height >= 1.5]  # fmt: skip
+        walled.append(len(walls) > 10)
+        assert all(20 <= wall.x <= 95.1 and 19.9 <= wall.y <= 75.1 for wall in walls), "on the edges of lots"
+    assert often - 0.15 < np.mean(walled) < often + 0.15
+
+
+def test_yards_are_floored_in_the_colors_of_roofs_and_are_none():
+    rng = random.Random(0)
+    floors = [patio(rng) for _ in range(300)]
+    assert {floor.label for floor in floors} == {IMPERVIOUS}
+    roofs = np.array([roof.color for roof in PITCHED])
+    near = [np.abs(roofs - floor.color).max(axis=1).min() < 0.1 for floor in floors]
+    assert np.mean(near) > 0.5
 
 
 def test_the_higher_thing_is_seen_whatever_the_order():
