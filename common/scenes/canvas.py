@@ -257,7 +257,11 @@ def _draw_fitting(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -
 
 
 def _draw_crown(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:
-    """The crown of a tree: a lumpy dome with a ragged edge; the greater ``slope``, the more ground its twigs show."""
+    """The crown of a tree: a lumpy dome with a ragged edge; the greater ``slope``, the more ground its twigs show.
+
+    Ground that shows is of the tree's class, as mapped ground is; a roof stays a roof.
+    """
+    roofs = canvas.labels[box] == BUILDING
     medium, coarse, fine = canvas.medium[box], canvas.coarse[box], canvas.fine[box]
     out = np.sqrt((2 * a / item.length) ** 2 + (2 * b / item.width) ** 2)
     out += np.float32(0.14) * coarse + np.float32(0.07) * medium
@@ -271,6 +275,8 @@ def _draw_crown(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> 
         inside &= medium + fine + dome > item.slope
     seen = canvas.raise_to(box, inside, np.maximum(height, np.float32(0.3)))
     canvas.cover(box, seen, canvas.add(item.surface, item.angle), item.surface.label)
+    if item.slope:
+        canvas.labels[box][roofs] = BUILDING
 
 
 def _draw_hedge(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> None:

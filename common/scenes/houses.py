@@ -27,7 +27,7 @@ def houses(plot: Plot) -> None:
             width = min(rng.uniform(7, 9) if terraced else rng.uniform(14, 23) * size**0.6, plot.u1 - u)
             if not terraced and rng.random() < 0.6:
                 style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
-            if walled is None or rng.random() < 0.85:
+            if walled is None or rng.random() < 0.8:
                 _lot(plot, u, width, edge, side, depth, setback, terraced, size, style, roof, walled is not None)
             else:
                 plot.patch(
@@ -145,11 +145,12 @@ def _lot(
             aside = at + rng.uniform(-0.5, 0.5) * (long - wing)
             plot.building(aside, v + side * reach, wing, wing, max(floors - 0.3, 0.9), style, covering)
     plot.put("box", YARD, paving(rng), at, edge + side * front / 2, front, 1.3, turn=math.pi / 2)
-    _garden(plot, u, width, edge + side * (front + deep), edge + side * depth)
+    pools = 0.4 if floored or size > 1 else 0.12
+    _garden(plot, u, width, edge + side * (front + deep), edge + side * depth, pools)
 
 
-def _garden(plot: Plot, u: float, width: float, near: float, far: float) -> None:
-    """Terrace, shed, pool, beds, hedges and trees between v = ``near`` and ``far``."""
+def _garden(plot: Plot, u: float, width: float, near: float, far: float, pools: float) -> None:
+    """Terrace, shed, beds, hedges, trees and, as often as said, a pool between v = ``near`` and ``far``."""
     rng, middle, length = plot.rng, u + width / 2, abs(far - near)
     if length < 4:
         return
@@ -163,7 +164,7 @@ def _garden(plot: Plot, u: float, width: float, near: float, far: float) -> None
     if rng.random() < 0.35:
         bed = soil(rng, plot.season, LOW_VEGETATION)._replace(rows=rng.choice((0.0, 0.9)), ridge=0.14)
         plot.put("box", DETAIL, bed, *spot(3), rng.uniform(2, 6), rng.uniform(2, 4), turn=rng.choice((0, math.pi / 2)))
-    if rng.random() < 0.16 and width > 10:
+    if rng.random() < pools and width > 10:
         pool(plot, *spot(4))
     if rng.random() < 0.35:
         u_shed, v_shed = spot(2)

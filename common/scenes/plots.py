@@ -165,11 +165,13 @@ def turned(u: float, v: float, turn: float, along: float, across: float = 0.0) -
 
 
 def pool(plot: Plot, u: float, v: float) -> None:
-    """A pool with its rim, open or covered."""
+    """A pool with its rim, open or covered, now and then in a paved yard."""
     rng, turn = plot.rng, plot.rng.choice((0.0, math.pi / 2))
     form = "disk" if rng.random() < 0.35 else "box"
     length, width = rng.uniform(5, 9), rng.uniform(3, 4.5)
     color = rng.choice(((0.25, 0.58, 0.62), (0.18, 0.45, 0.60), (0.30, 0.62, 0.58), (0.20, 0.27, 0.25)))
+    if rng.random() < 0.4:
+        plot.put("box", DETAIL, paving(rng), u, v, length + rng.uniform(2, 6), width + rng.uniform(2, 6), turn=turn)
     plot.put(form, DETAIL, paving(rng), u, v, length + 1.8, width + 1.8, turn=turn)
     plot.put(form, DETAIL, tint(rng, Surface(WATER, color, (0.03, 0.05, 0.05))), u, v, length, width, turn=turn)
 

@@ -9,6 +9,8 @@ from common.scenes.country import Path, across, beside, blot, bushes, road, wall
 from common.scenes.materials import FLAT, PITCHED, carriageway, lawn, mix, painted, patio, paving, sand, tint
 from common.scenes.plots import DETAIL, FITTING, GROUND, LOW, Plot, container, turned
 
+HALL_ROOFS = (*PITCHED[4:8], *PITCHED[10:], *FLAT)
+
 
 def works(plot: Plot) -> None:
     """A yard with halls, goods in stacks, heaps of sand and gravel, tanks and wreckage."""
@@ -33,6 +35,32 @@ def works(plot: Plot) -> None:
     for _ in range(rng.randrange(1, 4)):
         _halls(plot)
     plot.trees(rng.randrange(12), 1.0, 3.5)
+
+
+def factory(plot: Plot) -> None:
+    """Halls over most of a block, grown together over the years; the rest is a store, tanks and parked cars."""
+    rng = plot.rng
+    plot.patch(GROUND, carriageway(rng) if rng.random() < 0.5 else paving(rng), plot.u0, plot.v0, plot.u1, plot.v1)
+    v, edge = plot.v0 + rng.uniform(0, 6), plot.v1 - rng.uniform(0, 20)
+    while v < edge - 8:
+        deep = min(rng.uniform(14, 45), edge - v)
+        u, end = plot.u0 + rng.uniform(0, 10), plot.u1 - rng.uniform(0, 20)
+        while u < end - 8:
+            wide = min(rng.uniform(10, 45), end - u)
+            if rng.random() < 0.85:
+                along = rng.random() < 0.5
+                turn, (long, broad) = (0.0, (wide, deep)) if along else (math.pi / 2, (deep, wide))
+                _hall(plot, u + wide / 2, v + deep / 2, turn, long, broad, rng.choice(HALL_ROOFS), rng.uniform(3.5, 9))
+            u += wide
+        v += deep
+    for _ in range(rng.randrange(2, 7)):
+        _stacks(plot, 10)
+    for _ in range(rng.choice((0, 1, 3))):
+        (u, v), size, rim = plot.anywhere(7), rng.uniform(4, 12), tint(rng, Surface(CLUTTER, (0.5, 0.42, 0.36)), 0.2)
+        plot.put("disk", LOW, rim, u, v, size, size, 1.0)
+        plot.put("disk", LOW, tint(rng, Surface(CLUTTER, (0.15, 0.14, 0.12)), 0.3), u, v, size - 1, size - 1, 1.0)
+    for _ in range(rng.randrange(8)):
+        plot.car(*plot.anywhere(3), rng.choice((0, math.pi / 2)))
 
 
 def earthworks(plot: Plot) -> None:
@@ -101,37 +129,45 @@ def grounds(plot: Plot) -> None:
 
 
 def _halls(plot: Plot) -> None:
-    """Halls built onto one another: flat, gabled and round roofs of any color, with skylights and machines on them."""
+    """Halls built onto one another."""
     rng, (u, v) = plot.rng, plot.anywhere(14)
     turn, room = rng.choice((0.0, math.pi / 2, rng.uniform(0, 3))), 0.8 * min(plot.size)
     aside, same = 0.0, rng.random() < 0.4
-    roofs = (*PITCHED[4:8], *PITCHED[10:], *FLAT)
-    roof, long, high = rng.choice(roofs), rng.uniform(12, max(13, room)), rng.uniform(3.5, 9)
+    roof, long, high = rng.choice(HALL_ROOFS), rng.uniform(12, max(13, room)), rng.uniform(3.5, 9)
     for _ in range(rng.choice((1, 1, 2, 3, 4))):
         wide = rng.uniform(7, min(32, room))
         if aside + wide > room:
             return
         if not same:
-            roof, long, high = rng.choice(roofs), long * rng.uniform(0.5, 1), rng.uniform(3.5, 9)
-        made, form = tint(rng, roof, 0.12), rng.choice(("box", "box", "gable", "barrel"))
-        slope = rng.uniform(0.05, 0.25) if form == "gable" else rng.uniform(0.08, 0.2)
-        at = turned(u, v, turn, 0.0, aside + wide / 2 - room / 2)
-        plot.put(form, LOW + 1, made, *at, long, wide, high, turn=turn, slope=slope)
-        step = rng.choice((4.0, 6.0, 10.0)) if rng.random() < 0.5 else long
-        light = tint(rng, Surface(BUILDING, rng.choice(((0.85,) * 3, (0.3, 0.32, 0.35), (0.6, 0.62, 0.6)))))
-        for place in range(1, int(long / step)):
-            spot = turned(*at, turn, place * step - long / 2)
-            plot.put("fitting", FITTING, light, *spot, 0.9, rng.choice((0.3, 0.7)) * wide, 0.1, turn=turn)
-        for _ in range(rng.choice((0, 0, 2, 6))):
-            unit = tint(rng, Surface(BUILDING, (0.35, 0.37, 0.38), (0.08, 0.1, 0.05)), 0.4)
-            spot = turned(*at, turn, rng.uniform(-0.4, 0.4) * long, rng.uniform(-0.4, 0.4) * wide)
-            size = (rng.uniform(1, 4), rng.uniform(1, 2.5), rng.uniform(0.5, 1.5))
-            plot.put("fitting", FITTING, unit, *spot, *size, turn=turn)
+            roof, long, high = rng.choice(HALL_ROOFS), long * rng.uniform(0.5, 1), rng.uniform(3.5, 9)
+        _hall(plot, *turned(u, v, turn, 0.0, aside + wide / 2 - room / 2), turn, long, wide, roof, high)
         aside += wide
 
 
-def _stacks(plot: Plot) -> None:
-    """Goods of one kind in rows, with gaps."""
+def _hall(plot: Plot, u: float, v: float, turn: float, long: float, wide: float, roof: Surface, high: float) -> None:
+    """A flat, gabled or round roof, stained and mended, with skylights and machines on it."""
+    rng = plot.rng
+    made, form = tint(rng, roof, 0.12), rng.choice(("box", "box", "gable", "barrel"))
+    slope = rng.uniform(0.05, 0.25) if form == "gable" else rng.uniform(0.08, 0.2)
+    plot.put(form, LOW + 1, made, u, v, long, wide, high, turn=turn, slope=slope)
+    for _ in range(rng.choice((0, 0, 2, 9))):
+        spot = turned(u, v, turn, rng.uniform(-0.4, 0.4) * long, rng.uniform(-0.4, 0.4) * wide)
+        size = rng.uniform(0.02, 0.2) * long, rng.uniform(0.1, 0.5) * wide
+        plot.put("fitting", FITTING, tint(rng, made, 0.25), *spot, *size, 0.0, turn=turn)
+    step = rng.choice((4.0, 6.0, 10.0)) if rng.random() < 0.5 else long
+    light = tint(rng, Surface(BUILDING, rng.choice(((0.85,) * 3, (0.3, 0.32, 0.35), (0.6, 0.62, 0.6)))))
+    for place in range(1, int(long / step)):
+        spot = turned(u, v, turn, place * step - long / 2)
+        plot.put("fitting", FITTING, light, *spot, 0.9, rng.choice((0.3, 0.7)) * wide, 0.1, turn=turn)
+    for _ in range(rng.choice((0, 0, 2, 6))):
+        unit = tint(rng, Surface(BUILDING, (0.35, 0.37, 0.38), (0.08, 0.1, 0.05)), 0.4)
+        spot = turned(u, v, turn, rng.uniform(-0.4, 0.4) * long, rng.uniform(-0.4, 0.4) * wide)
+        size = rng.uniform(1, 4), rng.uniform(1, 2.5)
+        plot.put("fitting", FITTING, unit, *spot, *size, rng.uniform(0.5, 1.5), turn=turn)
+
+
+def _stacks(plot: Plot, most: int = 4) -> None:
+    """Goods of one kind in at most so many rows, with gaps."""
     rng = plot.rng
     goods, (u, v) = painted(rng, CLUTTER), plot.anywhere(12)
     if rng.random() < 0.5:
@@ -148,12 +184,12 @@ def _stacks(plot: Plot) -> None:
         rng.uniform(0, 0.8),
         rng.choice((0, math.pi / 2)),
     )
-    rows, columns, taken = rng.randrange(1, 5), rng.randrange(1, 12), rng.uniform(0.5, 1)
+    rows, columns, taken = rng.randrange(1, most + 1), rng.randrange(1, 12), rng.uniform(0.5, 1)
     for row in range(rows):
         for column in range(columns):
             a, b = column * (wide + gap), row * (long + gap)
-            if rng.random() < taken:
-                at = (u + a, v + b) if turn else (u + b, v + a)
+            at = (u + a, v + b) if turn else (u + b, v + a)
+            if rng.random() < taken and at[0] < plot.u1 and at[1] < plot.v1:
                 height = rng.uniform(0.3, 2.5)
                 plot.put("box", LOW, tint(rng, goods, 0.05), *at, long, wide, height, turn=turn + rng.gauss(0, 0.03))
 
@@ -198,6 +234,8 @@ def campus(plot: Plot) -> None:
         plot.patch(GROUND, ground, *((plot.u0, plot.v0, plot.u1, plot.v1) if whole else (u0, v0, u1, v1)))
     style = rng.choice(("hip", "hip", "gable", "flat"))
     roof = tint(rng, rng.choice(FLAT if style == "flat" else PITCHED), 0.15)
+    if rng.random() < 0.5:
+        _court(plot, style, roof)
     for _ in range(rng.randrange(1, 4)):
         u, v = plot.anywhere(20)
         for _ in range(rng.randrange(2, 6)):
@@ -208,3 +246,20 @@ def campus(plot: Plot) -> None:
             plot.building(u, v, long, broad, rng.uniform(1, 2.5), style, tint(rng, roof, 0.04))
             u, v = u + rng.choice((-0.5, 0.5)) * long, v + rng.choice((-0.5, 0.5)) * broad
     plot.trees(rng.randrange(20), 1.5, 4.5)
+
+
+def _court(plot: Plot, style: str, roof: Surface) -> None:
+    """Two to four wings around a paved or green court."""
+    rng, deep, floors = plot.rng, plot.rng.uniform(6, 13), plot.rng.uniform(1, 2.5)
+    long, wide = (rng.uniform(0.4, 0.9) * side for side in plot.size)
+    u, v = (plot.u0 + plot.u1) / 2, (plot.v0 + plot.v1) / 2
+    floor = rng.choice((patio(rng), lawn(rng, plot.season)))
+    plot.patch(DETAIL, floor, u - long / 2, v - wide / 2, u + long / 2, v + wide / 2)
+    wings = (
+        (u, v - (wide - deep) / 2, long, deep),
+        (u - (long - deep) / 2, v, deep, wide),
+        (u + (long - deep) / 2, v, deep, wide),
+        (u, v + (wide - deep) / 2, long, deep),
+    )
+    for wing in wings[: rng.choice((2, 3, 3, 4))]:
+        plot.building(*wing, floors, style, tint(rng, roof, 0.03))

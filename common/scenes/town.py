@@ -289,5 +289,6 @@ COUNTRY: list[tuple[float, Callable[[Plot], None]]] = [
     (1.8, sites.earthworks),
     (1.2, sites.grounds),
     (1.2, sites.campus),
+    (1.4, sites.factory),
 ]
 """Those that varied towns have besides."""

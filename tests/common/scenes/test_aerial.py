@@ -238,6 +238,7 @@ def test_a_round_roof_is_an_arch_across_its_length():
         ("works", {BUILDING: (0.03, 0.6), CLUTTER: (0.01, 0.3)}),
         ("earthworks", {BUILDING: (0, 0), SOIL: (0.3, 1), CLUTTER: (0.003, 0.2)}),
         ("grounds", {BUILDING: (0.03, 0.6), IMPERVIOUS: (0.3, 0.9), CAR: (0.0005, 0.05)}),
+        ("factory", {BUILDING: (0.3, 0.8), IMPERVIOUS: (0.1, 0.6), CLUTTER: (0.005, 0.3)}),
         ("campus", {BUILDING: (0.1, 0.6), LOW_VEGETATION: (0.05, 0.8), CAR: (0, 0)}),
     ],
 )
@@ -277,6 +278,18 @@ def test_yards_are_floored_in_the_colors_of_roofs_and_are_none():
     roofs = np.array([roof.color for roof in PITCHED])
     near = [np.abs(roofs - floor.color).max(axis=1).min() < 0.1 for floor in floors]
     assert np.mean(near) > 0.5
+
+
+def test_under_bare_twigs_ground_is_mapped_as_tree_and_a_roof_as_roof():
+    canvas = empty_canvas(60, 60)
+    canvas.draw(Thing("box", 7, ROOF, 4.0, 7.5, 0.0, 12.0, 15.0, 3.0))  # its east edge is column 40
+    canvas.draw(Thing("crown", 9, Surface(TREE, (0.4, 0.3, 0.3)), 10.0, 7.5, 0.0, 8.0, 8.0, 9.0, slope=0.6))
+    twigs = canvas.owner == canvas.owner.max()
+    assert 0.05 < twigs[20:40, 30:50].mean() < 0.95, "something shows between them"
+    assert (canvas.labels[:, :40] == BUILDING).all()
+    assert (canvas.labels[24:36, 40:48] == TREE).all()
+    canvas.draw(Thing("crown", 9, Surface(TREE, (0.4, 0.3, 0.3)), 5.0, 7.5, 0.0, 5.0, 5.0, 9.0))
+    assert canvas.labels[30, 20] == TREE, "leaves hide it"
 
 
 def test_the_higher_thing_is_seen_whatever_the_order():
