@@ -35,12 +35,12 @@ from rooftops.task import TASK as ROOFTOPS
 SIZE = (320, 560)
 """Height and width of each picture's half, pixels."""
 SCENES: dict[str, tuple[Task, int, float]] = {
-    "footprints": (FOOTPRINTS, 5, 0.4),
-    "rooftops": (ROOFTOPS, 12, 0.3),
+    "footprints": (FOOTPRINTS, 8, 0.4),
+    "rooftops": (ROOFTOPS, 10, 0.3),
     "permeability": (PERMEABILITY, 21, 0.5),
     "potsdam_points": (POTSDAM, 8, 0.3),
 }
-"""Task, seed of the scene, and metres per pixel."""
+"""Task, seed of the scene, and metres per pixel; buildings are found in these as in the median of seeds 1 to 20."""
 
 
 @dataclass(frozen=True)
