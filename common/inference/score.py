@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -128,7 +129,12 @@ def evaluate_command(
     found = load(config, predictor, ids_of_split(predictor.card, config))
     require_usable(found.images, found.problems, skip_bad=True)
     value_rows(found.ranges)
-    scores = score_samples(predictor, found.samples, at=lambda id: fitted(predictor, found.files[id], config.gsd))
+
+    @cache
+    def reading(image_id: str) -> Predictor:
+        return fitted(predictor, found.files[image_id], config.gsd)
+
+    scores = score_samples(predictor, found.samples, at=reading)
     print_scores(task.name, config.split, {**scores.result(), "n_images": found.images})
     return PARTIAL if found.problems else 0
 

@@ -261,7 +261,6 @@ def _draw_crown(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> 
 
     Ground that shows is of the tree's class, as mapped ground is; a roof stays a roof.
     """
-    roofs = canvas.labels[box] == BUILDING
     medium, coarse, fine = canvas.medium[box], canvas.coarse[box], canvas.fine[box]
     out = np.sqrt((2 * a / item.length) ** 2 + (2 * b / item.width) ** 2)
     out += np.float32(0.14) * coarse + np.float32(0.07) * medium
@@ -271,6 +270,7 @@ def _draw_crown(canvas: Canvas, item: Thing, box: Box, a: Floats, b: Floats) -> 
     height += np.float32(min(0.3, 0.05 * item.height)) * (medium + np.float32(0.5) * fine)
     if item.slope:
         inside &= height > canvas.relief[box]
+        roofs = canvas.labels[box] == BUILDING
         canvas.labels[box][inside] = item.surface.label
         inside &= medium + fine + dome > item.slope
     seen = canvas.raise_to(box, inside, np.maximum(height, np.float32(0.3)))

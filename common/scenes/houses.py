@@ -27,14 +27,13 @@ def houses(plot: Plot) -> None:
             width = min(rng.uniform(7, 9) if terraced else rng.uniform(14, 23) * size**0.6, plot.u1 - u)
             if not terraced and rng.random() < 0.6:
                 style, roof = rng.choice(("gable", "gable", "hip", "flat")), rng.choice(PITCHED)
+            lot = (u, edge, u + width, edge + side * depth)
             if walled is None or rng.random() < 0.8:
                 _lot(plot, u, width, edge, side, depth, setback, terraced, size, style, roof, walled is not None)
             else:
-                plot.patch(
-                    YARD, rng.choice((patio(rng), sand(rng, plot.season))), u, edge, u + width, edge + side * depth
-                )
+                plot.patch(YARD, rng.choice((patio(rng), sand(rng, plot.season))), *lot)
             if walled is not None:
-                _walls(plot, walled, u, edge, u + width, edge + side * depth)
+                _walls(plot, walled, *lot)
             u += width
 
 
@@ -51,11 +50,12 @@ def dense(plot: Plot) -> None:
         u = plot.u0
         while u < plot.u1 - 6:
             wide = min(rng.uniform(6.5, 14), plot.u1 - u)
+            lot = (u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
             if rng.random() < 0.5:
-                plot.patch(YARD, yard(rng), u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
+                plot.patch(YARD, yard(rng), *lot)
             if walled is not None:
-                _floor(plot, u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
-                _walls(plot, walled, u, plot.v0 + row * deep, u + wide, plot.v0 + (row + 1) * deep)
+                _floor(plot, *lot)
+                _walls(plot, walled, *lot)
             _grown(plot, u + wide / 2, plot.v0 + (row + 0.5) * deep, wide, deep, roofs)
             u += wide
     plot.trees(rng.randrange(16), 0.8, 3.0)

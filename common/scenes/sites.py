@@ -10,6 +10,7 @@ from common.scenes.materials import FLAT, PITCHED, carriageway, lawn, mix, paint
 from common.scenes.plots import DETAIL, FITTING, GROUND, LOW, Plot, container, turned
 
 HALL_ROOFS = (*PITCHED[4:8], *PITCHED[10:], *FLAT)
+"""What large halls are covered with."""
 
 
 def works(plot: Plot) -> None:
