@@ -10,7 +10,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.scenes import aerial, aerial_world
+from common.scenes import aerial, aerial_world, sites
 from common.scenes.aerial import (
     LAND,
     PALETTE,
@@ -34,12 +34,13 @@ from common.scenes.canvas import (
     UNDEFINED,
     WATER,
     Canvas,
+    Outline,
     Surface,
     Thing,
 )
 from common.scenes.houses import dense, houses
 from common.scenes.materials import PITCHED, Season, patio
-from common.scenes.plots import CROWN, Plot
+from common.scenes.plots import CROWN, DETAIL, Plot
 from common.scenes.town import COUNTRY, HIGHEST, Town
 from tests.peers import Peer
 
@@ -239,7 +240,7 @@ def test_a_round_roof_is_an_arch_across_its_length():
         ("earthworks", {BUILDING: (0, 0), SOIL: (0.3, 1), CLUTTER: (0.003, 0.2)}),
         ("grounds", {BUILDING: (0.03, 0.6), IMPERVIOUS: (0.3, 0.9), CAR: (0.0005, 0.05)}),
         ("factory", {BUILDING: (0.3, 0.8), IMPERVIOUS: (0.1, 0.6), CLUTTER: (0.005, 0.3)}),
-        ("campus", {BUILDING: (0.1, 0.6), LOW_VEGETATION: (0.05, 0.8), CAR: (0, 0)}),
+        ("campus", {BUILDING: (0.25, 0.6), LOW_VEGETATION: (0.05, 0.8), CAR: (0, 0)}),
     ],
 )
 def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(kind, covers):
@@ -256,6 +257,35 @@ def test_blocks_outside_towns_are_what_they_are_called_and_keep_to_themselves(ki
         assert max(reach(item, 57.5, 47.5) for item in plot.items) < 80
     for label, (low, high) in covers.items():
         assert low <= np.mean([(labels == label).mean() for labels in canvases]) <= high, label
+
+
+@pytest.mark.parametrize("build", [sites.factory, sites.works])
+def test_stores_of_goods_stay_in_their_block(build):
+    season, goods = Season(lush=0.5, bare=0.0, warm=0.0), []
+    for seed in range(30):
+        plot = Plot(random.Random(seed), season, lambda u, v: (u, v), lambda u, v: 0.0, 20.0, 20.0, 95.0, 75.0)
+        build(plot)
+        goods += [item for item in plot.items if isinstance(item, Thing) and item.surface.label == CLUTTER]
+    assert len(goods) > 300
+    assert all(20 <= item.x <= 95 and 20 <= item.y <= 75 for item in goods)
+
+
+def test_half_of_the_campuses_have_a_court_with_wings_on_its_edges():
+    season, courts = Season(lush=0.5, bare=0.0, warm=0.0), 0
+    for seed in range(60):
+        plot = Plot(random.Random(seed), season, lambda u, v: (u, v), lambda u, v: 0.0, 20.0, 20.0, 95.0, 75.0)
+        sites.campus(plot)
+        for court in plot.items:
+            if isinstance(court, Outline) and court.layer == DETAIL:
+                (left, top), (right, bottom) = court.points[0], np.max(court.points, axis=0)
+                canvas = Canvas(0, 0, 190, 230, 0.5, STONE)
+                for item in sorted(plot.items, key=lambda item: item.layer):
+                    if item.layer < CROWN:
+                        canvas.draw(item)
+                inside = canvas.labels[int(2 * top) : int(2 * bottom), int(2 * left) : int(2 * right)] == BUILDING
+                assert inside[2:6, 2:-2].mean() > 0.99 and inside[2:-2, 2:6].mean() > 0.99
+                courts += 1
+    assert 20 <= courts <= 40
 
 
 @pytest.mark.parametrize(("build", "often"), [(houses, 0.3), (dense, 0.5)])
